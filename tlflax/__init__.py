@@ -1,0 +1,1 @@
+"""Transfer learning from folders of labelled images, in JAX/Flax."""

@@ -1,0 +1,278 @@
+"""The configuration: every key, its type, default and meaning, and the only reader of raw values.
+
+A config file is a short Python module whose `get_config()` changes what differs from
+`default_config()`; `resolve` turns the outcome into the frozen dataclasses below, which the rest
+of the program passes around as plain values.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from tlflax.errors import UserError, did_you_mean
+
+
+def _key(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[Any, ...] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field that carries its documentation and the values it may take."""
+    metadata = {'doc': doc, 'choices': choices, 'at_least': at_least, 'at_most': at_most}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how they become arrays."""
+
+    train: str = _key(
+        '', "class folders, 'tfds:NAME/SPLIT', or 'demo:traffic_lights/Train' (downloaded)"
+    )
+    val: str = _key('', 'the same for validation; empty: `val_fraction` of `train`')
+    test: str = _key('', 'the same for a test split, evaluated once at the very end; empty: none')
+    val_fraction: float = _key(
+        0.0, 'part of each class of `train` kept for validation', at_least=0, at_most=0.9
+    )
+    test_fraction: float = _key(
+        0.0, 'part of each class of `train` kept for the final test', at_least=0, at_most=0.9
+    )
+    image_size: tuple[int, int] = _key((224, 224), '(height, width) given to the network')
+    resize: str = _key(
+        'stretch',
+        'stretch: ignore the aspect ratio; pad: fit inside, zeros around; crop: cover, centre crop',
+        choices=('stretch', 'pad', 'crop'),
+    )
+    antialias: bool = _key(True, 'widen the bilinear filter when shrinking, as Pillow does')
+    on_bad_image: str = _key(
+        'error',
+        'an image that cannot be decoded stops the run before it starts, or is skipped and counted',
+        choices=('error', 'skip'),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to training images; Keras's ImageDataGenerator names and meanings."""
+
+    horizontal_flip: bool = _key(True, 'mirror left-right with probability 1/2')
+    vertical_flip: bool = _key(False, 'mirror top-bottom with probability 1/2')
+    rotation_range: float = _key(0.0, 'degrees, uniform in [-r, r]', at_least=0)
+    width_shift_range: float = _key(0.0, 'fraction of the width, uniform in [-r, r]', at_least=0)
+    height_shift_range: float = _key(0.0, 'fraction of the height, uniform in [-r, r]', at_least=0)
+    shear_range: float = _key(0.0, 'degrees, uniform in [-r, r]', at_least=0)
+    zoom_range: float = _key(
+        0.0, 'zoom in each direction, uniform in [1 - r, 1 + r]', at_least=0, at_most=0.99
+    )
+    brightness_range: tuple[float, ...] = _key((), '(low, high) factor, e.g. (0.8, 1.2); (): off')
+    channel_shift_range: float = _key(0.0, 'in 0..255, one value for all channels', at_least=0)
+    fill_mode: str = _key(
+        'nearest',
+        'what stands outside the image after a geometric change',
+        choices=('nearest', 'constant', 'reflect', 'wrap'),
+    )
+    cval: float = _key(0.0, "the value for fill_mode='constant', 0..255", at_least=0, at_most=255)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """The backbone's pretrained parameters."""
+
+    source: str = _key(
+        'imagenet',
+        "'imagenet' (downloaded once), a local .h5/.keras/.onnx/.safetensors/.npz/.pth file, "
+        "or 'random'",
+    )
+    preprocess: str = _key(
+        'auto',
+        "what is done to pixels before the network; 'auto': what the weights were trained with",
+        choices=('auto', 'caffe', 'torch', 'rescale'),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: str = _key('vgg16', 'the pretrained network', choices=('vgg16',))
+    head: str = _key('conv', 'conv, gap_linear, flatten_linear or mlp: see tlflax/models/heads.py')
+    units: int = _key(64, 'width of the dense hidden layer (conv and mlp heads)', at_least=1)
+    dropout: float = _key(0.5, 'dropped fraction of hidden units', at_least=0, at_most=0.99)
+    dtype: str = _key(
+        'float32', 'compute type; parameters stay float32', choices=('float32', 'bfloat16')
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Which parameters learn, and how."""
+
+    labels: tuple[tuple[str, str], ...] = _key(
+        (('backbone/.*', 'frozen'), ('head/.*', 'head')),
+        "(pattern over the parameter's path, label), first match wins; 'frozen' never changes",
+    )
+    name: str = _key('adam', 'the optimiser', choices=('adam', 'adamw', 'sgd'))
+    learning_rate: float = _key(1e-3, 'peak learning rate', at_least=0)
+    learning_rates: dict[str, float] = _key({}, 'label -> its own peak learning rate')
+    schedule: str = _key(
+        'constant',
+        'after warm-up: constant, or cosine decay to zero over train.epochs',
+        choices=('constant', 'cosine'),
+    )
+    warmup_epochs: float = _key(0.0, 'linear warm-up from zero, in epochs', at_least=0)
+    weight_decay: float = _key(0.0, 'decoupled decay (adamw, sgd), times learning rate', at_least=0)
+    momentum: float = _key(0.9, 'for sgd', at_least=0, at_most=1)
+    clip_norm: float = _key(0.0, 'largest global norm of a label group; 0: off', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: int = _key(50, 'at most so many passes over the training images', at_least=1)
+    batch_size: int = _key(32, 'images per step, over all devices', at_least=1)
+    seed: int = _key(0, 'fixes initialisation, order, augmentation and dropout', at_least=0)
+    label_smoothing: float = _key(0.0, 'of the training loss', at_least=0, at_most=0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """When to stop; Keras's EarlyStopping names and meanings."""
+
+    monitor: str = _key('val_loss', "a metric of the epoch's record; '': never stop early")
+    min_delta: float = _key(1e-4, 'smallest change that counts as an improvement', at_least=0)
+    patience: int = _key(3, 'epochs without improvement before stopping', at_least=0)
+    mode: str = _key(
+        'auto', 'auto: max for accuracies, min for losses', choices=('auto', 'min', 'max')
+    )
+    baseline: float = _key(math.nan, 'a value that must be beaten; nan: none')
+    start_from_epoch: int = _key(0, 'epochs before monitoring starts', at_least=0)
+    restore_best: bool = _key(True, 'evaluate the test split with the best epoch, not the last')
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """The frozen-feature cache."""
+
+    cache: str = _key(
+        'auto',
+        "'auto': whenever it is exact; 'on': approximate continuous augmentation by `views`; "
+        "'off': run the backbone on every batch",
+        choices=('auto', 'on', 'off'),
+    )
+    layer: str = _key('block5_pool', 'the backbone output that feeds the head')
+    views: int = _key(8, 'sampled views per image when augmentation is continuous', at_least=1)
+    dtype: str = _key(
+        'float16',
+        'type in which features are stored',
+        choices=('float16', 'bfloat16', 'float32'),
+    )
+    max_gb: float = _key(50.0, 'the store evicts what was used least recently beyond it', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved."""
+
+    include_backbone: bool = _key(
+        False, 'copy frozen weights into each checkpoint instead of naming them by digest'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    early_stopping: EarlyStoppingConfig = dataclasses.field(default_factory=EarlyStoppingConfig)
+    features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns every key with its default, locked against unknown keys."""
+    config = ml_collections.ConfigDict(to_dict(Config()))
+    config.lock()
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turns the dataclasses into nested plain dicts (tuples stay tuples)."""
+    return dataclasses.asdict(config)
+
+
+def resolve(raw: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """Checks a raw configuration and returns it as frozen dataclasses.
+
+    Args:
+        raw: A ConfigDict, or nested dicts as in `config.json`; missing keys take their defaults.
+
+    Raises:
+        UserError: An unknown key, a wrong type or a value out of range, named by its full key.
+    """
+    if isinstance(raw, ml_collections.ConfigDict):
+        raw = raw.to_dict()
+    return _build(Config, raw, prefix='')
+
+
+def _build(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {}
+    for name, value in raw.items():
+        key = f'config.{prefix}{name}'
+        if name not in fields:
+            raise UserError('no such key', where=key, mend=did_you_mean(name, fields))
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise UserError(f'holds keys, not {value!r}', where=key, mend='set its keys')
+            values[name] = _build(typing.cast(type, hints[name]), value, f'{prefix}{name}.')
+        else:
+            values[name] = _check(key, _cast(key, hints[name], value), fields[name].metadata)
+    return cls(**values)
+
+
+def _cast(key: str, hint: Any, value: Any) -> Any:
+    """Returns `value` as the annotated type; ints pass as floats and lists as tuples."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple and isinstance(value, list | tuple):
+        if args[-1] is Ellipsis:
+            args = args[:1] * len(value)
+        if len(args) == len(value):
+            return tuple(_cast(key, arg, item) for arg, item in zip(args, value, strict=True))
+    elif origin is dict and isinstance(value, Mapping):
+        return {_cast(key, args[0], k): _cast(key, args[1], v) for k, v in value.items()}
+    elif not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    wanted = hint.__name__ if origin is None else str(hint)
+    raise UserError(
+        f'{value!r} is a {type(value).__name__}', where=key, mend=f'give it as {wanted}'
+    )
+
+
+def _check(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    if rule['choices'] and value not in rule['choices']:
+        hint = did_you_mean(str(value), map(str, rule['choices']))
+        raise UserError(f'{value!r} is not one of its values', where=key, mend=hint)
+    if rule['at_least'] is not None and not value >= rule['at_least']:
+        raise UserError(f'{value!r} is too small', where=key, mend=f'at least {rule["at_least"]}')
+    if rule['at_most'] is not None and not value <= rule['at_most']:
+        raise UserError(f'{value!r} is too large', where=key, mend=f'at most {rule["at_most"]}')
+    return value
