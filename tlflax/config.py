@@ -27,8 +27,6 @@ def _key(
 ) -> Any:
     """A dataclass field that carries its documentation and the values it may take."""
     metadata = {'doc': doc, 'choices': choices, 'at_least': at_least, 'at_most': at_most}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -123,7 +121,9 @@ class OptimConfig:
     )
     name: str = _key('adam', 'the optimiser', choices=('adam', 'adamw', 'sgd'))
     learning_rate: float = _key(1e-3, 'peak learning rate', at_least=0)
-    learning_rates: dict[str, float] = _key({}, 'label -> its own peak learning rate')
+    learning_rates: tuple[tuple[str, float], ...] = _key(
+        (), '(label, its own peak learning rate) pairs'
+    )
     schedule: str = _key(
         'constant',
         'after warm-up: constant, or cosine decay to zero over train.epochs',
@@ -166,9 +166,9 @@ class FeaturesConfig:
 
     cache: str = _key(
         'auto',
-        "'auto': whenever it is exact; 'on': approximate continuous augmentation by `views`; "
-        "'off': run the backbone on every batch",
-        choices=('auto', 'on', 'off'),
+        "'auto': whenever it is exact; True: approximate continuous augmentation by `views`; "
+        'False: run the backbone on every batch',
+        choices=('auto', 'True', 'False'),
     )
     layer: str = _key('block5_pool', 'the backbone output that feeds the head')
     views: int = _key(8, 'sampled views per image when augmentation is continuous', at_least=1)
@@ -177,7 +177,7 @@ class FeaturesConfig:
         'type in which features are stored',
         choices=('float16', 'bfloat16', 'float32'),
     )
-    max_gb: float = _key(50.0, 'the store evicts what was used least recently beyond it', at_least=0)
+    max_gb: float = _key(50.0, 'largest store; what was used least recently goes first', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,13 +252,15 @@ def _cast(key: str, hint: Any, value: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and value is None:  # how config.json spells NaN
+        return math.nan
     if origin is tuple and isinstance(value, list | tuple):
         if args[-1] is Ellipsis:
             args = args[:1] * len(value)
         if len(args) == len(value):
             return tuple(_cast(key, arg, item) for arg, item in zip(args, value, strict=True))
-    elif origin is dict and isinstance(value, Mapping):
-        return {_cast(key, args[0], k): _cast(key, args[1], v) for k, v in value.items()}
+    elif hint is str and isinstance(value, bool):  # features.cache=False, as a flag spells it
+        return str(value)
     elif not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
     wanted = hint.__name__ if origin is None else str(hint)
