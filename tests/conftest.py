@@ -1,0 +1,45 @@
+"""What tests share: a cache folder of their own, and the real weights and images."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# tlflax's own cache, so that the real weights and images are downloaded once, not in each test run
+REAL_CACHE = os.environ.get('TLFLAX_CACHE')
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache, except for downloads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TLFLAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
+@pytest.fixture(scope='session')
+def real_cache() -> Path:
+    """The folder in which downloads are kept between test runs."""
+    from tlflax import assets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('TLFLAX_CACHE')
+        if REAL_CACHE:
+            patch.setenv('TLFLAX_CACHE', REAL_CACHE)
+        return assets.cache_folder()
+
+
+@pytest.fixture(scope='session')
+def imagenet_weights_path(real_cache) -> Path:
+    """The canonical VGG16 weights, in the container they were downloaded in."""
+    from tlflax import assets
+
+    return assets.fetch('vgg16_imagenet_notop', cache=real_cache)
+
+
+@pytest.fixture(scope='session')
+def traffic_lights_dir(real_cache) -> Path:
+    """The real photographs: Train/ and Test/, each with red/, yellow/ and green/."""
+    from tlflax import assets
+
+    return assets.fetch('traffic_lights', cache=real_cache)
