@@ -1,0 +1,72 @@
+"""Converts VGG16 weights of any known format to safetensors, and says what they are.
+
+python scripts/convert_weights.py vgg16_weights_tf_dim_ordering_tf_kernels.h5 vgg16.safetensors
+python scripts/convert_weights.py mine.pth mine.safetensors --preprocess=torch
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from tlflax import weights
+from tlflax.errors import EXIT_CODE, UserError
+from tlflax.models.preprocess import PREPROCESS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('input', help='Keras .h5 or .keras, ONNX, safetensors, .npz or PyTorch')
+    parser.add_argument('output', help='the safetensors file to write')
+    parser.add_argument('--no-top', action='store_true', help='leave out fc1, fc2 and predictions')
+    parser.add_argument(
+        '--preprocess',
+        choices=[*PREPROCESS],
+        help='what custom weights were trained with, where it cannot be known',
+    )
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.input, options.output, top=not options.no_top, stated=options.preprocess)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return EXIT_CODE
+    return 0
+
+
+def convert(source: str, target: str, *, top: bool, stated: str | None) -> None:
+    """Reads `source`, prints what it is, and writes `target`.
+
+    Args:
+        source: A weights file.
+        target: The safetensors file.
+        top: Keep the dense top where there is one.
+        stated: The preprocessing of custom weights, where the user knows it.
+
+    Raises:
+        UserError: The file cannot be read or written, or is known to need other preprocessing.
+    """
+    found = weights.load(source, top=top)
+    if stated and found.assumed:
+        found = dataclasses.replace(found, preprocess=stated, assumed=False)
+    elif stated and stated != found.preprocess:
+        raise UserError(
+            f'{found.name} weights need {found.preprocess!r} preprocessing, not {stated!r}',
+            where='--preprocess',
+            mend='leave it out',
+        )
+    weights.save(target, found)
+    tensors = sum(len(layer) for layer in found.params.values())
+    print(f'source      {found.source}')
+    print(f'recognised  {found.name}: {found.recognised}')
+    print(f'tensors     {tensors}, {"with" if "fc1" in found.params else "without"} top')
+    print(f'digest      {found.digest}')
+    print(f'preprocess  {found.preprocess}{" (assumed)" if found.assumed else ""}')
+    print(f'licence     {found.licence}')
+    print(f'written     {target}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
