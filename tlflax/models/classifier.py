@@ -1,0 +1,98 @@
+"""A classifier: preprocessing, frozen or trainable backbone, and head, as pure functions.
+
+A `Classifier` holds no arrays: it is the static half of the model, hashable, so that `jax.jit`
+compiles once per architecture. Parameters travel apart, as one nested dict
+`{'backbone': ..., 'head': ...}` whose paths the labels, digests and checkpoints speak of.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Shaped
+
+from tlflax.models import heads, preprocess, vgg
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The static half of a model: what is computed, without the numbers.
+
+    Attributes:
+        preprocess: What is done to RGB pixels in 0..255 before the backbone; a key of
+            `tlflax.models.preprocess.PREPROCESS`.
+        layer: The backbone output that feeds the head.
+        dtype: The backbone's compute type, 'float32' or 'bfloat16'.
+        head: The head's NNX graph definition.
+    """
+
+    preprocess: str
+    layer: str
+    dtype: str
+    head: nnx.GraphDef
+
+    def features(
+        self, backbone: Params, image: Shaped[Array, 'b h w 3']
+    ) -> Float[Array, 'b ...']:
+        """Runs preprocessing and the backbone on RGB images in 0..255."""
+        x = preprocess.PREPROCESS[self.preprocess](image)
+        return vgg.apply(backbone, x, layer=self.layer, dtype=jnp.dtype(self.dtype))
+
+    def logits(
+        self, head: Params, features: Float[Array, 'b ...'], key: Array | None = None
+    ) -> Float[Array, 'b classes']:
+        """Runs the head; `key` switches dropout on."""
+        return heads.apply(self.head, head, features, key)
+
+    def __call__(
+        self, params: Params, batch: dict[str, Array], key: Array | None = None
+    ) -> Float[Array, 'b classes']:
+        """Returns logits of a batch of images, or of features computed before."""
+        features = batch.get('features')
+        if features is None:
+            features = self.features(params['backbone'], batch['image'])
+        return self.logits(params['head'], features, key)
+
+
+def create(
+    backbone: Params,
+    *,
+    image_size: tuple[int, int],
+    classes: int,
+    head: str,
+    units: int,
+    dropout: float,
+    preprocess: str,
+    layer: str = 'block5_pool',
+    dtype: str = 'float32',
+) -> Classifier:
+    """Returns the static half of a classifier.
+
+    Args:
+        backbone: Its parameters, or their shapes; nothing is computed with them.
+        image_size: (height, width) in pixels.
+        classes: Number of classes.
+        head: Name of the head, a key of `tlflax.models.heads.HEADS`.
+        units: Width of the head's hidden layer.
+        dropout: Dropped fraction before the head's last layer.
+        preprocess: See `Classifier`.
+        layer: See `Classifier`.
+        dtype: See `Classifier`.
+
+    Raises:
+        UserError: The head is unknown or does not fit the feature map.
+    """
+    shape = feature_shape(backbone, image_size=image_size, layer=layer)
+    graph = heads.graph(head, shape, classes, units=units, dropout=dropout)
+    return Classifier(preprocess=preprocess, layer=layer, dtype=dtype, head=graph)
+
+
+def feature_shape(backbone: Params, *, image_size: tuple[int, int], layer: str) -> tuple[int, ...]:
+    """Returns the shape of one image's features at `layer`, without computing them."""
+    image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(vgg.apply, layer=layer), backbone, image).shape[1:]

@@ -1,0 +1,213 @@
+"""Trainable heads: what turns backbone features into class logits.
+
+`HEADS` maps a name to a Flax NNX module `Head(shape, classes, units=, dropout=, rngs=)`. To add a
+head, write such a module with named layers and list it there.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from tlflax.errors import UserError, did_you_mean
+
+Shape = tuple[int, ...]
+
+
+def shifted_conv3x3(
+    x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c k']
+) -> Float[Array, 'b h w k']:
+    """3x3 stride-1 SAME convolution as one matrix product and nine shifted sums.
+
+    On a CPU, XLA runs the gradients of small convolutions slowly, and every convolution inside
+    `lax.scan` on one thread; a product is fast in both places.
+    """
+    b, h, w, c = x.shape
+    columns = kernel.transpose(2, 0, 1, 3).reshape(c, -1)
+    taps = (x.reshape(-1, c) @ columns).reshape(b, h, w, 3, 3, -1)
+    taps = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
+    shifts = [taps[:, i : i + h, j : j + w, i, j] for i in range(3) for j in range(3)]
+    return sum(shifts[1:], start=shifts[0])
+
+
+def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+    """`lax.conv_general_dilated` for the heads' 3x3 SAME layers, by product on a CPU."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=shifted_conv3x3,
+        default=lambda x, kernel: lax.conv_general_dilated(x, kernel, *args, **kwargs),
+    )
+
+
+def _conv3x3(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(
+        features_in,
+        features_out,
+        (3, 3),
+        kernel_init=nnx.initializers.he_normal(),
+        conv_general_dilated=_conv_general_dilated,
+        rngs=rngs,
+    )
+
+
+def _hidden(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    init = nnx.initializers.he_normal()
+    return nnx.Linear(features_in, features_out, kernel_init=init, rngs=rngs)
+
+
+def _logits(features_in: int, classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """The last layer; zeros, so that training starts at equal probabilities."""
+    init = nnx.initializers.zeros_init()
+    return nnx.Linear(features_in, classes, kernel_init=init, rngs=rngs)
+
+
+def _dropout(x: Array, rate: float, key: Array | None) -> Array:
+    if key is None or rate == 0:
+        return x
+    return nnx.Dropout(rate)(x, deterministic=False, rngs=key)
+
+
+def _pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h//2 w//2 c']:
+    return nnx.max_pool(x, (2, 2), strides=(2, 2))
+
+
+class ConvHead(nnx.Module):
+    """The recipe's head: conv 32, pool, conv 64, pool, flatten, dense, dropout, dense."""
+
+    def __init__(
+        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+    ) -> None:
+        height, width, channels = _spatial(shape, 'conv', smallest=4)
+        self.dropout = dropout
+        self.conv1 = _conv3x3(channels, 32, rngs)
+        self.conv2 = _conv3x3(32, 64, rngs)
+        self.hidden = _hidden((height // 4) * (width // 4) * 64, units, rngs)
+        self.logits = _logits(units, classes, rngs)
+
+    def __call__(
+        self, x: Float[Array, 'b h w c'], key: Array | None = None
+    ) -> Float[Array, 'b classes']:
+        x = _pool(nnx.relu(self.conv1(x)))
+        x = _pool(nnx.relu(self.conv2(x)))
+        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
+        return self.logits(_dropout(x, self.dropout, key))
+
+
+class GapLinearHead(nnx.Module):
+    """Global average pool and a linear layer: the fewest parameters, the strongest prior."""
+
+    def __init__(
+        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+    ) -> None:
+        del units
+        *_, channels = _spatial(shape, 'gap_linear', smallest=1)
+        self.dropout = dropout
+        self.logits = _logits(channels, classes, rngs)
+
+    def __call__(
+        self, x: Float[Array, 'b h w c'], key: Array | None = None
+    ) -> Float[Array, 'b classes']:
+        return self.logits(_dropout(x.mean((1, 2)), self.dropout, key))
+
+
+class FlattenLinearHead(nnx.Module):
+    """Logistic regression on every feature: the linear probe."""
+
+    def __init__(
+        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+    ) -> None:
+        del units
+        self.dropout = dropout
+        self.logits = _logits(_size(shape), classes, rngs)
+
+    def __call__(
+        self, x: Float[Array, 'b ...'], key: Array | None = None
+    ) -> Float[Array, 'b classes']:
+        return self.logits(_dropout(x.reshape(x.shape[0], -1), self.dropout, key))
+
+
+class MLPHead(nnx.Module):
+    """Flatten, a dense hidden layer, dropout and a linear layer."""
+
+    def __init__(
+        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+    ) -> None:
+        self.dropout = dropout
+        self.hidden = _hidden(_size(shape), units, rngs)
+        self.logits = _logits(units, classes, rngs)
+
+    def __call__(
+        self, x: Float[Array, 'b ...'], key: Array | None = None
+    ) -> Float[Array, 'b classes']:
+        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
+        return self.logits(_dropout(x, self.dropout, key))
+
+
+HEADS: dict[str, Callable[..., nnx.Module]] = {
+    'conv': ConvHead,
+    'gap_linear': GapLinearHead,
+    'flatten_linear': FlattenLinearHead,
+    'mlp': MLPHead,
+}
+
+
+def graph(name: str, shape: Shape, classes: int, *, units: int, dropout: float) -> nnx.GraphDef:
+    """Returns the static part of a head, without computing any parameter.
+
+    Args:
+        name: A key of `HEADS`.
+        shape: Of one example's features, (h, w, c) or (c,).
+        classes: The number of logits.
+        units: Width of the dense hidden layer, for heads that have one.
+        dropout: Dropped fraction of the values before the last layer.
+
+    Raises:
+        UserError: The head is unknown or does not fit the features.
+    """
+    return nnx.split(nnx.eval_shape(lambda: _build(name, shape, classes, units, dropout, 0)))[0]
+
+
+def init(
+    name: str, shape: Shape, classes: int, key: Array, *, units: int, dropout: float
+) -> dict[str, Any]:
+    """Returns freshly drawn float32 parameters as a nested dict; arguments as in `graph`."""
+    head = _build(name, shape, classes, units, dropout, key)
+    return nnx.to_pure_dict(nnx.split(head)[1])
+
+
+def apply(
+    head: nnx.GraphDef, params: dict[str, Any], features: Array, key: Array | None = None
+) -> Float[Array, 'b classes']:
+    """Returns float32 logits; `key` switches dropout on."""
+    module = nnx.merge(head, nnx.State(params))
+    return module(features.astype(jnp.float32), key)
+
+
+def _build(
+    name: str, shape: Shape, classes: int, units: int, dropout: float, key: Array | int
+) -> nnx.Module:
+    if name not in HEADS:
+        mend = did_you_mean(name, HEADS)
+        raise UserError(f'{name!r} is not a head', where='config.model.head', mend=mend)
+    return HEADS[name](shape, classes, units=units, dropout=dropout, rngs=nnx.Rngs(key))
+
+
+def _spatial(shape: Shape, name: str, smallest: int) -> tuple[int, int, int]:
+    if len(shape) != 3 or min(shape[:2]) < smallest:
+        raise UserError(
+            f'the {name!r} head needs feature maps of at least {smallest}x{smallest}, '
+            f'and gets features of shape {shape}',
+            where='config.model.head',
+            mend='use larger images (config.data.image_size), an earlier layer '
+            "(config.features.layer) or the 'mlp' head",
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def _size(shape: Shape) -> int:
+    return math.prod(shape)
