@@ -141,7 +141,9 @@ class TrainConfig:
 
     epochs: int = _key(50, 'at most so many passes over the training images', at_least=1)
     batch_size: int = _key(32, 'images per step, over all devices', at_least=1)
-    seed: int = _key(0, 'fixes initialisation, order, augmentation and dropout', at_least=0)
+    seed: int = _key(
+        0, 'fixes initialisation, order, augmentation, dropout', at_least=0, at_most=2**31 - 1
+    )
     label_smoothing: float = _key(0.0, 'of the training loss', at_least=0, at_most=0.99)
 
 

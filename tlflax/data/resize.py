@@ -1,0 +1,68 @@
+"""One documented resize, the same in training, evaluation and prediction: bilinear, float32."""
+
+from tlflax.data._tensorflow import tf
+
+
+def resize_image(
+    image: tf.Tensor, size: tuple[int, int], mode: str, *, antialias: bool
+) -> tf.Tensor:
+    """Resizes bilinearly, with half-pixel centres.
+
+    Args:
+        image: uint8 or float32 [h, w, 3], of any h and w.
+        size: (height, width) to come out.
+        mode: 'stretch' ignores the aspect ratio; 'pad' fits the image inside, with zeros around it,
+            as `PIL.ImageOps.pad`; 'crop' covers, and cuts the centre out, as `PIL.ImageOps.fit`.
+        antialias: Widen the filter when shrinking, as Pillow does.
+
+    Returns:
+        float32 [*size, 3].
+    """
+    target = tf.constant(size)
+    source = tf.shape(image)[:2]
+    ratio = tf.cast(target, tf.float64) / tf.cast(source, tf.float64)
+    if mode == 'pad':
+        inner = tf.cast(tf.round(tf.cast(source, tf.float64) * tf.reduce_min(ratio)), tf.int32)
+        inner = tf.clip_by_value(inner, 1, target)
+        before = tf.cast(tf.round(tf.cast(target - inner, tf.float64) / 2), tf.int32)
+        result = _scale(image, inner, antialias=antialias)
+        result = tf.image.pad_to_bounding_box(result, before[0], before[1], *size)
+    elif mode == 'crop':
+        factor = tf.reduce_max(ratio)
+        offset = (tf.cast(target, tf.float64) - tf.cast(source, tf.float64) * factor) / 2
+        result = _resample(image, target, tf.stack([factor, factor]), offset, antialias)
+    else:
+        result = _scale(image, target, antialias=antialias)
+    result.set_shape([*size, 3])
+    return result
+
+
+def _scale(image: tf.Tensor, size: tf.Tensor, *, antialias: bool) -> tf.Tensor:
+    """Resizes to exactly `size`."""
+    source = tf.shape(image)[:2]
+    if not antialias:
+        return _interpolate(image, size)
+    # What grows needs no wider filter, and this operation is faster, above all on floats.
+    return tf.cond(
+        tf.reduce_all(size >= source),
+        lambda: _interpolate(tf.cast(image, tf.float32), size),
+        lambda: _resample(image, size, size / source, tf.zeros(2, tf.float64), antialias),
+    )
+
+
+def _interpolate(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ResizeBilinear(images=image[None], size=size, half_pixel_centers=True)[0]
+
+
+def _resample(
+    image: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, antialias: bool
+) -> tf.Tensor:
+    """Output pixel = scale * input pixel + offset, through a triangle as wide as it takes."""
+    return tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=size,
+        scale=tf.cast(scale, tf.float32),
+        translation=tf.cast(offset, tf.float32),
+        kernel_type='triangle',
+        antialias=antialias,
+    )[0]
