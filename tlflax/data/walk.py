@@ -1,0 +1,162 @@
+"""Lists the files of class folders, sorted, with what the file system says of each."""
+
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+
+from tlflax.data import scans
+from tlflax.data.decode import printable
+from tlflax.data.scans import Entry
+from tlflax.errors import UserError, did_you_mean
+
+IGNORED_FOLDERS = frozenset(
+    ('__pycache__', '__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
+)
+_LOOPS = 'links to a folder already read'
+_PIPES = 'pipes, sockets and devices'  # reading them might wait for ever
+
+
+def walk(root: str, *, key: str, ignored: Counter[str]) -> dict[str, list[Entry]]:
+    """Lists the files of each class folder.
+
+    Args:
+        root: The absolute folder that holds the class folders.
+        key: The configuration key that gave it, for messages.
+        ignored: Counts what is left out, by reason.
+
+    Returns:
+        Class name, sorted -> the regular files and broken links below its folder, to any depth,
+        in an order that depends on their names alone.
+
+    Raises:
+        UserError: No such folder, one that cannot be read, no class folders, or images at the root.
+    """
+    if not os.path.isdir(root):
+        raise _no_folder(root, key)
+    classes, strays = [], []
+    for name, status in _list(root, ignored):
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            classes.append(name)
+        elif status is None or stat.S_ISREG(status.st_mode):
+            strays.append(name)
+        else:
+            ignored[_PIPES] += 1
+    _check_strays(root, strays, key)
+    ignored.update(kind_of_stray(name) for name in strays)
+    if not classes:
+        raise UserError(
+            f'{printable(root)!r} has no class folders',
+            where=key,
+            mend='make one folder for each class and put its images there',
+        )
+    above = _ancestors(root)
+    return {name: _walk_class(root, name, set(above), ignored) for name in classes}
+
+
+def kind_of_stray(path: str) -> str:
+    """Names the group of ignored files that `path` is counted in."""
+    extension = os.path.splitext(path)[1].lower()
+    return f'*{printable(extension)}' if extension else 'without extension'
+
+
+def _no_folder(root: str, key: str) -> UserError:
+    if os.path.exists(root):
+        return UserError(
+            f'{printable(root)!r} is a file, not a folder',
+            where=key,
+            mend='name the folder that holds the class folders',
+        )
+    parent = root
+    while not os.path.isdir(parent):
+        wanted, parent = parent, os.path.dirname(parent)
+    beside = [name for name, _ in _list(parent, Counter()) if os.path.isdir(f'{parent}/{name}')]
+    mend = did_you_mean(os.path.basename(wanted), beside)
+    if not mend.startswith('did'):
+        mend = f'{printable(parent)!r} exists, but holds no {os.path.basename(wanted)!r}'
+    return UserError(f'no such folder: {printable(root)!r}', where=key, mend=mend)
+
+
+def _check_strays(root: str, names: list[str], key: str) -> None:
+    """Refuses images that lie beside the class folders, for they have no class."""
+    images = []
+    for name in names:
+        if scans.read_file(root, Entry(name, -1, 0, 0)).is_image:
+            images.append(printable(name))
+        if len(images) > 3:
+            break
+    if images:
+        more = ', ...' if len(images) > 3 else ''
+        raise UserError(
+            f'{printable(root)!r} holds images outside of class folders: '
+            f'{", ".join(images[:3])}{more}',
+            where=key,
+            mend='make one folder for each class and move them there',
+        )
+
+
+def _walk_class(
+    root: str, name: str, seen: set[tuple[int, int]], ignored: Counter[str]
+) -> list[Entry]:
+    """Lists a class folder; `seen` holds the identities of folders not to enter again."""
+    entries: list[Entry] = []
+    todo = [name]
+    while todo:
+        folder = todo.pop()
+        identity = _identity(os.stat(os.path.join(root, folder)))
+        if identity in seen:
+            ignored[_LOOPS] += 1
+            continue
+        seen.add(identity)
+        inner = []
+        for child, status in _list(os.path.join(root, folder), ignored):
+            path = f'{folder}/{child}'
+            if status is None:
+                entries.append(Entry(path, -1, 0, 0))
+            elif stat.S_ISDIR(status.st_mode):
+                inner.append(path)
+            elif stat.S_ISREG(status.st_mode):
+                times = status.st_mtime_ns, status.st_ctime_ns
+                entries.append(Entry(path, status.st_size, *times))
+            else:
+                ignored[_PIPES] += 1
+        todo += reversed(inner)
+    return entries
+
+
+def _list(folder: str, ignored: Counter[str]) -> list[tuple[str, os.stat_result | None]]:
+    """Lists what is not hidden or junk in a folder: name and status (None: a broken link)."""
+    found: list[tuple[str, os.stat_result | None]] = []
+    try:
+        with os.scandir(folder) as children:
+            for child in children:
+                if child.name.startswith('.'):
+                    ignored['hidden'] += 1
+                elif child.name in IGNORED_FOLDERS:
+                    ignored[child.name] += 1
+                else:
+                    found.append((child.name, _status(child)))
+    except OSError as error:
+        raise UserError(
+            f'the folder cannot be read: {error.strerror}',
+            where=printable(folder),
+            mend='give yourself permission to read it, or remove it',
+        ) from error
+    return sorted(found, key=lambda item: item[0])
+
+
+def _status(child: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return child.stat()
+    except OSError:
+        return None
+
+
+def _ancestors(root: str) -> set[tuple[int, int]]:
+    """Identifies the root and every folder above it: a link to one of them is a loop."""
+    real = Path(os.path.realpath(root))
+    return {_identity(folder.stat()) for folder in (real, *real.parents)}
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
