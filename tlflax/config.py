@@ -175,8 +175,8 @@ class FeaturesConfig:
     layer: str = _key('block5_pool', 'the backbone output that feeds the head')
     views: int = _key(8, 'sampled views per image when augmentation is continuous', at_least=1)
     dtype: str = _key(
-        'float16',
-        'type in which features are stored',
+        'float32',
+        'type in which features are stored; 16 bits take half the room and are not exact',
         choices=('float16', 'bfloat16', 'float32'),
     )
     max_gb: float = _key(50.0, 'largest store; what was used least recently goes first', at_least=0)
@@ -208,7 +208,7 @@ class Config:
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns every key with its default, locked against unknown keys."""
-    config = ml_collections.ConfigDict(to_dict(Config()))
+    config = ml_collections.ConfigDict(to_dict(Config()), type_safe=False)  # `resolve` checks
     config.lock()
     return config
 

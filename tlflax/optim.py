@@ -10,18 +10,19 @@ from typing import Any
 
 import jax
 import optax
+from jax import Array
 
 from tlflax.errors import UserError, did_you_mean
 from tlflax.trees import FROZEN, flatten
 
 
 def schedule(
-    peak: float, *, kind: str, warmup_steps: int, total_steps: int
+    peak: float | Array, *, kind: str, warmup_steps: int, total_steps: int
 ) -> optax.ScalarOrSchedule:
     """Returns a learning-rate schedule over optimiser steps.
 
     Args:
-        peak: The learning rate after warm-up.
+        peak: The learning rate after warm-up; may be traced.
         kind: 'constant', or 'cosine' for a decay to zero at `total_steps` (Loshchilov & Hutter
             2017, arXiv:1608.03983).
         warmup_steps: Steps of linear rise from zero.
@@ -29,9 +30,9 @@ def schedule(
     """
     if kind == 'cosine':
         steps = max(total_steps, warmup_steps + 1)
-        return optax.warmup_cosine_decay_schedule(
-            0.0 if warmup_steps else peak, peak, warmup_steps, steps
-        )
+        first = 0.0 if warmup_steps else 1.0
+        unit = optax.warmup_cosine_decay_schedule(first, 1.0, warmup_steps, steps)
+        return lambda step: peak * unit(step)
     if warmup_steps:
         return optax.linear_schedule(0.0, peak, warmup_steps)
     return optax.constant_schedule(peak)
@@ -42,7 +43,7 @@ def build(
     *,
     name: str,
     learning_rates: Mapping[str, optax.ScalarOrSchedule],
-    weight_decay: float = 0.0,
+    weight_decay: float | Array = 0.0,
     momentum: float = 0.9,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
@@ -53,7 +54,7 @@ def build(
         name: 'adam', 'adamw' or 'sgd'.
         learning_rates: One learning rate or schedule for each label but 'frozen'.
         weight_decay: Decoupled decay, multiplied with the learning rate (Loshchilov & Hutter 2019,
-            arXiv:1711.05101); not for 'adam'.
+            arXiv:1711.05101); not for 'adam'. May be traced, as may the learning rates.
         momentum: For 'sgd'.
         clip_norm: Largest global gradient norm of each label's parameters; 0 for no clipping.
 
@@ -69,7 +70,7 @@ def build(
         steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
         rate = learning_rates[label]
         if name == 'sgd':
-            steps += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+            steps += [optax.add_decayed_weights(weight_decay)]
             steps += [optax.sgd(rate, momentum=momentum)]
         elif name == 'adamw':
             steps += [optax.adamw(rate, weight_decay=weight_decay)]
@@ -80,8 +81,8 @@ def build(
 
 
 def label_rates(
-    labels: Any, *, default: float, overrides: Sequence[tuple[str, float]]
-) -> dict[str, float]:
+    labels: Any, *, default: float | Array, overrides: Sequence[tuple[str, float | Array]]
+) -> dict[str, float | Array]:
     """Returns each trainable label's peak learning rate.
 
     Raises:

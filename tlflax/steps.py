@@ -162,8 +162,7 @@ def _gather(resident: Resident, rows: Int[Array, ' b']) -> Batch:
     }
 
 
-@functools.partial(jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',))
-def train_scan(
+def update_many(
     state: TrainState,
     frozen: Params,
     resident: Resident,
@@ -181,6 +180,12 @@ def train_scan(
         return update(state, frozen, batch, seed, smoothing, classifier=classifier, tx=tx)
 
     return jax.lax.scan(body, state, rows)
+
+
+train_scan = functools.partial(
+    jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
+)(update_many)
+"""`update_many`, compiled once for each model and optimiser."""
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))

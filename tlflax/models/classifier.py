@@ -36,9 +36,7 @@ class Classifier:
     dtype: str
     head: nnx.GraphDef
 
-    def features(
-        self, backbone: Params, image: Shaped[Array, 'b h w 3']
-    ) -> Float[Array, 'b ...']:
+    def features(self, backbone: Params, image: Shaped[Array, 'b h w 3']) -> Float[Array, 'b ...']:
         """Runs preprocessing and the backbone on RGB images in 0..255."""
         x = preprocess.PREPROCESS[self.preprocess](image)
         return vgg.apply(backbone, x, layer=self.layer, dtype=jnp.dtype(self.dtype))
