@@ -1,12 +1,21 @@
 """What tests share: a cache folder of their own, and the real weights and images."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # tlflax's own cache, so that the real weights and images are downloaded once, not in each test run
 REAL_CACHE = os.environ.get('TLFLAX_CACHE')
+
+# What one test compiled need not be compiled by the next, in this process or another.
+PROGRAMS = tempfile.mkdtemp(prefix='tlflax-programs-')
+atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = PROGRAMS
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -1,1 +1,16 @@
 """Transfer learning from folders of labelled images, in JAX/Flax."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tlflax.trained import load as load
+
+__all__ = ['load']
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'load':  # imported on first use, so that `import tlflax.steps` stays light
+        from tlflax.trained import load
+
+        return load
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -59,6 +59,8 @@ class Checkpoints:
             preservation_policy=keep,
             best_fn=lambda metrics: metrics[_RANK],
             keep_checkpoints_without_metrics=False,
+            # Folders made in the background leave threads waiting for minutes when that fails.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,

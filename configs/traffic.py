@@ -1,0 +1,20 @@
+"""Red, yellow or green: traffic lights cut from dashcam frames, on frozen ImageNet VGG16.
+
+    python -m tlflax.train --config=configs/traffic.py
+
+Fetches the weights and 1,484 photographs at its first use. The recipe: VGG16 without its top,
+frozen; conv 32, pool, conv 64, pool, flatten, dense, dropout, softmax; Adam; random horizontal
+flips in training; early stopping on validation loss. The Test folder serves for validation.
+"""
+
+from ml_collections import ConfigDict
+
+from tlflax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """Returns what differs from the defaults."""
+    config = default_config()
+    config.data.train = 'demo:traffic_lights/Train'
+    config.data.val = 'demo:traffic_lights/Test'
+    return config

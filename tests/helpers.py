@@ -1,0 +1,55 @@
+"""Generated images and small configurations for tests of whole runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tlflax.config import default_config
+
+COLOURS = {'green': (40, 190, 60), 'red': (200, 40, 40), 'yellow': (210, 200, 50)}
+
+
+def make_folders(root: Path, per_class: int, *, seed: int = 0, noise: float = 40.0) -> Path:
+    """Writes noisy coloured JPEGs into class folders, brighter on the left than on the right."""
+    rng = np.random.default_rng(seed)
+    shade = np.linspace(1.2, 0.6, 24)[None, :, None]
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = np.array(colour) * shade + rng.normal(0, noise, (40, 24, 3))
+            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            image.save(root / name / f'{i:03}.jpg', quality=95)
+    return root
+
+
+def small_config(root: Path, **changes):
+    """A whole run in seconds: random weights, 32x32 images, features after three blocks."""
+    config = default_config()
+    config.data.train, config.data.val = str(root / 'Train'), str(root / 'Test')
+    config.data.image_size = (32, 32)
+    config.weights.source = 'random'
+    config.features.layer = 'block3_pool'
+    config.model.head = 'flatten_linear'
+    config.train.epochs = 4
+    config.train.batch_size = 8
+    config.early_stopping.monitor = ''
+    for key, value in changes.items():
+        section, name = key.split('__')
+        config[section][name] = value
+    return config
+
+
+def run_module(module: str, *arguments: str, timeout: float = 120, **environment: str):
+    """Runs `python -m tlflax.<module>` as a user would."""
+    return subprocess.run(
+        [sys.executable, '-m', f'tlflax.{module}', *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        env={**os.environ, **environment},
+    )

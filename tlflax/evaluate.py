@@ -1,0 +1,28 @@
+"""Evaluates a checkpoint: `python -m tlflax.evaluate --workdir=runs/traffic`."""
+
+import json
+
+from absl import flags
+
+from tlflax import cli, metrics, trained
+from tlflax.errors import UserError
+
+
+def _main(arguments: list[str]) -> None:
+    if arguments or not flags.FLAGS.workdir:
+        raise UserError(
+            f'{arguments[0]!r} is no flag' if arguments else 'no workdir is given',
+            where='command line',
+            mend='for example: python -m tlflax.evaluate --workdir=runs/traffic',
+        )
+    classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
+    result = classifier.evaluate(flags.FLAGS.data)
+    print(metrics.format_table(result))
+    print(json.dumps(result))
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('workdir', None, 'Folder of the run.')
+    flags.DEFINE_string('data', None, "Class folders; by default the run's validation images.")
+    flags.DEFINE_string('step', 'best', "'best', 'last' or the number of a saved step.")
+    cli.run(_main)

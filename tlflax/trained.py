@@ -1,0 +1,238 @@
+"""A trained classifier, restored from its checkpoints alone: evaluation and prediction."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from tlflax import experiment, metrics, runner, sources, trees
+from tlflax.checkpoints import Checkpoints
+from tlflax.config import Config, resolve
+from tlflax.data import files
+from tlflax.data.folder import ImageTable
+from tlflax.errors import UserError
+from tlflax.models import vgg
+from tlflax.models.classifier import Classifier, Params
+from tlflax.progress import progress
+from tlflax.runner import Runner, Source
+from tlflax.steps import eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of one image.
+
+    Attributes:
+        path: The image's file; '' for an array.
+        label: The most probable class.
+        probability: Of that class.
+        probabilities: Class name to probability.
+    """
+
+    path: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained classifier.
+
+    Attributes:
+        config: The run's configuration.
+        classes: Class names, in the order of the outputs.
+        step: The checkpoint's step.
+        weights_digest: Of the pretrained backbone.
+        classifier: The static half of the model.
+        trainable: What was learned, on every device of `mesh`.
+        frozen: What was not.
+        mesh: All devices.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    step: int
+    weights_digest: str
+    classifier: Classifier
+    trainable: Params = dataclasses.field(repr=False)
+    frozen: Params = dataclasses.field(repr=False)
+    mesh: jax.sharding.Mesh
+
+    def evaluate(self, data: str | Path | None = None) -> dict[str, Any]:
+        """Evaluates every image of a folder once.
+
+        Args:
+            data: Class folders, or whatever `config.data.val` may be; the run's own validation
+                images if None.
+
+        Returns:
+            `accuracy`, `loss`, `num_examples`, `balanced_accuracy`, `macro_f1`, `per_class`,
+            `confusion_matrix` and `step`.
+
+        Raises:
+            UserError: The folder is not fit, or its classes are not the classifier's.
+        """
+        if data is None:
+            table = experiment.load_val(self.config.data, self.classes)
+        else:
+            table = experiment.load_table(
+                str(data),
+                key='--data',
+                on_bad_image=self.config.data.on_bad_image,
+                classes=self.classes,
+            )
+        this_runner = self._runner()
+        source = self._maker(this_runner).eval(table, 'images')
+        result = evaluate(this_runner, self.trainable, source, table)
+        return {**result, 'step': self.step}
+
+    def predict(
+        self, images: Sequence[str | Path] | UInt8[np.ndarray, 'b h w 3']
+    ) -> list[Prediction]:
+        """Classifies image files, or RGB arrays of the run's image size.
+
+        Raises:
+            UserError: A file is not an image, or the arrays have another shape or type.
+        """
+        if isinstance(images, np.ndarray):
+            paths = [''] * len(images)
+            probabilities = self._predict_arrays(images)
+        else:
+            paths = [str(path) for path in images]
+            table, faults = files.table(paths)
+            if faults:
+                raise UserError(faults[0])
+            this_runner = self._runner()
+            source = self._maker(this_runner).live(table)
+            probabilities = this_runner.evaluate(self.trainable, source).probabilities
+        return [
+            Prediction(
+                path=path,
+                label=self.classes[row.argmax()],
+                probability=float(row.max()),
+                probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
+            )
+            for path, row in zip(paths, probabilities, strict=True)
+        ]
+
+    def _predict_arrays(
+        self, images: UInt8[np.ndarray, 'b h w 3']
+    ) -> Float[np.ndarray, 'b classes']:
+        if images.dtype != np.uint8 or images.shape[1:] != (*self.config.data.image_size, 3):
+            height, width = self.config.data.image_size
+            raise UserError(
+                f'the images are {images.dtype}{list(images.shape)}',
+                where='predict',
+                mend=f'give uint8[b, {height}, {width}, 3], RGB',
+            )
+        params = trees.merge(self.trainable, self.frozen)
+        batch = {
+            'image': jnp.asarray(images),
+            'label': jnp.zeros(len(images), jnp.int32),
+            'mask': jnp.ones(len(images), bool),
+        }
+        return np.asarray(eval_step(params, batch, classifier=self.classifier)[1])
+
+    def _maker(self, this_runner: Runner) -> sources.Maker:
+        learns = 'backbone' in self.trainable
+        return sources.Maker(self.config, self.weights_digest, this_runner, learns)
+
+    def _runner(self) -> Runner:
+        return Runner(
+            classifier=self.classifier,
+            tx=None,
+            frozen=self.frozen,
+            mesh=self.mesh,
+            seed=self.config.train.seed,
+            smoothing=0.0,
+        )
+
+
+def load(workdir: str | Path, step: str = 'best') -> Trained:
+    """Restores a trained classifier on whatever devices there are.
+
+    Args:
+        workdir: The folder of a run.
+        step: 'best', 'last' or the number of a saved step.
+
+    Raises:
+        UserError: There is no such checkpoint, or its weights can no longer be had.
+    """
+    with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
+        number = saved.find(step)
+        meta = saved.meta(number)
+        config, classes = resolve(meta['config']), tuple(meta['classes'])
+        trainable_like, frozen_like = _abstract(config, len(classes))
+        trainable = saved.params(number, trainable_like)
+        frozen = saved.frozen(number, frozen_like)
+    if frozen is None:
+        frozen = _load_frozen(config, meta['weights_digest'], frozen_like)
+    backbone = trees.merge(trainable, frozen)['backbone']
+    classifier = experiment.build_classifier(config, backbone, len(classes), meta['preprocess'])
+    mesh = runner.default_mesh()
+    return Trained(
+        config=config,
+        classes=classes,
+        step=number,
+        weights_digest=meta['weights_digest'],
+        classifier=classifier,
+        trainable=runner.replicate(trainable, mesh),
+        frozen=runner.replicate(frozen, mesh),
+        mesh=mesh,
+    )
+
+
+def evaluate(
+    runner: Runner, trainable: Params, source: Source, table: ImageTable
+) -> dict[str, Any]:
+    """Evaluates every image of a split once.
+
+    Returns:
+        `accuracy`, `loss`, `num_examples` and what `metrics.summary` adds.
+    """
+    with progress('evaluation', source.num_examples) as tick:
+        outcome = runner.evaluate(trainable, source, progress=tick)
+    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.classes)
+    return {**outcome.metrics, **summary}
+
+
+def _checkpoint_folder(workdir: Path) -> Path:
+    if (workdir / '_CHECKPOINT_METADATA').exists():
+        raise UserError(
+            'this is one checkpoint, not a workdir',
+            where=str(workdir),
+            mend='give the folder two levels up',
+        )
+    return workdir / 'checkpoints'
+
+
+def _abstract(config: Config, classes: int) -> tuple[Params, Params]:
+    """The shapes of trainable and frozen parameters, from the configuration alone."""
+    flat = vgg.shapes(top=config.features.layer in vgg.TOP)
+    backbone = trees.unflatten(
+        {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in flat.items()}
+    )
+    head = jax.eval_shape(functools.partial(experiment.init_head, config, backbone, classes))
+    params = {'backbone': backbone, 'head': head}
+    return trees.partition(params, trees.label_tree(params, config.optim.labels))
+
+
+def _load_frozen(config: Config, digest: str, like: Params) -> Params:
+    """Loads the frozen backbone by name and checks that it is the one of the run."""
+    pretrained = experiment.load_backbone(config)
+    if pretrained.digest != digest:
+        raise UserError(
+            f'these weights ({pretrained.digest[:16]}) are not those of the run ({digest[:16]})',
+            where=f'config.weights.source={config.weights.source!r}',
+            mend='put the original file back',
+        )
+    wanted = trees.flatten(like)
+    flat = trees.flatten({'backbone': pretrained.params})
+    return trees.unflatten({path: flat[path] for path in wanted})
