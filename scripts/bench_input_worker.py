@@ -1,0 +1,187 @@
+"""One side of scripts/bench_input.py, in a process of its own.
+
+    python scripts/bench_input_worker.py {tlflax,keras,torch}
+
+For each line on stdin, a folder of class folders of JPEGs, it goes through the images once and
+answers with a line of JSON: images a second by name. A folder's first epoch does not count.
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIZE, BATCH = (224, 224), 32
+STAGE_IMAGES = 256  # kept in memory, decoded and resized, to time a stage alone
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+FULL: dict[str, Any] = {  # every augmentation there is
+    'rotation_range': 15.0,
+    'width_shift_range': 0.1,
+    'height_shift_range': 0.1,
+    'shear_range': 5.0,
+    'zoom_range': 0.1,
+    'brightness_range': (0.8, 1.2),
+    'channel_shift_range': 10.0,
+}
+
+Epoch = Callable[[], int]  # goes through the images once and returns their number
+
+
+def tlflax_epochs(folder: Path) -> dict[str, Epoch]:
+    """Returns tlflax's pipelines and the stages of them."""
+    return {
+        'tlflax': tlflax_epoch(folder),
+        'tlflax_no_antialias': tlflax_epoch(folder, antialias=False),
+        'tlflax_no_augmentation': tlflax_epoch(folder, horizontal_flip=False),
+        'tlflax_full_augmentation': tlflax_epoch(folder, **FULL),
+        **stage_epochs(folder),
+    }
+
+
+def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epoch:
+    """Returns tlflax's training epoch; `augment` is added to the default flips."""
+    from tlflax.config import AugmentConfig
+    from tlflax.data import folder as folders
+    from tlflax.data import pipeline
+
+    table, numbers = folders.scan(folder), iter(range(10**9))
+
+    def epoch() -> int:
+        batches = pipeline.train_epoch(
+            table,
+            augment=AugmentConfig(**augment),
+            seed=0,
+            epoch=next(numbers),
+            image_size=SIZE,
+            resize='stretch',
+            antialias=antialias,
+            batch_size=BATCH,
+        )
+        return sum(int(batch['mask'].sum()) for batch in batches)
+
+    return epoch
+
+
+def keras_epochs(folder: Path) -> dict[str, Epoch]:
+    """Returns an epoch of Keras's own pipeline."""
+    import keras
+    import tensorflow as tf
+
+    flip = keras.layers.RandomFlip('horizontal')
+    images = keras.utils.image_dataset_from_directory(
+        folder, image_size=SIZE, batch_size=BATCH, verbose=False
+    )
+    images = images.map(
+        lambda image, label: (flip(image, training=True), label),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).prefetch(tf.data.AUTOTUNE)
+    return {'keras': lambda: sum(len(label) for _, label in images)}
+
+
+def torch_epochs(folder: Path) -> dict[str, Epoch]:
+    """Returns an epoch of a PyTorch DataLoader over Pillow."""
+    import torch
+
+    files = [
+        (path, label)
+        for label, name in enumerate(sorted(folder.iterdir()))
+        for path in sorted(name.iterdir())
+    ]
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            path, label = files[row]
+            with Image.open(path) as file:
+                image = file.convert('RGB').resize(SIZE[::-1], Image.Resampling.BILINEAR)
+            if torch.rand(()) < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            return torch.from_numpy(np.array(image)), label
+
+    loader = torch.utils.data.DataLoader(
+        Images(), BATCH, shuffle=True, num_workers=CORES, persistent_workers=True
+    )
+    return {'torch': lambda: sum(len(label) for _, label in loader)}
+
+
+def stage_epochs(folder: Path) -> dict[str, Epoch]:
+    """Returns each stage of tlflax's pipeline alone, fed from memory."""
+    from tlflax.config import AugmentConfig
+    from tlflax.data import augment as augmentation
+    from tlflax.data import folder as folders
+    from tlflax.data import pipeline, sampling
+    from tlflax.data._tensorflow import tf
+
+    table = folders.scan(folder)
+    table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
+    options = tf.data.Options()  # the pipeline's
+    options.threading.private_threadpool_size = CORES
+    options.threading.max_intra_op_parallelism = 1
+
+    def each(dataset: Any, function: Any) -> Any:
+        return dataset.map(tf.autograph.experimental.do_not_convert(function), CORES)
+
+    def augmented(images: Any, config: AugmentConfig) -> Any:
+        drawn = sampling.draw(config, 0, 0, len(table))
+        parameters = augmentation.parameters(drawn, SIZE)
+        pairs = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(parameters))
+        return each(pairs, functools.partial(augmentation.apply, fill_mode='nearest', cval=0.0))
+
+    def count(dataset: Any) -> int:
+        return int(dataset.with_options(options).reduce(0, lambda number, _: number + 1))
+
+    resize = functools.partial(pipeline.resize_image, size=SIZE, mode='stretch', antialias=True)
+    files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))
+    decode = each(files, pipeline._decode)  # the very function of which the pipeline is made
+    decoded = decode.cache()
+    resized = each(decoded, resize).cache()
+    stages = {
+        'read + decode': decode,
+        'resize': each(decoded, resize),
+        'flip': augmented(resized, AugmentConfig()),
+        'full augmentation': augmented(resized, AugmentConfig(**FULL)),
+    }
+    return {f'stage: {name}': functools.partial(count, stage) for name, stage in stages.items()}
+
+
+SIDES: dict[str, Callable[[Path], dict[str, Epoch]]] = {
+    'tlflax': tlflax_epochs,
+    'keras': keras_epochs,
+    'torch': torch_epochs,
+}
+
+
+def main(side: str) -> None:
+    """Answers until stdin ends."""
+    # Libraries print where they like; the answers keep the real standard output.
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    known: dict[str, dict[str, Epoch]] = {}
+    for line in sys.stdin:
+        folder = line.rstrip('\n')
+        if folder not in known:
+            known[folder] = SIDES[side](Path(folder))
+            for epoch in known[folder].values():
+                epoch()
+        rates = {name: rate(epoch) for name, epoch in known[folder].items()}
+        print(json.dumps(rates), file=answers, flush=True)
+
+
+def rate(epoch: Epoch) -> float:
+    """Runs an epoch and returns images a second."""
+    began = time.perf_counter()
+    count = epoch()
+    return count / (time.perf_counter() - began)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])
