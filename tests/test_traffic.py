@@ -64,7 +64,7 @@ def test_evaluate_and_predict_from_the_checkpoint(run, cache, traffic_lights_dir
 
 def test_second_run_computes_no_feature_again(run, cache, tmp_path):
     done = run_module(
-        'train', *COMMAND, '--config.train.seed=1', f'--workdir={tmp_path / "again"}',
+        'train', *COMMAND, '--config.model.head=gap_linear', f'--workdir={tmp_path / "again"}',
         timeout=300, TLFLAX_CACHE=str(cache),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,8 @@ def test_second_run_computes_no_feature_again(run, cache, tmp_path):
 
 def test_preprocessing_that_does_not_fit_warns_and_works(cache, tmp_path):
     done = run_module(
-        'train', *COMMAND, '--config.data.image_size=(32,32)', '--config.model.head=mlp',
+        'train', '--config=configs/traffic.py', '--config.data.image_size=(32,32)',
+        '--config.model.head=mlp', '--config.train.epochs=4',
         '--config.weights.preprocess=rescale', f'--workdir={tmp_path / "w"}',
         timeout=300, TLFLAX_CACHE=str(cache),
     )  # fmt: skip
