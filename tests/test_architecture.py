@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).parent.parent / 'tlflax'
 ORDER = """
 errors mirrors progress config trees stopping assets metrics
 data.sampling data.sniff data.colour data.decode data.scans data.walk data.classes data.folder
-data.split data.files models.preprocess models.vgg models.winograd models.frozen models.plan models.heads models.classifier
+data.split data.files models.preprocess models.vgg models.winograd models.frozen models.plan
+models.heads models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.augment data.pipeline data.tfds_export data.tfds
-steps extraction checkpoints report runner experiment sources loop prepare trained training
-lanes sweeping cli train evaluate predict features sweep
+steps logistic extraction checkpoints report runner experiment sources loop prepare trained training
+lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()
 
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}

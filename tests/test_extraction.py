@@ -53,7 +53,7 @@ def test_cached_training_equals_live_training(folders, tmp_path, head, optimiser
     cached, live = params_of(tmp_path / 'auto'), params_of(tmp_path / 'False')
     for path, leaf in live.items():
         off = np.abs(cached[path] - leaf) > 1e-5
-        # Adam divides by the gradient's size: where that is nothing but rounding, a weight may differ.
+        # Adam divides by the gradient's size: where that is all rounding, a weight may differ.
         assert off.mean() <= (0.001 if optimiser == 'adam' else 0), path
     for a, b in zip(records(tmp_path / 'auto'), records(tmp_path / 'False'), strict=True):
         for key in ('train_loss', 'val_loss', 'train_accuracy', 'val_accuracy'):

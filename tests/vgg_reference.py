@@ -1,4 +1,4 @@
-"""VGG16 as Keras and PyTorch compute it, given the same arrays: what our network is held against."""
+"""VGG16 as Keras and PyTorch compute it, given the same arrays: the references."""
 
 import keras
 import numpy as np

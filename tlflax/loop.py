@@ -213,6 +213,9 @@ def save(
 ) -> None:
     """Starts saving a checkpoint; `record` is None in the middle of an epoch."""
     improved = record is not None and position.stopping.improved
+    frozen = dict(fit.runner.frozen)
+    if not fit.copy_frozen:  # a frozen backbone has a name and a digest, a part of the head has not
+        frozen.pop('backbone', None)
     fit.checkpoints.save(
         int(state.step),
         params=state.params,
@@ -224,7 +227,7 @@ def save(
             'wall_seconds': fit.clock(),
         },
         rank=position.improvements if improved else -1,
-        frozen=fit.runner.frozen if fit.copy_frozen else None,
+        frozen=frozen or None,
     )
 
 

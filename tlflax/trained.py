@@ -171,9 +171,12 @@ def load(workdir: str | Path, step: str = 'best') -> Trained:
         config, classes = resolve(meta['config']), tuple(meta['classes'])
         trainable_like, frozen_like = _abstract(config, len(classes))
         trainable = saved.params(number, trainable_like)
-        frozen = saved.frozen(number, frozen_like)
-    if frozen is None:
-        frozen = _load_frozen(config, meta['weights_digest'], frozen_like)
+        copied = dict(frozen_like)
+        if not config.checkpoint.include_backbone:
+            copied.pop('backbone', None)
+        frozen = saved.frozen(number, copied) or {}
+    if 'backbone' in frozen_like and 'backbone' not in frozen:
+        frozen['backbone'] = _load_frozen(config, meta['weights_digest'], frozen_like['backbone'])
     backbone = trees.merge(trainable, frozen)['backbone']
     classifier = experiment.build_classifier(config, backbone, len(classes), meta['preprocess'])
     mesh = runner.default_mesh()
@@ -233,6 +236,5 @@ def _load_frozen(config: Config, digest: str, like: Params) -> Params:
             where=f'config.weights.source={config.weights.source!r}',
             mend='put the original file back',
         )
-    wanted = trees.flatten(like)
-    flat = trees.flatten({'backbone': pretrained.params})
-    return trees.unflatten({path: flat[path] for path in wanted})
+    flat = trees.flatten(pretrained.params)
+    return trees.unflatten({path: flat[path] for path in trees.flatten(like)})
