@@ -408,6 +408,19 @@ def test_bad_command_line_is_one_sentence(module, arguments, hint):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_feature_cache_is_shown_and_emptied(folders, tmp_path):
+    config = small_config(folders, train__epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
+        train_and_evaluate(config, tmp_path / 'w')
+        shown = run_module('features', 'info')
+        assert '30 rows' in shown.stdout, shown.stdout + shown.stderr  # 21 views and 9 images
+        assert '"block3_pool"' in shown.stdout
+        assert 'GB freed' in run_module('features', 'clear').stdout
+        assert '0 GB in 0 spaces' in run_module('features', 'info').stdout
+    assert 'clear' in run_module('features').stderr
+
+
 def test_evaluating_a_folder_of_other_classes_names_them(finished, tmp_path):
     make_folders(tmp_path / 'd', 1)
     (tmp_path / 'd' / 'red').rename(tmp_path / 'd' / 'Red')

@@ -35,7 +35,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt as interrupt:
-        print(f'interrupted: {interrupt}' if str(interrupt) else 'interrupted', file=sys.stderr)
+        fate = str(interrupt) or 'what was computed is kept, and the same command goes on'
+        print(f'interrupted: {fate}', file=sys.stderr)
         sys.exit(_INTERRUPTED)
 
 

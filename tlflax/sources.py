@@ -138,6 +138,7 @@ class FeatureSource:
         if len(wanted) * opened.row_bytes <= _RESIDENT_BYTES:
             label = np.broadcast_to(labels, rows.shape)[rows >= 0]
             self.resident = steps.Resident(put(opened.read(wanted)), put(label))
+            opened.close()  # others may evict what is in memory now
 
     def reordered(
         self, seed: int, choose: Callable[[int], Int[np.ndarray, ' n']]

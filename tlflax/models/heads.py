@@ -18,30 +18,40 @@ from tlflax.errors import UserError, did_you_mean
 Shape = tuple[int, ...]
 
 
-def shifted_conv3x3(
+def conv3x3_before_pool(
     x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c k']
-) -> Float[Array, 'b h w k']:
-    """3x3 stride-1 SAME convolution as one matrix product and nine shifted sums.
+) -> Float[Array, 'b 2*(h//2) 2*(w//2) k']:
+    """3x3 stride-1 SAME convolution as a matrix product for each row of the kernel.
 
-    On a CPU, XLA runs the gradients of small convolutions slowly, and every convolution inside
-    `lax.scan` on one thread; a product is fast in both places.
+    Leaves out an odd last row and column, which 2x2 pooling would drop. On a CPU, XLA runs the
+    gradients of small convolutions slowly, and every convolution inside `lax.scan` on one thread;
+    products are fast in both places.
     """
     b, h, w, c = x.shape
-    columns = kernel.transpose(2, 0, 1, 3).reshape(c, -1)
-    taps = (x.reshape(-1, c) @ columns).reshape(b, h, w, 3, 3, -1)
-    taps = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
-    shifts = [taps[:, i : i + h, j : j + w, i, j] for i in range(3) for j in range(3)]
-    return sum(shifts[1:], start=shifts[0])
+    height, width = h // 2 * 2, w // 2 * 2
+    x = x.transpose(1, 2, 0, 3)  # some rows of the map are a matrix as they lie in memory
+    terms = []
+    for i in range(3):
+        first, last = max(0, i - 1), min(h, height + i - 1)
+        above = first - (i - 1)
+        # The channels last: XLA's product for the gradient is the fast one of two.
+        row = kernel[i].transpose(0, 2, 1).reshape(-1, c)
+        taps = jnp.einsum('nc,kc->nk', x[first:last].reshape(-1, c), row)
+        taps = taps.reshape(last - first, w, b, 3, -1)
+        edges = (above, height - (last - first) - above), (1, 1), (0, 0), (0, 0), (0, 0)
+        taps = jnp.pad(taps, edges)
+        terms += [taps[:, j : j + width, :, j] for j in range(3)]
+    return sum(terms[1:], start=terms[0]).transpose(2, 0, 1, 3)
 
 
 def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-    """`lax.conv_general_dilated` for the heads' 3x3 SAME layers, by product on a CPU."""
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=shifted_conv3x3,
-        default=lambda x, kernel: lax.conv_general_dilated(x, kernel, *args, **kwargs),
-    )
+    """`lax.conv_general_dilated` for the heads' 3x3 layers before pooling, by product on a CPU."""
+    height, width = (size // 2 * 2 for size in x.shape[1:3])
+
+    def direct(x: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(x, kernel, *args, **kwargs)[:, :height, :width]
+
+    return lax.platform_dependent(x, kernel, cpu=conv3x3_before_pool, default=direct)
 
 
 def _conv3x3(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Conv:
