@@ -14,7 +14,7 @@ ORDER = """
 errors mirrors progress config trees stopping assets metrics
 data.sampling data.sniff data.colour data.decode data.scans data.walk data.classes data.folder
 data.split data.files models.preprocess models.vgg models.winograd models.frozen models.plan
-models.heads models.classifier
+models.conv models.heads models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.augment data.pipeline data.tfds_export data.tfds
 steps logistic extraction checkpoints report runner experiment sources loop prepare trained training

@@ -12,11 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from tlflax.models import heads, preprocess, vgg
 
 Params = dict[str, Any]
+
+COMPUTE: dict[str, tuple[Any, lax.Precision]] = {
+    'float32': (jnp.float32, lax.Precision.HIGHEST),
+    'tensorfloat32': (jnp.float32, lax.Precision.HIGH),
+    'bfloat16': (jnp.bfloat16, lax.Precision.DEFAULT),
+}
+"""Compute types: the type of activations, and the precision of products; sums are float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Classifier:
         preprocess: What is done to RGB pixels in 0..255 before the backbone; a key of
             `tlflax.models.preprocess.PREPROCESS`.
         layer: The backbone output that feeds the head.
-        dtype: The backbone's compute type, 'float32' or 'bfloat16'.
+        dtype: The backbone's compute type, a key of `COMPUTE`.
         head: The head's NNX graph definition.
     """
 
@@ -39,7 +47,8 @@ class Classifier:
     def features(self, backbone: Params, image: Shaped[Array, 'b h w 3']) -> Float[Array, 'b ...']:
         """Runs preprocessing and the backbone on RGB images in 0..255."""
         x = preprocess.PREPROCESS[self.preprocess](image)
-        return vgg.apply(backbone, x, layer=self.layer, dtype=jnp.dtype(self.dtype))
+        dtype, precision = COMPUTE[self.dtype]
+        return vgg.apply(backbone, x, layer=self.layer, dtype=dtype, precision=precision)
 
     def logits(
         self, head: Params, features: Float[Array, 'b ...'], key: Array | None = None

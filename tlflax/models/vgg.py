@@ -69,6 +69,7 @@ def direct_conv(
     x: Float[Array, 'b h w c'],
     kernel: Float[Array, '3 3 c d'],
     bias: Float[Array, ' d'],
+    precision: lax.Precision = lax.Precision.HIGHEST,
 ) -> Float[Array, 'b h w d']:
     """A 3x3 convolution with zero padding, bias and ReLU, computed in the type of `x`."""
     del name
@@ -78,15 +79,14 @@ def direct_conv(
         window_strides=(1, 1),
         padding='SAME',
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        precision=_precision(x),
+        precision=_precision(x, precision),
     )
     return nnx.relu(y + bias.astype(x.dtype))
 
 
-def _precision(x: Array) -> lax.Precision:
-    # Accelerators multiply float32 in TF32 or bfloat16 unless told otherwise; who asks for
-    # float32 gets it, and who wants speed asks for bfloat16.
-    return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+def _precision(x: Array, float32: lax.Precision) -> lax.Precision:
+    # Accelerators multiply float32 in TF32 or bfloat16 unless told otherwise.
+    return float32 if x.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 class Affine(nnx.Module):
@@ -96,10 +96,10 @@ class Affine(nnx.Module):
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(bias)
 
-    def dense(self, x: Float[Array, 'b n']) -> Float[Array, 'b m']:
+    def dense(self, x: Float[Array, 'b n'], precision: lax.Precision) -> Float[Array, 'b m']:
         """Returns `x @ kernel + bias` in the type of `x`."""
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        return jnp.matmul(x, kernel, precision=_precision(x)) + bias
+        return jnp.matmul(x, kernel, precision=_precision(x, precision)) + bias
 
 
 class VGG16(nnx.Module):
@@ -115,7 +115,9 @@ class VGG16(nnx.Module):
         for name, layer in params.items():
             setattr(self, name, Affine(layer['kernel'], layer['bias']))
 
-    def outputs(self, x: Float[Array, 'b h w 3'], conv: Conv) -> Iterator[tuple[str, Array]]:
+    def outputs(
+        self, x: Float[Array, 'b h w 3'], conv: Conv, precision: lax.Precision
+    ) -> Iterator[tuple[str, Array]]:
         """Yields (layer, output) for every entry of `LAYERS` in order, computing as it goes."""
         for block, pool in enumerate(POOLS, start=1):
             for name in conv_names(block):
@@ -125,7 +127,7 @@ class VGG16(nnx.Module):
             yield pool, x
         x = x.reshape(x.shape[0], -1)
         for name in TOP:
-            x = getattr(self, name).dense(x)
+            x = getattr(self, name).dense(x, precision)
             # Probabilities need more than bfloat16's three digits.
             x = nnx.softmax(x.astype(jnp.float32)) if name == 'predictions' else nnx.relu(x)
             yield name, x
@@ -168,6 +170,7 @@ def apply(
     *,
     layer: str = 'block5_pool',
     dtype: Any = jnp.float32,
+    precision: lax.Precision = lax.Precision.HIGHEST,
     conv: Conv | None = None,
 ) -> Array:
     """Runs the network on preprocessed images up to one layer; nothing after it is computed.
@@ -177,6 +180,7 @@ def apply(
         x: Preprocessed images, at least 32 pixels high and wide.
         layer: One of `LAYERS`.
         dtype: Type of the computation; parameters keep theirs.
+        precision: Of float32 products on accelerators; HIGH is TF32 on GPUs. Sums are float32.
         conv: What computes a 3x3 convolution with bias and ReLU instead of `direct_conv`:
             `conv(name, x, kernel, bias)`, where x and the result have type `dtype`, kernel
             [3,3,c,d] and bias [d] the parameters' type.
@@ -193,7 +197,8 @@ def apply(
     _check_size(x.shape[1:3])
     if layer in TOP:
         _check_top(params, x.shape[1:3])
-    for name, output in VGG16(params).outputs(x.astype(dtype), conv or direct_conv):
+    conv = conv or functools.partial(direct_conv, precision=precision)
+    for name, output in VGG16(params).outputs(x.astype(dtype), conv, precision):
         if name == layer:
             return output
     raise AssertionError(layer)
@@ -211,7 +216,7 @@ def apply_blocks(
     Arguments and errors are those of `apply`.
     """
     _check_size(x.shape[1:3])
-    outputs = VGG16(params).outputs(x.astype(dtype), conv or direct_conv)
+    outputs = VGG16(params).outputs(x.astype(dtype), conv or direct_conv, lax.Precision.HIGHEST)
     return {name: output for name, (_, output) in zip(POOLS, outputs, strict=False)}
 
 
