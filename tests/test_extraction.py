@@ -63,7 +63,7 @@ def test_cached_training_equals_live_training(folders, tmp_path, head, optimiser
 def test_streaming_equals_resident_training(folders, tmp_path, monkeypatch):
     config = small_config(folders)
     train_and_evaluate(config, tmp_path / 'resident')
-    monkeypatch.setattr(sources, '_RESIDENT_BYTES', 0)
+    monkeypatch.setattr(sources, 'resident_limit', lambda: 0)
     train_and_evaluate(config, tmp_path / 'streamed')
     resident, streamed = params_of(tmp_path / 'resident'), params_of(tmp_path / 'streamed')
     for path, leaf in resident.items():

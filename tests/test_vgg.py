@@ -1,6 +1,8 @@
 """The network against Keras and PyTorch, at every block and at the softmax."""
 
+import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from PIL import Image
 from tlflax import layouts, weights
 from tlflax.containers import Container
 from tlflax.errors import UserError
+from tlflax.models import classifier as classifiers
 from tlflax.models import vgg
 from tlflax.models.preprocess import PREPROCESS
 from tlflax.trees import unflatten
@@ -134,18 +137,33 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     assert 1e-4 < relative_error(rough, exact) < 5e-2
 
 
-def test_float32_asks_accelerators_for_full_precision():
+@pytest.mark.parametrize(
+    ('dtype', 'type_name', 'precision'),
+    [
+        ('float32', 'f32', 'HIGHEST'),
+        ('tensorfloat32', 'f32', 'HIGH'),
+        ('bfloat16', 'bf16', 'DEFAULT'),
+    ],
+)
+def test_compute_types_ask_accelerators_for_their_precision(dtype, type_name, precision):
     params = reference.random_arrays(0, top=True, **NARROW)
-    lowered = jax.jit(lambda x: vgg.apply(params, x, layer='predictions')).lower(
-        jnp.zeros((1, 224, 224, 3))
-    )
+    model = classifiers.create(
+        params, image_size=(224, 224), classes=3, head='mlp', units=4, dropout=0.0,
+        preprocess='caffe', layer='predictions', dtype=dtype,
+    )  # fmt: skip
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8)
+    text = jax.jit(functools.partial(model.features, params)).lower(image).as_text()
     operations = [
         line
-        for line in lowered.as_text().splitlines()
+        for line in text.splitlines()
         if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line
     ]
     assert len(operations) == 16
-    assert all('HIGHEST' in line for line in operations)
+    for line in operations:
+        assert re.findall(r'precision_config = \[(?:#stablehlo<precision )?(\w+)', line) == (
+            [precision] if precision != 'DEFAULT' else ['DEFAULT']
+        ), line
+        assert line.count(f'x{type_name}>') == 3, line
 
 
 def test_nothing_after_the_layer_is_computed():

@@ -107,7 +107,10 @@ class ModelConfig:
     units: int = _key(64, 'width of the dense hidden layer (conv and mlp heads)', at_least=1)
     dropout: float = _key(0.5, 'dropped fraction of hidden units', at_least=0, at_most=0.99)
     dtype: str = _key(
-        'float32', 'compute type; parameters stay float32', choices=('float32', 'bfloat16')
+        'float32',
+        'compute type of the backbone; parameters and sums stay float32; tensorfloat32 is float32 '
+        'on a CPU, TF32 products on a GPU',
+        choices=('float32', 'tensorfloat32', 'bfloat16'),
     )
 
 

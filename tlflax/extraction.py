@@ -28,7 +28,8 @@ from tlflax.models.classifier import Classifier, Params
 from tlflax.progress import progress
 from tlflax.store import Store
 
-BATCH = 32
+BATCH = 32  # images computed at once on a CPU, where more would leave the cache
+ACCELERATOR_BATCH = 256  # on each accelerator, to fill it
 _VERSION = 1  # of the arithmetic from file to feature: raise it when their values change
 _WORTH_MEASURING = 20_000 * 224**2  # pixels, about half an hour on two cores
 Compute = Callable[[UInt8[np.ndarray, 'b h w 3']], jax.Array]
@@ -149,6 +150,12 @@ def open_store(config: Config, *, weights_digest: str, preprocess: str, backbone
     return Store(assets.cache_folder() / 'features', described, shape, config.features.dtype)
 
 
+def batch_size() -> int:
+    """Returns how many images are computed at once here."""
+    on_cpu = jax.default_backend() == 'cpu'
+    return BATCH if on_cpu else ACCELERATOR_BATCH * jax.device_count()
+
+
 def backbone_program(
     backbone: Params,
     classifier: Classifier,
@@ -166,7 +173,7 @@ def backbone_program(
         images: How many there will be; for many, it pays to measure what is fastest.
         put: Splits a batch over the devices.
     """
-    if jax.default_backend() == 'cpu' and classifier.dtype == 'float32':
+    if jax.default_backend() == 'cpu' and classifier.dtype != 'bfloat16':
         chosen = plan.choose(
             backbone,
             (BATCH, *image_size),
@@ -259,7 +266,7 @@ def _images(
         image_size=config.data.image_size,
         resize=config.data.resize,
         antialias=config.data.antialias,
-        batch_size=BATCH,
+        batch_size=batch_size(),
         draws=draws,
         fill_mode=config.augment.fill_mode,
         cval=config.augment.cval,

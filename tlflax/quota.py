@@ -24,7 +24,7 @@ from tlflax.rows import RECORD, Layout
 from tlflax.segments import Segment
 
 _DAY = 86400.0
-_WAYS_OUT = 'set TLFLAX_CACHE to a folder on another disk, or features.cache=off'
+_WAYS_OUT = 'set TLFLAX_CACHE to a folder on another disk, or features.cache=False'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _refuse(root: Path, need: int, used: int, max_bytes: float, free: int) -> No
             f'runs, and the limit is {_gb(max_bytes)}',
             where='config.features.max_gb',
             mend='raise it, choose a smaller features.dtype, image_size or layer, or set '
-            'features.cache=off',
+            'features.cache=False',
         )
     raise UserError(
         f'{_gb(need)} of features are to be stored, and only {_gb(free)} are free on the disk',

@@ -19,7 +19,15 @@ from tlflax.errors import UserError
 from tlflax.runner import HostBatch, Runner, Source, replicate
 from tlflax.store import Store
 
-_RESIDENT_BYTES = 4 * 2**30  # larger feature sets are streamed from the memory map
+_HOST_BYTES = 4 * 2**30  # beyond, on a CPU, the memory map serves as well as a copy of it
+
+
+def resident_limit() -> int:
+    """Returns how many bytes of a split's features are kept on the device, not streamed to it."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if 'bytes_limit' not in stats:
+        return _HOST_BYTES // jax.local_device_count()
+    return (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) // 2  # the rest is for the steps
 
 
 class ImageSource:
@@ -135,7 +143,7 @@ class FeatureSource:
         self._position = np.cumsum(rows.ravel() >= 0).reshape(rows.shape) - 1
         self.resident: steps.Resident | None = None
         wanted = rows[rows >= 0]
-        if len(wanted) * opened.row_bytes <= _RESIDENT_BYTES:
+        if len(wanted) * opened.row_bytes <= resident_limit():
             label = np.broadcast_to(labels, rows.shape)[rows >= 0]
             self.resident = steps.Resident(put(opened.read(wanted)), put(label))
             opened.close()  # others may evict what is in memory now
@@ -202,7 +210,7 @@ def require_resident(source: Source) -> steps.Resident:
         )
     raise UserError(
         f'the features of {source.num_examples} images are more than the '
-        f'{_RESIDENT_BYTES / 2**30:.0f} GiB kept on the device',
+        f'{resident_limit() / 2**30:.0f} GiB kept on the device',
         where='config.data.train and config.data.val',
         mend='use fewer or smaller images, or train one head with python -m tlflax.train',
     )

@@ -360,7 +360,7 @@ def _sentence(folder: Path) -> Iterator[None]:
             f'features cannot be stored ({error.strerror}), those stored before are kept',
             where=str(folder),
             mend='mend that and run again, set TLFLAX_CACHE to a folder on another disk, or '
-            'features.cache=off',
+            'features.cache=False',
         ) from error
 
 
