@@ -270,6 +270,36 @@ def test_flipped_views_are_mirrored_views(photos):
         np.testing.assert_array_equal(live[row], by_view[number][row])
 
 
+@pytest.mark.parametrize('resize', ['stretch', 'crop'])
+def test_crops_are_cut_from_the_image_enlarged(photos, resize):
+    """As Pillow: the image as large as the crop's fraction asks, of which corners and centre."""
+    size, fraction = (24, 32), 0.75
+    augment = AugmentConfig(horizontal_flip=False, crops='five', crop_fraction=fraction)
+    corners = {'top_left': (0, 0), 'top_right': (11, 0), 'bottom_left': (0, 8)}
+    corners |= {'bottom_right': (11, 8), 'centre': (6, 4)}  # of 43x32; half of 11 is 6, rounded
+    for view in sampling.outcomes(augment):
+        batches = pipeline.eval_epoch(
+            photos, augment=augment, view=view, **FORMAT | {'resize': resize}
+        )
+        left, top = corners[sampling.CROPS[view['crop']]]
+        for path, image in zip(photos.paths, joined(batches, 'image'), strict=True):
+            large = reference(path, (32, 43), resize)
+            expected = np.asarray(large.crop((left, top, left + size[1], top + size[0])), int)
+            assert abs(image - expected).max() <= 1
+    plain = joined(pipeline.eval_epoch(photos, augment=augment, **FORMAT), 'image')
+    centre = joined(
+        pipeline.eval_epoch(photos, augment=augment, view={'crop': 4}, **FORMAT), 'image'
+    )
+    np.testing.assert_array_equal(plain, centre)
+
+
+def test_oblong_images_are_not_turned_by_right_angles(photos):
+    with pytest.raises(UserError, match='24x32 pixels cannot be turned by right angles'):
+        pipeline.train_epoch(
+            photos, augment=AugmentConfig(right_angles=True), seed=0, epoch=0, **FORMAT
+        )
+
+
 def test_draws_follow_the_indices(photos):
     """Entry j of a draw belongs to indices[j], also where a row comes twice."""
     indices = np.array([4, 4, 1])

@@ -65,6 +65,21 @@ class AugmentConfig:
 
     horizontal_flip: bool = _key(True, 'mirror left-right with probability 1/2')
     vertical_flip: bool = _key(False, 'mirror top-bottom with probability 1/2')
+    right_angles: bool = _key(
+        False, 'turn by 0, 90, 180 or 270 degrees, equally likely; image_size must be square'
+    )
+    crops: str = _key(
+        '',
+        'five: one of the corners or the centre, equally likely; ten: mirrored with probability '
+        '1/2 too; validation and prediction then see the centre',
+        choices=('', 'five', 'ten'),
+    )
+    crop_fraction: float = _key(
+        0.875,
+        'a crop has this part of each side, and image_size pixels',
+        at_least=0.1,
+        at_most=0.99,
+    )
     rotation_range: float = _key(0.0, 'degrees, uniform in [-r, r]', at_least=0)
     width_shift_range: float = _key(0.0, 'fraction of the width, uniform in [-r, r]', at_least=0)
     height_shift_range: float = _key(0.0, 'fraction of the height, uniform in [-r, r]', at_least=0)

@@ -60,6 +60,7 @@ class ImageSource:
 
         return pipeline.eval_epoch(
             self._table,
+            augment=self._config.augment,
             image_size=self._config.data.image_size,
             resize=self._config.data.resize,
             antialias=self._config.data.antialias,
@@ -197,8 +198,8 @@ def require_resident(source: Source) -> steps.Resident:
         raise UserError(
             'this needs features that are kept, and the backbone runs on every batch',
             where='config.features.cache, config.augment and config.optim.labels',
-            mend='freeze the backbone and allow the cache; of the augmentations only flips are '
-            "exact, the others need features.cache='True'",
+            mend='freeze the backbone and allow the cache; of the augmentations only flips, '
+            "right angles and corner crops are exact, the others need features.cache='True'",
         )
     raise UserError(
         f'the features of {source.num_examples} images are more than the '
@@ -269,7 +270,8 @@ class Maker:
 
     def eval(self, table: ImageTable, name: str) -> Source:
         """Returns the source of a split that is not augmented."""
-        views = extraction.no_views(len(table))
+        plain = sampling.plain(self.config.augment)
+        views = extraction.fixed_views([plain], self.config.augment, len(table))
         if not self._cached(views):
             return self.live(table)
         return self._from_features(table, views, np.ones((1, len(table)), bool), name)

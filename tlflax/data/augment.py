@@ -114,6 +114,11 @@ def apply(
                 lambda image=image, axis=axis: tf.reverse(image, [axis]),
                 lambda image=image: image,
             )
+    if 'quarter_turns' in parameters:
+        image = tf.switch_case(
+            tf.cast(parameters['quarter_turns'], tf.int32),
+            [lambda turns=turns: tf.image.rot90(image, turns) for turns in range(4)],
+        )
     return image
 
 

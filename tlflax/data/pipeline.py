@@ -13,15 +13,15 @@ from jaxtyping import Int64, Shaped
 
 from tlflax.config import AugmentConfig
 from tlflax.data import augment as augmentation
-from tlflax.data import sampling
+from tlflax.data import crops, ranges, sampling
 from tlflax.data._tensorflow import tf
 from tlflax.data.decode import printable, read_image
 from tlflax.data.folder import ImageTable
-from tlflax.data.resize import resize_image
 from tlflax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
+_DEFAULT = AugmentConfig()
 _AHEAD = 2  # batches ready before they are asked for: what this pipeline holds is bounded
 
 
@@ -56,24 +56,39 @@ def train_epoch(
         **batch_format: See `batches`, and for what is yielded.
 
     Raises:
-        UserError: See `batches`; or a range of `augment` is not one.
+        UserError: See `batches`; or `augment` contradicts itself.
     """
+    ranges.check(augment, batch_format['image_size'])
     order = sampling.permutation(seed, epoch, len(table.labels))
     draws = sampling.draw(augment, seed, epoch, len(order))
     return batches(
         table,
         order,
         draws={name: values[order] for name, values in draws.items()},
-        fill_mode=augment.fill_mode,
-        cval=augment.cval,
+        augment=augment,
         start_step=start_step,
         **batch_format,
     )
 
 
-def eval_epoch(table: ImageTable, **batch_format: Unpack[BatchFormat]) -> Iterator[Batch]:
-    """Yields every image once, in the table's order, never augmented; see `batches`."""
-    return batches(table, np.arange(len(table.labels)), **batch_format)
+def eval_epoch(
+    table: ImageTable,
+    *,
+    augment: AugmentConfig = _DEFAULT,
+    view: sampling.View | None = None,
+    **batch_format: Unpack[BatchFormat],
+) -> Iterator[Batch]:
+    """Yields every image once, in the table's order, all in one view; see `batches`.
+
+    Args:
+        table: The images.
+        augment: What training does to them, which decides how evaluation sees them.
+        view: What is done to all of them; None: what `tlflax.data.sampling.plain` says.
+        **batch_format: See `batches`.
+    """
+    n = len(table.labels)
+    draws = sampling.repeat(sampling.plain(augment) if view is None else view, n)
+    return batches(table, np.arange(n), draws=draws, augment=augment, **batch_format)
 
 
 def batches(
@@ -85,8 +100,7 @@ def batches(
     antialias: bool,
     batch_size: int,
     draws: Mapping[str, Shaped[np.ndarray, ' m']] | None = None,
-    fill_mode: str = 'nearest',
-    cval: float = 0.0,
+    augment: AugmentConfig = _DEFAULT,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -102,8 +116,7 @@ def batches(
         batch_size: Images of a batch over all processes.
         draws: Augmentation parameters, as from `tlflax.data.sampling.draw`; entry j is for
             `indices[j]`. None: images are not augmented.
-        fill_mode: What stands outside an image after a warp; see `tlflax.data.augment.apply`.
-        cval: The value for fill_mode='constant'.
+        augment: The settings that `draws` do not hold, such as `fill_mode`.
         start_step: Batches left out at the start; those that follow do not depend on it.
         process_index: This process, whose contiguous part of each batch is returned.
         process_count: Processes among which each batch is shared.
@@ -137,8 +150,7 @@ def batches(
         resize=resize,
         antialias=antialias,
         batch_size=plan.shape[1],
-        fill_mode=fill_mode,
-        cval=cval,
+        augment=augment,
     )
     return _assemble(table, np.append(indices, -1)[plan], dataset, image_size)
 
@@ -175,16 +187,24 @@ def _dataset(
     resize: str,
     antialias: bool,
     batch_size: int,
-    fill_mode: str,
-    cval: float,
+    augment: AugmentConfig,
 ) -> tf.data.Dataset:
     """A tf.data pipeline over images u8[b, h, w, 3]; the last batch may be short."""
 
     @tf.autograph.experimental.do_not_convert
     def load(item: dict[str, tf.Tensor]) -> tf.Tensor:
         image = _decode(item['path'], item['plain_jpeg'])
-        image = resize_image(image, image_size, resize, antialias=antialias)
-        return augmentation.apply(image, item['parameters'], fill_mode=fill_mode, cval=cval)
+        image = crops.resize(
+            image,
+            item['parameters'],
+            size=image_size,
+            mode=resize,
+            antialias=antialias,
+            augment=augment,
+        )
+        return augmentation.apply(
+            image, item['parameters'], fill_mode=augment.fill_mode, cval=augment.cval
+        )
 
     source = {
         # File names are bytes that need not be UTF-8.

@@ -1,34 +1,31 @@
 """Every random choice of the data side: the order of an epoch and the draws of its augmentations.
 
-Row `i` of an epoch gets its values from a counter-based generator (Philox) as a function of
-(seed, epoch, purpose, i) alone, so they do not depend on the number of rows, the batch size, the
-workers or the processes, and any step of any epoch can be computed without the ones before it.
-Each purpose has its own stream: switching one augmentation on does not change another. There is no
-TensorFlow here, so that the live pipeline and the feature cache, which runs without it, share the
-same draws. Raw generator words are turned into values by our own arithmetic, because NumPy
-guarantees the words of a bit generator across its versions, but not what `Generator` makes of them
-(NEP 19).
+All of it is a function of (seed, epoch, row), see `tlflax.data.streams`. There is no TensorFlow
+here, so that the live pipeline and the feature cache, which runs without it, share the same draws.
 """
 
 import itertools
-import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt64
+from jaxtyping import Int64, Shaped
 
 from tlflax.config import AugmentConfig
+from tlflax.data import ranges, streams
 from tlflax.errors import UserError
 
-Draws = dict[str, Shaped[np.ndarray, ' n']]
+Draws = dict[str, Shaped[np.ndarray, 'n ...']]
+View = dict[str, Any]
+"""One value for each array of `Draws`: what is done to an image."""
 
 FLIPS = ('horizontal_flip', 'vertical_flip')
+CROPS = ('top_left', 'top_right', 'bottom_left', 'bottom_right', 'centre')
 
 
 def permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, ' n']:
     """Returns the order in which `epoch` visits `n` rows: uniform over all orders."""
-    # Sorting random 64-bit keys; a tie, less likely than n^2 / 2^65, keeps row order.
-    return np.argsort(_words(seed, epoch, 'permutation', n), kind='stable').astype(np.int64)
+    return streams.permutation(seed, epoch, 'permutation', n)
 
 
 def batch_rows(
@@ -75,6 +72,7 @@ def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
 
     Returns:
         One array [n] for each active augmentation: `horizontal_flip`, `vertical_flip` (bool);
+        `quarter_turns` (i64, 0..3, counterclockwise); `crop` (i64, position in `CROPS`);
         float32 `rotation` and `shear` (degrees), `width_shift`, `height_shift` (fractions of the
         size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (grey levels).
 
@@ -82,12 +80,12 @@ def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
         UserError: `augment.brightness_range` is not a range.
     """
     draws: Draws = {
-        flip: (_words(seed, epoch, flip, n) >> np.uint64(63)) == 1
-        for flip in FLIPS
-        if getattr(augment, flip)
+        name: np.array(values)[streams.below(seed, epoch, name, n, 1, len(values))[:, 0]]
+        for name, values in _finite(augment).items()
     }
-    for name, (low, high) in _ranges(augment).items():
-        draws[name] = _uniform(seed, epoch, name, n, low, high)
+    for name, (low, high) in ranges.continuous(augment).items():
+        uniform = streams.units(seed, epoch, name, n, 1)[:, 0]
+        draws[name] = (low + (high - low) * uniform).astype(np.float32)
     return draws
 
 
@@ -96,29 +94,41 @@ def choose(seed: int, epoch: int, n: int, views: int) -> Int64[np.ndarray, ' n']
 
     For approximating a continuous augmentation by a fixed number of sampled views.
     """
-    uniform = _unit(_words(seed, epoch, 'view', n))
-    return (uniform * views).astype(np.int64)
+    return streams.below(seed, epoch, 'view', n, 1, views)[:, 0]
 
 
-def outcomes(augment: AugmentConfig) -> list[dict[str, bool]] | None:
+def outcomes(augment: AugmentConfig) -> list[View] | None:
     """Returns every view of an image that `augment` can produce, or None where they are endless.
 
-    A view holds one value for each array of `draw`; without augmentation there is one view, `{}`.
+    All are equally likely; without augmentation there is one view, `{}`.
 
     Raises:
         UserError: `augment.brightness_range` is not a range.
     """
-    if _ranges(augment):
-        return None
-    flips = [flip for flip in FLIPS if getattr(augment, flip)]
-    return [
-        dict(zip(flips, values, strict=True))
-        for values in itertools.product((False, True), repeat=len(flips))
-    ]
+    return None if ranges.continuous(augment) else _views(augment)
+
+
+def plain(augment: AugmentConfig) -> View:
+    """Returns the view that evaluation has of an image: the centre crop where crops are trained on.
+
+    So objects are as large in evaluation as in training.
+    """
+    return {'crop': CROPS.index('centre')} if augment.crops else {}
+
+
+def describe(view: View, augment: AugmentConfig) -> str:
+    """Returns a view's name, in which every setting that decides its pixels appears."""
+    words = []
+    for name, value in view.items():
+        if name == 'crop':
+            words.append(f'crop={CROPS[value]}/{augment.crop_fraction:g}')
+        elif value:
+            words.append(name if value is True else f'{name}={value}')
+    return ' '.join(words)
 
 
 def outcome_numbers(
-    draws: Mapping[str, np.ndarray], views: Sequence[Mapping[str, bool]], n: int
+    draws: Mapping[str, np.ndarray], views: Sequence[View], n: int
 ) -> Int64[np.ndarray, ' n']:
     """Returns the position in `views` (from `outcomes`) of the view that each row of `draws` drew.
 
@@ -134,52 +144,29 @@ def outcome_numbers(
     return numbers
 
 
-def repeat(view: Mapping[str, bool], n: int) -> Draws:
+def repeat(view: View, n: int) -> Draws:
     """Returns draws that give each of `n` rows the same view."""
     return {name: np.full(n, value) for name, value in view.items()}
 
 
-def _ranges(augment: AugmentConfig) -> dict[str, tuple[float, float]]:
-    """The active continuous augmentations and their (low, high)."""
-    symmetric = {
-        'rotation': augment.rotation_range,
-        'width_shift': augment.width_shift_range,
-        'height_shift': augment.height_shift_range,
-        'shear': augment.shear_range,
-        'channel_shift': augment.channel_shift_range,
-    }
-    ranges = {name: (-high, high) for name, high in symmetric.items() if high}
-    if augment.zoom_range:
-        around_one = (1 - augment.zoom_range, 1 + augment.zoom_range)
-        ranges |= {'zoom_width': around_one, 'zoom_height': around_one}
-    if augment.brightness_range:
-        if len(augment.brightness_range) != 2 or not (
-            0 <= augment.brightness_range[0] <= augment.brightness_range[1] < np.inf
-        ):
-            raise UserError(
-                f'{augment.brightness_range!r} is not a range',
-                where='config.augment.brightness_range',
-                mend='give two factors, 0 <= low <= high, such as (0.8, 1.2), or () for none',
-            )
-        ranges['brightness'] = augment.brightness_range
-    return ranges
+def _finite(augment: AugmentConfig) -> dict[str, list[Any]]:
+    """The active augmentations with finitely many values, all equally likely."""
+    turned = augment.right_angles
+    # With quarter turns, one mirror image or two give the same eight outcomes, equally likely.
+    active: dict[str, list[Any]] = {}
+    if augment.horizontal_flip or augment.crops == 'ten' or (augment.vertical_flip and turned):
+        active['horizontal_flip'] = [False, True]
+    if augment.vertical_flip and not turned:
+        active['vertical_flip'] = [False, True]
+    if turned:
+        active['quarter_turns'] = [0, 1, 2, 3]
+    if augment.crops:
+        active['crop'] = list(range(len(CROPS)))
+    return active
 
 
-def _uniform(
-    seed: int, epoch: int, purpose: str, n: int, low: float, high: float
-) -> Float32[np.ndarray, ' n']:
-    values = low + (high - low) * _unit(_words(seed, epoch, purpose, n))
-    return values.astype(np.float32)
-
-
-def _unit(words: UInt64[np.ndarray, ' n']) -> Float64[np.ndarray, ' n']:
-    """Uniform in [0, 1): the 53 high bits, as many as float64 holds."""
-    return (words >> np.uint64(11)) * 2.0**-53
-
-
-def _words(seed: int, epoch: int, purpose: str, n: int) -> UInt64[np.ndarray, ' n']:
-    """The first `n` words of the stream (seed, epoch, purpose)."""
-    key = np.array([seed, epoch], np.uint64)
-    # The low half of the 256-bit counter counts words, the purpose stands above it: no overlap.
-    counter = np.array([0, 0, zlib.crc32(purpose.encode()), 0], np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(n)
+def _views(augment: AugmentConfig) -> list[View]:
+    active = _finite(augment)
+    return [
+        dict(zip(active, values, strict=True)) for values in itertools.product(*active.values())
+    ]
