@@ -120,6 +120,7 @@ def stage_epochs(folder: Path) -> dict[str, Epoch]:
     from tlflax.data import folder as folders
     from tlflax.data import pipeline, sampling
     from tlflax.data._tensorflow import tf
+    from tlflax.data.resize import resize_image
 
     table = folders.scan(folder)
     table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
@@ -132,14 +133,14 @@ def stage_epochs(folder: Path) -> dict[str, Epoch]:
 
     def augmented(images: Any, config: AugmentConfig) -> Any:
         drawn = sampling.draw(config, 0, 0, len(table))
-        parameters = augmentation.parameters(drawn, SIZE)
+        parameters = augmentation.parameters(drawn, SIZE, config)
         pairs = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(parameters))
-        return each(pairs, functools.partial(augmentation.apply, fill_mode='nearest', cval=0.0))
+        return each(pairs, functools.partial(augmentation.apply, augment=config))
 
     def count(dataset: Any) -> int:
         return int(dataset.with_options(options).reduce(0, lambda number, _: number + 1))
 
-    resize = functools.partial(pipeline.resize_image, size=SIZE, mode='stretch', antialias=True)
+    resize = functools.partial(resize_image, size=SIZE, mode='stretch', antialias=True)
     files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))
     decode = each(files, pipeline._decode)  # the very function of which the pipeline is made
     decoded = decode.cache()

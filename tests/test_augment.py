@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.ndimage
-from PIL import Image
+from helpers import picture
 
 from tlflax.config import AugmentConfig
 from tlflax.data import augment, sampling
@@ -25,14 +25,6 @@ GEOMETRY = {
 }
 
 
-def picture(size, seed=0):
-    """Smooth areas and noise, u8[h, w, 3]."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-    smooth = np.asarray(small.resize(size[::-1], Image.BICUBIC), int)
-    return np.clip(smooth + rng.integers(-40, 41, (*size, 3)), 3, 251).astype(np.uint8)
-
-
 def ours(image, draws, fill_mode='nearest', cval=0.0):
     """One image u8[h, w, 3] through `apply`, for draws of plain numbers."""
     rows = {name: np.array([value]) for name, value in draws.items()}
@@ -40,12 +32,12 @@ def ours(image, draws, fill_mode='nearest', cval=0.0):
         name: values.astype(np.float32) if values.dtype == float else values
         for name, values in rows.items()
     }
-    parameters = augment.parameters(rows, image.shape[:2])
+    settings = AugmentConfig(fill_mode=fill_mode, cval=cval)
+    parameters = augment.parameters(rows, image.shape[:2], settings)
     result = augment.apply(
         tf.constant(image, tf.float32),
         {name: tf.constant(values[0]) for name, values in parameters.items()},
-        fill_mode=fill_mode,
-        cval=cval,
+        settings,
     )
     assert result.dtype == tf.uint8
     return result.numpy().astype(int)

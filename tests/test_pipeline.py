@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tlflax.config import AugmentConfig
-from tlflax.data import folder, pipeline, sampling
+from tlflax.data import crops, folder, pipeline, sampling
 from tlflax.errors import UserError
 
 SIZE = (24, 32)
@@ -180,6 +180,17 @@ def test_an_epoch_covers_every_image_once_in_its_own_order(table):
 ROUGH = AugmentConfig(
     vertical_flip=True, rotation_range=20.0, zoom_range=0.2, brightness_range=(0.5, 1.5)
 )
+EACH = {
+    'geometry and brightness': ROUGH,
+    'corner crops': AugmentConfig(crops='ten', channel_shift_range=9.0),
+    'random crops': AugmentConfig(random_resized_crop=True),
+    'jitter': AugmentConfig(
+        jitter_brightness=0.4, jitter_contrast=0.4, jitter_saturation=0.4, jitter_hue=0.1
+    ),
+    'randaugment': AugmentConfig(policy='randaugment', brightness_range=(0.8, 0.9)),
+    'trivialaugment': AugmentConfig(policy='trivialaugment', brightness_range=(0.8, 0.9)),
+    'erasing': AugmentConfig(erasing=1.0),
+}
 
 
 @pytest.fixture
@@ -201,24 +212,28 @@ def images_by_row(batches):
     }
 
 
-def test_augmentation_depends_on_seed_epoch_and_row_alone(photos):
+@pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
+def test_augmentation_depends_on_seed_epoch_and_row_alone(photos, augment):
     def run(epoch=0, seed=0, **changes):
         return images_by_row(
-            pipeline.train_epoch(photos, augment=ROUGH, seed=seed, epoch=epoch, **FORMAT | changes)
+            pipeline.train_epoch(
+                photos, augment=augment, seed=seed, epoch=epoch, **FORMAT | changes
+            )
         )
 
     first = run()
-    for again in (run(), run(batch_size=2), run(batch_size=9)):
+    for again in (run(batch_size=2), run(batch_size=9)):
         assert all((again[row] == image).all() for row, image in first.items())
     for other in (run(epoch=1), run(seed=1)):
         assert all((other[row] != image).any() for row, image in first.items())
 
 
-def test_resuming_at_a_step_gives_the_rest(photos):
-    args = {'augment': ROUGH, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 2}
+@pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
+def test_resuming_at_a_step_gives_the_rest(photos, augment):
+    args = {'augment': augment, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 2}
     whole = list(pipeline.train_epoch(photos, **args))
     assert len(whole) == 5
-    for start in (1, 4, 5):
+    for start in (1, 5):
         rest = list(pipeline.train_epoch(photos, start_step=start, **args))
         assert len(rest) == 5 - start
         for batch, expected in zip(rest, whole[start:], strict=True):
@@ -226,8 +241,9 @@ def test_resuming_at_a_step_gives_the_rest(photos):
                 np.testing.assert_array_equal(batch[key], value)
 
 
-def test_shards_are_the_parts_of_the_batch(photos):
-    args = {'augment': ROUGH, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 8}
+@pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
+def test_shards_are_the_parts_of_the_batch(photos, augment):
+    args = {'augment': augment, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 8}
     whole = list(pipeline.train_epoch(photos, **args))
     shards = [
         list(pipeline.train_epoch(photos, process_index=p, process_count=4, **args))
@@ -298,6 +314,21 @@ def test_oblong_images_are_not_turned_by_right_angles(photos):
         pipeline.train_epoch(
             photos, augment=AugmentConfig(right_angles=True), seed=0, epoch=0, **FORMAT
         )
+
+
+def test_random_crops_are_pillows(photos):
+    """Within one level, of the part of the file's own pixels that the draws give."""
+    augment = AugmentConfig(horizontal_flip=False, random_resized_crop=True)
+    images = images_by_row(pipeline.train_epoch(photos, augment=augment, seed=0, epoch=0, **FORMAT))
+    draws = sampling.draw(augment, 0, 0, 9)
+    for row, path in enumerate(photos.paths):
+        file = Image.open(path).convert('RGB')
+        numbers = (draws[f'crop_{name}'][row] for name in ('area', 'ratio', 'place'))
+        box = crops.random_box(file.size[::-1], *numbers, bounds=augment.random_crop_ratio)
+        top, left, height, width = box.numpy().tolist()
+        part = file.crop((left, top, left + width, top + height))
+        expected = np.asarray(part.resize(SIZE[::-1], Image.BILINEAR), int)
+        assert abs(images[row] - expected).max() <= 1, path
 
 
 def test_draws_follow_the_indices(photos):

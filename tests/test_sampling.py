@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from tlflax.config import AugmentConfig
-from tlflax.data import sampling
+from tlflax.data import ranges, sampling
 from tlflax.errors import UserError
 
 EVERYTHING = AugmentConfig(
@@ -194,6 +194,44 @@ def test_names_hold_what_decides_the_pixels():
     assert sampling.plain(augment) in sampling.outcomes(
         AugmentConfig(horizontal_flip=False, crops='five')
     )
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'random_resized_crop': True},
+        {'jitter_contrast': 0.2},
+        {'jitter_hue': 0.1},
+        {'policy': 'randaugment'},
+        {'erasing': 0.5},
+    ],
+    ids=str,
+)
+def test_what_is_too_many_to_list(settings):
+    augment = AugmentConfig(**settings)
+    assert sampling.outcomes(augment) is None
+    short, long = (sampling.draw(augment, 5, 2, n) for n in (10, 1000))
+    for name, values in short.items():
+        np.testing.assert_array_equal(values, long[name][:10], err_msg=name)
+    assert set(short) > {'horizontal_flip'}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'crops': 'five', 'random_resized_crop': True}, 'fixed crops and random ones'),
+        ({'right_angles': True}, '32x48 pixels cannot be turned'),
+        ({'random_crop_scale': (0.5, 1.5)}, r'random_crop_scale: \(0.5, 1.5\) is not a range'),
+        ({'random_crop_ratio': (0.0, 1.0)}, r'random_crop_ratio: .* 0 < low <= high, such as'),
+        ({'erasing_scale': ()}, r'erasing_scale: .* 0 < low <= high <= 1, such as \(0.8, 1.0\)$'),
+        ({'erasing_ratio': (2.0, 1.0)}, 'erasing_ratio'),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be(settings, message):
+    ranges.check(AugmentConfig(), (32, 48))
+    with pytest.raises(UserError, match=message):
+        ranges.check(AugmentConfig(**settings), (32, 48))
 
 
 @pytest.mark.parametrize('value', [(0.8,), (1.2, 0.8), (-0.5, 1.0), (1.0, 1.1, 1.2)])

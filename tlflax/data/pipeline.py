@@ -144,7 +144,7 @@ def batches(
         table,
         indices[positions],
         augmentation.parameters(
-            {name: values[positions] for name, values in draws.items()}, image_size
+            {name: values[positions] for name, values in draws.items()}, image_size, augment
         ),
         image_size=image_size,
         resize=resize,
@@ -202,9 +202,7 @@ def _dataset(
             antialias=antialias,
             augment=augment,
         )
-        return augmentation.apply(
-            image, item['parameters'], fill_mode=augment.fill_mode, cval=augment.cval
-        )
+        return augmentation.apply(image, item['parameters'], augment)
 
     source = {
         # File names are bytes that need not be UTF-8.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from tlflax.config import AugmentConfig
-from tlflax.data import ranges, streams
+from tlflax.data import policies, ranges, streams
 from tlflax.errors import UserError
 
 Draws = dict[str, Shaped[np.ndarray, 'n ...']]
@@ -20,6 +20,7 @@ View = dict[str, Any]
 """One value for each array of `Draws`: what is done to an image."""
 
 FLIPS = ('horizontal_flip', 'vertical_flip')
+TRIES = 10  # for a box that fits, as torchvision
 CROPS = ('top_left', 'top_right', 'bottom_left', 'bottom_right', 'centre')
 
 
@@ -74,7 +75,13 @@ def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
         One array [n] for each active augmentation: `horizontal_flip`, `vertical_flip` (bool);
         `quarter_turns` (i64, 0..3, counterclockwise); `crop` (i64, position in `CROPS`);
         float32 `rotation` and `shear` (degrees), `width_shift`, `height_shift` (fractions of the
-        size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (grey levels).
+        size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (grey levels),
+        `jitter_brightness`, `jitter_contrast`, `jitter_saturation` (factors), `jitter_hue`
+        (part of the circle). Arrays [n, ...], float32 unless said otherwise: `crop_area` (part of
+        the image), `crop_ratio` (width by height), each [n, TRIES], and `crop_place` [n, 2] (from
+        top and left, 0..1); `erase` (bool [n]), `erase_area`, `erase_ratio` (height by width),
+        `erase_place`, `erase_seed` (i32 [n, 2]); `policy_op` (i64 [n, ops], position in
+        `policies.OPS`), `policy_level` (i64 [n, ops], -30..30).
 
     Raises:
         UserError: `augment.brightness_range` is not a range.
@@ -86,7 +93,32 @@ def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
     for name, (low, high) in ranges.continuous(augment).items():
         uniform = streams.units(seed, epoch, name, n, 1)[:, 0]
         draws[name] = (low + (high - low) * uniform).astype(np.float32)
+    if augment.random_resized_crop:
+        scale, ratio = augment.random_crop_scale, augment.random_crop_ratio
+        draws |= _boxes('crop', seed, epoch, n, scale, ratio)
+    if augment.policy:
+        draws |= policies.draw(augment, seed, epoch, n)
+    if augment.erasing:
+        draws['erase'] = streams.units(seed, epoch, 'erase', n, 1)[:, 0] < augment.erasing
+        draws |= _boxes('erase', seed, epoch, n, augment.erasing_scale, augment.erasing_ratio)
+        # The high halves of words, as signed numbers.
+        seeds = streams.words(seed, epoch, 'erase_seed', 2 * n) >> np.uint64(32)
+        draws['erase_seed'] = seeds.astype(np.uint32).view(np.int32).reshape(n, 2)
     return draws
+
+
+def _boxes(
+    name: str, seed: int, epoch: int, n: int, scale: Sequence[float], ratio: Sequence[float]
+) -> Draws:
+    """Areas, aspect ratios and places; the first pair that fits the image is for use."""
+    area = streams.units(seed, epoch, f'{name}_area', n, TRIES)
+    aspect = streams.units(seed, epoch, f'{name}_ratio', n, TRIES)
+    low, high = np.log(ratio)
+    return {
+        f'{name}_area': (scale[0] + (scale[1] - scale[0]) * area).astype(np.float32),
+        f'{name}_ratio': np.exp(low + (high - low) * aspect).astype(np.float32),
+        f'{name}_place': streams.units(seed, epoch, f'{name}_place', n, 2).astype(np.float32),
+    }
 
 
 def choose(seed: int, epoch: int, n: int, views: int) -> Int64[np.ndarray, ' n']:
@@ -100,12 +132,14 @@ def choose(seed: int, epoch: int, n: int, views: int) -> Int64[np.ndarray, ' n']
 def outcomes(augment: AugmentConfig) -> list[View] | None:
     """Returns every view of an image that `augment` can produce, or None where they are endless.
 
-    All are equally likely; without augmentation there is one view, `{}`.
+    A policy's are too many to tell them from endless ones. All that are returned are equally
+    likely; without augmentation there is one view, `{}`.
 
     Raises:
         UserError: `augment.brightness_range` is not a range.
     """
-    return None if ranges.continuous(augment) else _views(augment)
+    endless = augment.random_resized_crop or augment.policy or augment.erasing
+    return None if endless or ranges.continuous(augment) else _views(augment)
 
 
 def plain(augment: AugmentConfig) -> View:
