@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / 'tlflax'
 # Each module may import only those before it.
 ORDER = """
 errors mirrors progress config trees stopping assets metrics
-data.streams data.ranges data.geometry data.policies data.sampling
+data.streams data.ranges data.geometry data.policies data.sampling data.mixing
 data.sniff data.colour data.decode data.scans data.walk data.classes data.folder
 data.split data.files models.preprocess models.vgg models.winograd models.frozen models.plan
 models.heads models.classifier
@@ -24,7 +24,9 @@ lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()
 
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}
-NO_TF = 'streams ranges geometry policies sampling sniff colour decode scans walk classes folder'
+NO_TF = (
+    'streams ranges geometry policies sampling mixing sniff colour decode scans walk classes folder'
+)
 NO_TF += ' split files'
 TF_HOMES -= {f'data.{name}' for name in NO_TF.split()}
 ENTRIES = {'cli', 'train', 'evaluate', 'predict', 'sweep', 'probe', 'features'}

@@ -130,6 +130,18 @@ class AugmentConfig:
         'with what: random pixels, the mean colour of ImageNet, or black',
         choices=('noise', 'mean', 'black'),
     )
+    mixup: float = _key(
+        0.0, 'alpha of the Beta distribution by which two images are added; 0: off', at_least=0
+    )
+    cutmix: float = _key(
+        0.0, 'alpha of that by which a part is replaced by another image; 0: off', at_least=0
+    )
+    mix_probability: float = _key(
+        1.0,
+        'part of the images that are mixed; with mixup and cutmix, half of them each way',
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

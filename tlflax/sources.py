@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from tlflax import extraction, steps
 from tlflax.config import Config
-from tlflax.data import sampling
+from tlflax.data import mixing, sampling
 from tlflax.data.folder import ImageTable
 from tlflax.errors import UserError
 from tlflax.runner import HostBatch, Runner, Source, replicate
@@ -199,7 +199,8 @@ def require_resident(source: Source) -> steps.Resident:
             'this needs features that are kept, and the backbone runs on every batch',
             where='config.features.cache, config.augment and config.optim.labels',
             mend='freeze the backbone and allow the cache; of the augmentations only flips, '
-            "right angles and corner crops are exact, the others need features.cache='True'",
+            'right angles and corner crops are exact, mixup and cutmix cannot be kept, the others '
+            "need features.cache='True'",
         )
     raise UserError(
         f'the features of {source.num_examples} images are more than the '
@@ -229,21 +230,32 @@ class Maker:
     def train(self, table: ImageTable) -> Source:
         """Returns the source of augmented training examples."""
         config, n = self.config, len(table)
+        exact = sampling.outcomes(config.augment) is not None
+        if not self._cached(exact, mixed=mixing.active(config.augment)):
+            self._say_why_live(exact)
+            return self.live(table)
         views = extraction.training_views(
             config.augment, seed=config.train.seed, n=n, samples=config.features.views
         )
-        if config.features.cache == 'auto' and not self.backbone_learns and not views.exact:
-            logging.info(
-                'augmentation has endless outcomes, so the backbone runs on every batch; '
-                'features.cache=True would draw from %d views of each image',
-                config.features.views,
-            )
-        if not self._cached(views):
-            return self.live(table)
         if not views.exact:
             logging.info('augmentation is approximated by %d views', config.features.views)
         wanted = extraction.needed(views, config.train.epochs, n)
         return self._from_features(table, views, wanted, 'training')
+
+    def _say_why_live(self, exact: bool) -> None:
+        if self.config.features.cache != 'auto' or self.backbone_learns:
+            return
+        if mixing.active(self.config.augment):
+            logging.info(
+                'mixed images (augment.mixup, augment.cutmix) have no features of their own to '
+                'keep, so the backbone runs on every batch'
+            )
+        elif not exact:
+            logging.info(
+                'augmentation has endless outcomes, so the backbone runs on every batch; '
+                'features.cache=True would draw from %d views of each image',
+                self.config.features.views,
+            )
 
     def train_resident(self, table: ImageTable, seeds: Sequence[int]) -> dict[int, FeatureSource]:
         """Returns a source for each seed; all share one array of features on the device.
@@ -252,12 +264,13 @@ class Maker:
             UserError: See `require_resident`.
         """
         config, n = self.config, len(table)
+        exact = sampling.outcomes(config.augment) is not None
+        if not self._cached(exact, mixed=mixing.active(config.augment)):
+            require_resident(ImageSource(table, config))
         sampled = [
             extraction.training_views(config.augment, seed=seed, n=n, samples=config.features.views)
             for seed in seeds
         ]
-        if not self._cached(sampled[0]):
-            require_resident(ImageSource(table, config))
         views = extraction.joined(sampled)
         wanted = np.logical_or.reduce(
             [extraction.needed(v, config.train.epochs, n) for v in views], axis=0
@@ -272,7 +285,7 @@ class Maker:
         """Returns the source of a split that is not augmented."""
         plain = sampling.plain(self.config.augment)
         views = extraction.fixed_views([plain], self.config.augment, len(table))
-        if not self._cached(views):
+        if not self._cached(exact=True):
             return self.live(table)
         return self._from_features(table, views, np.ones((1, len(table)), bool), name)
 
@@ -281,7 +294,8 @@ class Maker:
         images = ImageSource(table, self.config)
         return images if self.backbone_learns else ComputedSource(images, self._compute(len(table)))
 
-    def _cached(self, views: extraction.Views) -> bool:
+    def _cached(self, exact: bool, *, mixed: bool = False) -> bool:
+        """Says whether features are kept of a split whose views are all known, or `mixed`."""
         wish = self.config.features.cache
         if wish == 'True' and self.backbone_learns:
             raise UserError(
@@ -289,9 +303,15 @@ class Maker:
                 where='config.features.cache',
                 mend="set it to 'auto', or label all of the backbone 'frozen' in optim.labels",
             )
-        if wish == 'False' or self.backbone_learns or jax.process_count() > 1:
+        if wish == 'True' and mixed:
+            raise UserError(
+                'features of mixed images cannot be kept: every epoch mixes others',
+                where='config.features.cache and config.augment',
+                mend="set features.cache to 'auto', or augment.mixup and augment.cutmix to 0",
+            )
+        if wish == 'False' or mixed or self.backbone_learns or jax.process_count() > 1:
             return False
-        return views.exact or wish == 'True'
+        return exact or wish == 'True'
 
     def _compute(self, images: int) -> extraction.Compute:
         """Returns the backbone's program, which all splits share."""

@@ -14,13 +14,13 @@ differences, all deliberate:
 Then colour jitter, the operations of a policy, flips, right angles and erasing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Shaped
 
 from tlflax.config import AugmentConfig
-from tlflax.data import colour_ops, geometry, policies, policy_ops, sampling
+from tlflax.data import colour_ops, geometry, mixing, policies, policy_ops, sampling
 from tlflax.data._tensorflow import tf
 from tlflax.data.warp import warp
 
@@ -145,6 +145,32 @@ def erase(image: tf.Tensor, box: tf.Tensor, seed: tf.Tensor, fill: str) -> tf.Te
         return paste(patch, image, box)
 
     return tf.ensure_shape(tf.cond(rows * columns > 0, painted, lambda: image), [height, width, 3])
+
+
+def mix(
+    image: tf.Tensor, other: Callable[[], tf.Tensor], part: tf.Tensor, box: tf.Tensor
+) -> tf.Tensor:
+    """Mixes two images as `tlflax.data.mixing` describes.
+
+    Args:
+        image: uint8 [h, w, 3] of known shape.
+        other: Makes the other one; not called where nothing of it would be seen.
+        part: float32 scalar, what is kept of `image` (MixUp).
+        box: int32 [4], what is replaced by the same part of the other one (CutMix), if not empty.
+    """
+    top, left, rows, columns = tf.unstack(box)
+
+    def cut() -> tf.Tensor:
+        return paste(other()[top : top + rows, left : left + columns], image, box)
+
+    def blend() -> tf.Tensor:
+        one, two = tf.cast(image, tf.float32), tf.cast(other(), tf.float32)
+        return colour_ops.to_uint8(two + part * (one - two))
+
+    mixed = tf.case(
+        [(rows * columns > 0, cut), (part <= 1 - mixing.UNSEEN, blend)], default=lambda: image
+    )
+    return tf.ensure_shape(mixed, image.shape)
 
 
 def paste(patch: tf.Tensor, image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:

@@ -6,14 +6,14 @@ all of one shape, as NumPy arrays; nothing here is random, so any step can be th
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import NotRequired, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
 from tlflax.config import AugmentConfig
 from tlflax.data import augment as augmentation
-from tlflax.data import crops, ranges, sampling
+from tlflax.data import crops, mixing, ranges, sampling
 from tlflax.data._tensorflow import tf
 from tlflax.data.decode import printable, read_image
 from tlflax.data.folder import ImageTable
@@ -61,11 +61,14 @@ def train_epoch(
     ranges.check(augment, batch_format['image_size'])
     order = sampling.permutation(seed, epoch, len(table.labels))
     draws = sampling.draw(augment, seed, epoch, len(order))
+    mixed = mixing.draw(augment, seed, epoch, len(order), batch_format['image_size'])
     return batches(
         table,
         order,
-        draws={name: values[order] for name, values in draws.items()},
+        draws=_pick(draws, order),
         augment=augment,
+        mixed=mixed and mixed.select(order),
+        partner_draws=mixed and _pick(draws, mixed.partner[order]),
         start_step=start_step,
         **batch_format,
     )
@@ -101,6 +104,8 @@ def batches(
     batch_size: int,
     draws: Mapping[str, Shaped[np.ndarray, ' m']] | None = None,
     augment: AugmentConfig = _DEFAULT,
+    mixed: mixing.Mixing | None = None,
+    partner_draws: sampling.Draws | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -117,13 +122,17 @@ def batches(
         draws: Augmentation parameters, as from `tlflax.data.sampling.draw`; entry j is for
             `indices[j]`. None: images are not augmented.
         augment: The settings that `draws` do not hold, such as `fill_mode`.
+        mixed: How entry j is mixed with another row of the table; None: not at all.
+        partner_draws: That row's augmentation parameters.
         start_step: Batches left out at the start; those that follow do not depend on it.
         process_index: This process, whose contiguous part of each batch is returned.
         process_count: Processes among which each batch is shared.
 
     Yields:
         `image` u8[b, h, w, 3], `label` i32[b], `mask` bool[b], `index` i64[b] (the row), where b is
-        batch_size / process_count. Padding: image 0, label 0, mask False, index -1.
+        batch_size / process_count. Padding: image 0, label 0, mask False, index -1. Of images that
+        are mixed also `mix_label` i32[b] and `mix` f32[b]: the part `mix` belongs to `label`, the
+        rest to `mix_label`. Padding: 0 and 1.
 
     Raises:
         UserError: A file cannot be read or decoded; names it. Batches cannot be shared equally.
@@ -140,19 +149,46 @@ def batches(
     )
     # Padding stands at the end of the last batch only: `positions` are the plan without it.
     positions = plan[plan >= 0]
+    items = _items(table, indices[positions], _pick(draws, positions), image_size, augment)
+    rows = np.append(indices, -1)[plan]
+    reads, extra = rows, {}
+    if mixed is not None:
+        part = mixed.select(positions)
+        others = _pick(partner_draws or {}, positions)
+        items |= {'mix': part.mix, 'box': part.box}
+        items['partner'] = _items(table, part.partner, others, image_size, augment)
+        reads = np.concatenate([rows, np.append(mixed.partner, -1)[plan]], axis=1)
+        label = np.append(table.labels[mixed.partner], 0)[plan].astype(np.int32)
+        extra = {'mix_label': label, 'mix': np.append(mixed.mix, np.float32(1))[plan]}
     dataset = _dataset(
-        table,
-        indices[positions],
-        augmentation.parameters(
-            {name: values[positions] for name, values in draws.items()}, image_size, augment
-        ),
+        items,
         image_size=image_size,
         resize=resize,
         antialias=antialias,
         batch_size=plan.shape[1],
         augment=augment,
     )
-    return _assemble(table, np.append(indices, -1)[plan], dataset, image_size)
+    return _assemble(table, rows, dataset, image_size, reads, extra)
+
+
+def _pick(draws: Mapping[str, np.ndarray], entries: Int64[np.ndarray, ' k']) -> sampling.Draws:
+    return {name: values[entries] for name, values in draws.items()}
+
+
+def _items(
+    table: ImageTable,
+    rows: Int64[np.ndarray, ' m'],
+    draws: sampling.Draws,
+    image_size: tuple[int, int],
+    augment: AugmentConfig,
+) -> dict[str, Any]:
+    """What it takes to make an image of each of these rows."""
+    return {
+        # File names are bytes that need not be UTF-8.
+        'path': np.array([os.fsencode(path) for path in table.paths[rows]], object),
+        'plain_jpeg': table.plain_jpeg[rows],
+        'parameters': augmentation.parameters(draws, image_size, augment),
+    }
 
 
 def _assemble(
@@ -160,28 +196,29 @@ def _assemble(
     plan: Int64[np.ndarray, 'steps b'],
     dataset: tf.data.Dataset,
     image_size: tuple[int, int],
+    reads: Int64[np.ndarray, 'steps r'],
+    extra: Mapping[str, Shaped[np.ndarray, 'steps b']],
 ) -> Iterator[Batch]:
-    """Puts the images beside their labels, and pads."""
+    """Puts the images beside their labels and `extra`, and pads; `reads` are the rows to blame."""
     images = dataset.as_numpy_iterator()
-    for rows in plan:
+    for step, rows in enumerate(plan):
         mask = rows >= 0
         try:
             # A process may have nothing but padding in the last batch.
             image = next(images) if mask.any() else np.zeros((0, *image_size, 3), np.uint8)
         except tf.errors.OpError:
-            _explain(table, rows[mask])
+            _explain(table, reads[step][reads[step] >= 0])
             raise
         if len(image) < len(rows):
             missing = np.zeros((len(rows) - len(image), *image_size, 3), np.uint8)
             image = np.concatenate([image, missing])
         label = np.where(mask, table.labels[rows], 0).astype(np.int32)
-        yield {'image': image, 'label': label, 'mask': mask, 'index': rows}
+        more = {name: values[step] for name, values in extra.items()}
+        yield {'image': image, 'label': label, 'mask': mask, 'index': rows, **more}
 
 
 def _dataset(
-    table: ImageTable,
-    rows: Int64[np.ndarray, ' m'],
-    parameters: dict[str, Shaped[np.ndarray, 'm ...']],
+    items: dict[str, Any],
     *,
     image_size: tuple[int, int],
     resize: str,
@@ -191,8 +228,7 @@ def _dataset(
 ) -> tf.data.Dataset:
     """A tf.data pipeline over images u8[b, h, w, 3]; the last batch may be short."""
 
-    @tf.autograph.experimental.do_not_convert
-    def load(item: dict[str, tf.Tensor]) -> tf.Tensor:
+    def view(item: dict[str, Any]) -> tf.Tensor:
         image = _decode(item['path'], item['plain_jpeg'])
         image = crops.resize(
             image,
@@ -204,18 +240,19 @@ def _dataset(
         )
         return augmentation.apply(image, item['parameters'], augment)
 
-    source = {
-        # File names are bytes that need not be UTF-8.
-        'path': np.array([os.fsencode(path) for path in table.paths[rows]], object),
-        'plain_jpeg': table.plain_jpeg[rows],
-        'parameters': parameters,
-    }
+    @tf.autograph.experimental.do_not_convert
+    def load(item: dict[str, Any]) -> tf.Tensor:
+        image = view(item)
+        if 'partner' not in item:
+            return image
+        return augmentation.mix(image, lambda: view(item['partner']), item['mix'], item['box'])
+
     workers = _cores()
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = workers
     options.threading.max_intra_op_parallelism = 1  # one image, one thread
-    dataset = tf.data.Dataset.from_tensor_slices(source)
+    dataset = tf.data.Dataset.from_tensor_slices(items)
     dataset = dataset.map(load, num_parallel_calls=workers).batch(batch_size).prefetch(_AHEAD)
     return dataset.with_options(options)
 
