@@ -18,7 +18,7 @@ data.split data.files models.preprocess models.vgg models.winograd models.frozen
 models.heads models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.crops data.warp data.colour_ops data.policy_ops
-data.augment data.pipeline data.tfds_export data.tfds
+data.augment data.pipeline data.show data.tfds_export data.tfds
 steps logistic extraction checkpoints report runner experiment sources loop prepare trained training
 lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()

@@ -28,13 +28,16 @@ class ImageSource:
     Args:
         table: The images.
         config: Says how they are read, augmented and put into batches.
+        view: In which evaluation sees them; None: the plain one.
     """
 
     resident: steps.Resident | None = None
 
-    def __init__(self, table: ImageTable, config: Config) -> None:
+    def __init__(
+        self, table: ImageTable, config: Config, view: sampling.View | None = None
+    ) -> None:
         self.num_examples = len(table)
-        self._table, self._config = table, config
+        self._table, self._config, self._view = table, config, view
 
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
@@ -61,6 +64,7 @@ class ImageSource:
         return pipeline.eval_epoch(
             self._table,
             augment=self._config.augment,
+            view=self._view,
             image_size=self._config.data.image_size,
             resize=self._config.data.resize,
             antialias=self._config.data.antialias,
@@ -133,6 +137,7 @@ class FeatureSource:
         self.num_examples = len(labels)
         self._opened, self._labels, self._rows = opened, labels, rows
         self._choose, self._batch_size, self._seed = choose, batch_size, seed
+        self._evaluated = 0
         self._position = np.cumsum(rows.ravel() >= 0).reshape(rows.shape) - 1
         self.resident: steps.Resident | None = None
         wanted = rows[rows >= 0]
@@ -149,13 +154,20 @@ class FeatureSource:
         other._seed, other._choose = seed, choose
         return other
 
+    def viewed(self, number: int) -> 'FeatureSource':
+        """Returns a source of the same features that evaluates another view of each image."""
+        other = copy.copy(self)
+        other._evaluated = number
+        return other
+
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
         return self._batches(self._train_order(epoch)[start_step:], self._choose(epoch))
 
     def eval_batches(self) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
-        return self._batches(self._eval_order(), np.zeros(self.num_examples, np.int64))
+        view = np.full(self.num_examples, self._evaluated)
+        return self._batches(self._eval_order(), view)
 
     def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
         """See `tlflax.runner.Source`."""
@@ -165,7 +177,7 @@ class FeatureSource:
     def eval_rows(self) -> Int[np.ndarray, 'steps b']:
         """See `tlflax.runner.Source`."""
         order = self._eval_order()
-        return np.where(order >= 0, self._position[0, order], -1)
+        return np.where(order >= 0, self._position[self._evaluated, order], -1)
 
     def _train_order(self, epoch: int) -> Int[np.ndarray, 'steps b']:
         order = sampling.permutation(self._seed, epoch, self.num_examples)
@@ -283,16 +295,29 @@ class Maker:
 
     def eval(self, table: ImageTable, name: str) -> Source:
         """Returns the source of a split that is not augmented."""
-        plain = sampling.plain(self.config.augment)
-        views = extraction.fixed_views([plain], self.config.augment, len(table))
+        return self.eval_views(table, name, [sampling.plain(self.config.augment)])[0]
+
+    def eval_views(
+        self, table: ImageTable, name: str, views: Sequence[sampling.View]
+    ) -> list[Source]:
+        """Returns a source for each view of a split's images, see `sampling.test_views`."""
         if not self._cached(exact=True):
-            return self.live(table)
-        return self._from_features(table, views, np.ones((1, len(table)), bool), name)
+            return self.live_views(table, views)
+        fixed = extraction.fixed_views(views, self.config.augment, len(table))
+        wanted = np.ones((len(views), len(table)), bool)
+        shared = self._from_features(table, fixed, wanted, name)
+        return [shared.viewed(number) for number in range(len(views))]
 
     def live(self, table: ImageTable) -> Source:
         """Returns a source that reads the images anew and keeps nothing."""
-        images = ImageSource(table, self.config)
-        return images if self.backbone_learns else ComputedSource(images, self._compute(len(table)))
+        return self.live_views(table, [None])[0]
+
+    def live_views(self, table: ImageTable, views: Sequence[sampling.View | None]) -> list[Source]:
+        """Returns `live` sources, each of which evaluates one view; None: the plain one."""
+        images = [ImageSource(table, self.config, view) for view in views]
+        if self.backbone_learns:
+            return list(images)
+        return [ComputedSource(source, self._compute(len(table))) for source in images]
 
     def _cached(self, exact: bool, *, mixed: bool = False) -> bool:
         """Says whether features are kept of a split whose views are all known, or `mixed`."""

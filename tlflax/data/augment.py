@@ -160,17 +160,20 @@ def mix(
     """
     top, left, rows, columns = tf.unstack(box)
 
-    def cut() -> tf.Tensor:
-        return paste(other()[top : top + rows, left : left + columns], image, box)
+    def mixed() -> tf.Tensor:
+        second = other()  # once: its graph is as large as all the rest
 
-    def blend() -> tf.Tensor:
-        one, two = tf.cast(image, tf.float32), tf.cast(other(), tf.float32)
-        return colour_ops.to_uint8(two + part * (one - two))
+        def cut() -> tf.Tensor:
+            return paste(second[top : top + rows, left : left + columns], image, box)
 
-    mixed = tf.case(
-        [(rows * columns > 0, cut), (part <= 1 - mixing.UNSEEN, blend)], default=lambda: image
-    )
-    return tf.ensure_shape(mixed, image.shape)
+        def blend() -> tf.Tensor:
+            one, two = tf.cast(image, tf.float32), tf.cast(second, tf.float32)
+            return colour_ops.to_uint8(two + part * (one - two))
+
+        return tf.ensure_shape(tf.cond(rows * columns > 0, cut, blend), image.shape)
+
+    seen = (rows * columns > 0) | (part <= 1 - mixing.UNSEEN)
+    return tf.ensure_shape(tf.cond(seen, mixed, lambda: image), image.shape)
 
 
 def paste(patch: tf.Tensor, image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:

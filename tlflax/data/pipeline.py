@@ -60,15 +60,37 @@ def train_epoch(
     """
     ranges.check(augment, batch_format['image_size'])
     order = sampling.permutation(seed, epoch, len(table.labels))
-    draws = sampling.draw(augment, seed, epoch, len(order))
-    mixed = mixing.draw(augment, seed, epoch, len(order), batch_format['image_size'])
-    return batches(
+    return augmented(
         table,
         order,
-        draws=_pick(draws, order),
         augment=augment,
-        mixed=mixed and mixed.select(order),
-        partner_draws=mixed and _pick(draws, mixed.partner[order]),
+        seed=seed,
+        epoch=epoch,
+        start_step=start_step,
+        **batch_format,
+    )
+
+
+def augmented(
+    table: ImageTable,
+    rows: Int64[np.ndarray, ' m'],
+    *,
+    augment: AugmentConfig,
+    seed: int,
+    epoch: int,
+    start_step: int = 0,
+    **batch_format: Unpack[BatchFormat],
+) -> Iterator[Batch]:
+    """Yields rows of the table as they are augmented in an epoch; see `train_epoch`."""
+    draws = sampling.draw(augment, seed, epoch, len(table.labels))
+    mixed = mixing.draw(augment, seed, epoch, len(table.labels), batch_format['image_size'])
+    return batches(
+        table,
+        rows,
+        draws=_pick(draws, rows),
+        augment=augment,
+        mixed=mixed.select(rows) if mixed else None,
+        partner_draws=_pick(draws, mixed.partner[rows]) if mixed else None,
         start_step=start_step,
         **batch_format,
     )

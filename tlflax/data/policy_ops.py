@@ -44,10 +44,14 @@ def apply(
         cval: The value for 'constant'.
     """
     shape = image.shape
-    for number in range(branch.shape[0]):
-        image = _one(image, branch[number], value[number], matrix[number], fill_mode, cval)
-        image = tf.ensure_shape(image, shape)
-    return image
+
+    def one(number: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        done = _one(image, branch[number], value[number], matrix[number], fill_mode, cval)
+        return number + 1, tf.ensure_shape(done, shape)
+
+    # A loop, so that the graph, which every epoch builds anew, holds the branches once.
+    count = branch.shape[0]
+    return tf.while_loop(lambda number, _: number < count, one, [tf.constant(0), image])[1]
 
 
 def _one(

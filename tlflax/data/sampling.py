@@ -4,6 +4,7 @@ All of it is a function of (seed, epoch, row), see `tlflax.data.streams`. There 
 here, so that the live pipeline and the feature cache, which runs without it, share the same draws.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -148,6 +149,21 @@ def plain(augment: AugmentConfig) -> View:
     So objects are as large in evaluation as in training.
     """
     return {'crop': CROPS.index('centre')} if augment.crops else {}
+
+
+def test_views(augment: AugmentConfig) -> list[View]:
+    """Returns the views over which test-time augmentation takes the mean.
+
+    All that the finite part of `augment` can produce, and the mirror images even without it.
+    """
+    return _views(dataclasses.replace(augment, horizontal_flip=True))
+
+
+def show(images: Shaped[np.ndarray, 'b h w 3'], view: View) -> Shaped[np.ndarray, 'b h w 3']:
+    """Returns images of the network's size in a view; crops, which are of larger ones, are not."""
+    rows = slice(None, None, -1 if view.get('vertical_flip') else 1)
+    columns = slice(None, None, -1 if view.get('horizontal_flip') else 1)
+    return np.rot90(images[:, rows, columns], view.get('quarter_turns', 0), axes=(1, 2))
 
 
 def describe(view: View, augment: AugmentConfig) -> str:
