@@ -32,15 +32,15 @@ def config(augment=AugmentConfig()):  # noqa: B008
 
 @pytest.mark.parametrize('augment', [AugmentConfig(), ALL], ids=['defaults', 'all'])
 def test_cells_are_what_training_sees(table, tmp_path, augment):
-    show.draw_grid(table, config(augment), tmp_path / 'a.png', images=5, epochs=3)
+    show.draw_grid(table, config(augment), tmp_path / 'a.png', images=4, epochs=2)
     with Image.open(tmp_path / 'a.png') as file:
         grid = np.asarray(file)
-    rows = show._examples(table, 0, 5)
+    rows = show._examples(table, 0, 4)
     assert len(set(table.labels[rows[:3]])) == 3
     columns = [pipeline.eval_epoch(table, **FORMAT)]
     columns += [
         pipeline.train_epoch(table, augment=augment, seed=0, epoch=epoch, **FORMAT)
-        for epoch in range(3)
+        for epoch in range(2)
     ]
     left = show._MARGIN
     for (batch,) in columns:
@@ -85,7 +85,7 @@ def test_texts_say_what_was_drawn(table):
 def test_every_outcome_has_a_text(table):
     settings = AugmentConfig(right_angles=True, crops='ten')
     square = dataclasses.replace(config(settings), data=DataConfig(image_size=(16, 16)))
-    texts = {line for e in range(6) for _, lines in show._column(table, np.arange(12), square, e)
+    texts = {line for e in range(2) for _, lines in show._column(table, np.arange(12), square, e)
              for line in lines}  # fmt: skip
     assert {'turned by 90°', 'turned by 270°', 'crop top left', 'crop centre'} <= texts
 

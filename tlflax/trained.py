@@ -253,12 +253,11 @@ def mean_probabilities(
     runner: Runner, trainable: Params, views: Sequence[Source]
 ) -> Float[np.ndarray, 'n classes']:
     """Returns the mean of each image's class probabilities over its views, float64."""
-    total = 0.0
+    parts: list[Float[np.ndarray, 'n classes']] = []
     with progress('views', sum(source.num_examples for source in views)) as tick:
         for source in views:
-            found = runner.evaluate(trainable, source, progress=tick).probabilities
-            total = total + np.asarray(found, np.float64)
-    return np.asarray(total) / len(views)
+            parts.append(runner.evaluate(trainable, source, progress=tick).probabilities)
+    return np.stack(parts).astype(np.float64).mean(0)
 
 
 def _checkpoint_folder(workdir: Path) -> Path:
