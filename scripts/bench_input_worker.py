@@ -1,9 +1,11 @@
 """One side of scripts/bench_input.py, in a process of its own.
 
-    python scripts/bench_input_worker.py {tlflax,keras,torch}
+    python scripts/bench_input_worker.py {tlflax,keras,torch,augmentations}
 
 For each line on stdin, a folder of class folders of JPEGs, it goes through the images once and
 answers with a line of JSON: images a second by name. A folder's first epoch does not count.
+`augmentations` is for use by hand: tlflax's whole pipeline with each augmentation by itself, and
+each as a stage, fed from memory.
 """
 
 import functools
@@ -11,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,25 @@ FULL: dict[str, Any] = {  # every augmentation there is
     'zoom_range': 0.1,
     'brightness_range': (0.8, 1.2),
     'channel_shift_range': 10.0,
+}
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    'none': {'horizontal_flip': False},
+    'flips': {'vertical_flip': True},
+    'right angles': {'right_angles': True},
+    'ten crops': {'crops': 'ten'},
+    'random resized crop': {'random_resized_crop': True},
+    'geometry, brightness': FULL,
+    'colour jitter': {
+        'jitter_brightness': 0.4,
+        'jitter_contrast': 0.4,
+        'jitter_saturation': 0.4,
+        'jitter_hue': 0.1,
+    },
+    'randaugment': {'policy': 'randaugment'},
+    'trivialaugment': {'policy': 'trivialaugment'},
+    'erasing': {'erasing': 1.0},
+    'mixup': {'mixup': 1.0},
+    'cutmix': {'cutmix': 1.0},
 }
 
 Epoch = Callable[[], int]  # goes through the images once and returns their number
@@ -67,6 +88,16 @@ def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epo
         return sum(int(batch['mask'].sum()) for batch in batches)
 
     return epoch
+
+
+def augmentation_epochs(folder: Path) -> dict[str, Epoch]:
+    """Returns tlflax's pipeline with each augmentation, and each as a stage of its own."""
+    # What changes how a file is read, and mixing, are no stages by themselves.
+    alone = {'right angles', 'colour jitter', 'randaugment', 'trivialaugment', 'erasing'}
+    return {
+        **{name: tlflax_epoch(folder, **settings) for name, settings in AUGMENTATIONS.items()},
+        **stage_epochs(folder, {name: AUGMENTATIONS[name] for name in sorted(alone)}),
+    }
 
 
 def keras_epochs(folder: Path) -> dict[str, Epoch]:
@@ -113,13 +144,17 @@ def torch_epochs(folder: Path) -> dict[str, Epoch]:
     return {'torch': lambda: sum(len(label) for _, label in loader)}
 
 
-def stage_epochs(folder: Path) -> dict[str, Epoch]:
+def stage_epochs(
+    folder: Path, augmentations: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Epoch]:
     """Returns each stage of tlflax's pipeline alone, fed from memory."""
+    augmentations = augmentations or {'full augmentation': FULL}
     from tlflax.config import AugmentConfig
     from tlflax.data import augment as augmentation
     from tlflax.data import folder as folders
     from tlflax.data import pipeline, sampling
     from tlflax.data._tensorflow import tf
+    from tlflax.data.resize import resize_image
 
     table = folders.scan(folder)
     table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
@@ -132,14 +167,14 @@ def stage_epochs(folder: Path) -> dict[str, Epoch]:
 
     def augmented(images: Any, config: AugmentConfig) -> Any:
         drawn = sampling.draw(config, 0, 0, len(table))
-        parameters = augmentation.parameters(drawn, SIZE)
+        parameters = augmentation.parameters(drawn, SIZE, config)
         pairs = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(parameters))
-        return each(pairs, functools.partial(augmentation.apply, fill_mode='nearest', cval=0.0))
+        return each(pairs, functools.partial(augmentation.apply, augment=config))
 
     def count(dataset: Any) -> int:
         return int(dataset.with_options(options).reduce(0, lambda number, _: number + 1))
 
-    resize = functools.partial(pipeline.resize_image, size=SIZE, mode='stretch', antialias=True)
+    resize = functools.partial(resize_image, size=SIZE, mode='stretch', antialias=True)
     files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))
     decode = each(files, pipeline._decode)  # the very function of which the pipeline is made
     decoded = decode.cache()
@@ -148,7 +183,10 @@ def stage_epochs(folder: Path) -> dict[str, Epoch]:
         'read + decode': decode,
         'resize': each(decoded, resize),
         'flip': augmented(resized, AugmentConfig()),
-        'full augmentation': augmented(resized, AugmentConfig(**FULL)),
+        **{
+            name: augmented(resized, AugmentConfig(**settings))
+            for name, settings in augmentations.items()
+        },
     }
     return {f'stage: {name}': functools.partial(count, stage) for name, stage in stages.items()}
 
@@ -157,6 +195,7 @@ SIDES: dict[str, Callable[[Path], dict[str, Epoch]]] = {
     'tlflax': tlflax_epochs,
     'keras': keras_epochs,
     'torch': torch_epochs,
+    'augmentations': augmentation_epochs,
 }
 
 

@@ -26,6 +26,14 @@ def make_folders(root: Path, per_class: int, *, seed: int = 0, noise: float = 40
     return root
 
 
+def picture(size, seed: int = 0) -> np.ndarray:
+    """Smooth areas and noise, u8[h, w, 3] of `size` (height, width), no value at either end."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    smooth = np.asarray(small.resize(size[::-1], Image.BICUBIC), int)
+    return np.clip(smooth + rng.integers(-40, 41, (*size, 3)), 3, 251).astype(np.uint8)
+
+
 def small_config(root: Path, **changes):
     """A whole run in seconds: random weights, 32x32 images, features after three blocks."""
     config = default_config()

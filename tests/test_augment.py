@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.ndimage
-from PIL import Image
+from helpers import picture
 
 from tlflax.config import AugmentConfig
 from tlflax.data import augment, sampling
@@ -25,27 +25,19 @@ GEOMETRY = {
 }
 
 
-def picture(size, seed=0):
-    """Smooth areas and noise, u8[h, w, 3]."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-    smooth = np.asarray(small.resize(size[::-1], Image.BICUBIC), int)
-    return np.clip(smooth + rng.integers(-40, 41, (*size, 3)), 3, 251).astype(np.uint8)
-
-
 def ours(image, draws, fill_mode='nearest', cval=0.0):
     """One image u8[h, w, 3] through `apply`, for draws of plain numbers."""
     rows = {name: np.array([value]) for name, value in draws.items()}
     rows = {
-        name: values if values.dtype == bool else values.astype(np.float32)
+        name: values.astype(np.float32) if values.dtype == float else values
         for name, values in rows.items()
     }
-    parameters = augment.parameters(rows, image.shape[:2])
+    settings = AugmentConfig(fill_mode=fill_mode, cval=cval)
+    parameters = augment.parameters(rows, image.shape[:2], settings)
     result = augment.apply(
         tf.constant(image, tf.float32),
         {name: tf.constant(values[0]) for name, values in parameters.items()},
-        fill_mode=fill_mode,
-        cval=cval,
+        settings,
     )
     assert result.dtype == tf.uint8
     return result.numpy().astype(int)
@@ -155,6 +147,15 @@ def test_flips_are_exact(horizontal, vertical):
     assert (ours(image, draws) == kerass(image, draws)).all()
     expected = image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
     assert (ours(image, draws) == expected).all()
+
+
+@pytest.mark.parametrize('turns', range(4))
+def test_right_angles_are_exact(turns):
+    image = picture(SQUARE)
+    assert (ours(image, {'quarter_turns': turns}) == np.rot90(image, turns)).all()
+    # Keras turns by any angle, resampling: at right angles it hits the pixels.
+    kerass_turn = kerass(image, {'rotation': 90.0 * turns})
+    assert abs(np.rot90(image, turns) - kerass_turn).max() < 0.01
 
 
 @pytest.mark.parametrize('shift', [-60.0, -7.3, 12.6, 80.0])

@@ -42,13 +42,20 @@ def computed(caplog):
     return {name: int(count) for name, count in found}
 
 
-@pytest.mark.parametrize(('head', 'optimiser'), [('conv', 'sgd'), ('flatten_linear', 'adam')])
-def test_cached_training_equals_live_training(folders, tmp_path, head, optimiser):
-    """The same seed, batches and flips: after 51 steps the parameters agree to 1e-5."""
+@pytest.mark.parametrize(
+    ('head', 'optimiser', 'augment'),
+    [
+        ('conv', 'sgd', {'vertical_flip': True}),  # four views
+        ('flatten_linear', 'adam', {'right_angles': True}),  # eight
+        ('flatten_linear', 'sgd', {'crops': 'ten', 'crop_fraction': 0.8}),
+    ],
+)
+def test_cached_training_equals_live_training(folders, tmp_path, head, optimiser, augment):
+    """The same seed, batches and views: after 51 steps the parameters agree to 1e-5."""
     for cache in ('auto', 'False'):
         config = small_config(folders, features__cache=cache, train__epochs=17)
         config.model.head, config.optim.name = head, optimiser
-        config.augment.vertical_flip = True  # four views
+        config.augment.update(augment)
         train_and_evaluate(config, tmp_path / cache)
     cached, live = params_of(tmp_path / 'auto'), params_of(tmp_path / 'False')
     for path, leaf in live.items():
@@ -157,12 +164,32 @@ def test_sampled_views_belong_to_the_image_not_to_its_row():
     assert len(np.unique([d['rotation'] for d in views.draws])) == 8
 
 
-def test_exact_views_are_what_the_live_pipeline_draws():
-    augment = AugmentConfig(vertical_flip=True)
+def test_evaluation_uses_the_centre_crop_that_training_stored(folders, tmp_path, caplog):
+    """The same images as training and validation: nothing is computed twice."""
+    caplog.set_level('INFO')
+    config = small_config(folders, augment__crops='five', train__epochs=80)
+    config.data.val = config.data.train
+    train_and_evaluate(config, tmp_path / 'w')
+    assert computed(caplog) == {'training': 210}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'names'),
+    [
+        ({}, ['', 'horizontal_flip', 'horizontal_flip vertical_flip', 'vertical_flip']),
+        (
+            {'horizontal_flip': False, 'crops': 'five', 'vertical_flip': False},
+            [
+                f'crop={corner}/0.875'
+                for corner in ('bottom_left', 'bottom_right', 'centre', 'top_left', 'top_right')
+            ],
+        ),
+    ],
+)
+def test_exact_views_are_what_the_live_pipeline_draws(settings, names):
+    augment = AugmentConfig(**{'vertical_flip': True, **settings})
     views = extraction.training_views(augment, seed=3, n=50, samples=1)
-    assert sorted(views.names) == [
-        '', 'horizontal_flip', 'horizontal_flip vertical_flip', 'vertical_flip'
-    ]  # fmt: skip
+    assert sorted(views.names) == names
     for epoch in range(3):
         live = sampling.draw(augment, 3, epoch, 50)
         chosen = views.choose(epoch)

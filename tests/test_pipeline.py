@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tlflax.config import AugmentConfig
-from tlflax.data import folder, pipeline, sampling
+from tlflax.data import crops, folder, pipeline, sampling
 from tlflax.errors import UserError
 
 SIZE = (24, 32)
@@ -180,6 +180,17 @@ def test_an_epoch_covers_every_image_once_in_its_own_order(table):
 ROUGH = AugmentConfig(
     vertical_flip=True, rotation_range=20.0, zoom_range=0.2, brightness_range=(0.5, 1.5)
 )
+EACH = {
+    'geometry and brightness': ROUGH,
+    'corner crops': AugmentConfig(crops='ten', channel_shift_range=9.0),
+    'random crops': AugmentConfig(random_resized_crop=True),
+    'jitter': AugmentConfig(
+        jitter_brightness=0.4, jitter_contrast=0.4, jitter_saturation=0.4, jitter_hue=0.1
+    ),
+    'randaugment': AugmentConfig(policy='randaugment', brightness_range=(0.8, 0.9)),
+    'trivialaugment': AugmentConfig(policy='trivialaugment', brightness_range=(0.8, 0.9)),
+    'erasing': AugmentConfig(erasing=1.0),
+}
 
 
 @pytest.fixture
@@ -201,24 +212,29 @@ def images_by_row(batches):
     }
 
 
-def test_augmentation_depends_on_seed_epoch_and_row_alone(photos):
-    def run(epoch=0, seed=0, **changes):
+@pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
+def test_augmentation_depends_on_seed_epoch_and_row_alone(photos, augment, monkeypatch):
+    def run(epoch=0, seed=0, workers=2, **changes):
+        monkeypatch.setattr(pipeline, '_cores', lambda: workers)
         return images_by_row(
-            pipeline.train_epoch(photos, augment=ROUGH, seed=seed, epoch=epoch, **FORMAT | changes)
+            pipeline.train_epoch(
+                photos, augment=augment, seed=seed, epoch=epoch, **FORMAT | changes
+            )
         )
 
     first = run()
-    for again in (run(), run(batch_size=2), run(batch_size=9)):
+    for again in (run(batch_size=2, workers=1), run(batch_size=9, workers=5)):
         assert all((again[row] == image).all() for row, image in first.items())
     for other in (run(epoch=1), run(seed=1)):
         assert all((other[row] != image).any() for row, image in first.items())
 
 
-def test_resuming_at_a_step_gives_the_rest(photos):
-    args = {'augment': ROUGH, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 2}
+@pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
+def test_resuming_at_a_step_gives_the_rest(photos, augment):
+    args = {'augment': augment, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 2}
     whole = list(pipeline.train_epoch(photos, **args))
     assert len(whole) == 5
-    for start in (1, 4, 5):
+    for start in (1, 5):
         rest = list(pipeline.train_epoch(photos, start_step=start, **args))
         assert len(rest) == 5 - start
         for batch, expected in zip(rest, whole[start:], strict=True):
@@ -226,8 +242,9 @@ def test_resuming_at_a_step_gives_the_rest(photos):
                 np.testing.assert_array_equal(batch[key], value)
 
 
-def test_shards_are_the_parts_of_the_batch(photos):
-    args = {'augment': ROUGH, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 8}
+@pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
+def test_shards_are_the_parts_of_the_batch(photos, augment):
+    args = {'augment': augment, 'seed': 3, 'epoch': 2, **FORMAT, 'batch_size': 8}
     whole = list(pipeline.train_epoch(photos, **args))
     shards = [
         list(pipeline.train_epoch(photos, process_index=p, process_count=4, **args))
@@ -268,6 +285,51 @@ def test_flipped_views_are_mirrored_views(photos):
     assert len(set(numbers)) > 1
     for row, number in enumerate(numbers):
         np.testing.assert_array_equal(live[row], by_view[number][row])
+
+
+@pytest.mark.parametrize('resize', ['stretch', 'crop'])
+def test_crops_are_cut_from_the_image_enlarged(photos, resize):
+    """As Pillow: the image as large as the crop's fraction asks, of which corners and centre."""
+    size, fraction = (24, 32), 0.75
+    augment = AugmentConfig(horizontal_flip=False, crops='five', crop_fraction=fraction)
+    corners = {'top_left': (0, 0), 'top_right': (11, 0), 'bottom_left': (0, 8)}
+    corners |= {'bottom_right': (11, 8), 'centre': (6, 4)}  # of 43x32; half of 11 is 6, rounded
+    for view in sampling.outcomes(augment):
+        batches = pipeline.eval_epoch(
+            photos, augment=augment, view=view, **FORMAT | {'resize': resize}
+        )
+        left, top = corners[sampling.CROPS[view['crop']]]
+        for path, image in zip(photos.paths, joined(batches, 'image'), strict=True):
+            large = reference(path, (32, 43), resize)
+            expected = np.asarray(large.crop((left, top, left + size[1], top + size[0])), int)
+            assert abs(image - expected).max() <= 1
+    plain = joined(pipeline.eval_epoch(photos, augment=augment, **FORMAT), 'image')
+    centre = joined(
+        pipeline.eval_epoch(photos, augment=augment, view={'crop': 4}, **FORMAT), 'image'
+    )
+    np.testing.assert_array_equal(plain, centre)
+
+
+def test_oblong_images_are_not_turned_by_right_angles(photos):
+    with pytest.raises(UserError, match='24x32 pixels cannot be turned by right angles'):
+        pipeline.train_epoch(
+            photos, augment=AugmentConfig(right_angles=True), seed=0, epoch=0, **FORMAT
+        )
+
+
+def test_random_crops_are_pillows(photos):
+    """Within one level, of the part of the file's own pixels that the draws give."""
+    augment = AugmentConfig(horizontal_flip=False, random_resized_crop=True)
+    images = images_by_row(pipeline.train_epoch(photos, augment=augment, seed=0, epoch=0, **FORMAT))
+    draws = sampling.draw(augment, 0, 0, 9)
+    for row, path in enumerate(photos.paths):
+        file = Image.open(path).convert('RGB')
+        numbers = (draws[f'crop_{name}'][row] for name in ('area', 'ratio', 'place'))
+        box = crops.random_box(file.size[::-1], *numbers, bounds=augment.random_crop_ratio)
+        top, left, height, width = box.numpy().tolist()
+        part = file.crop((left, top, left + width, top + height))
+        expected = np.asarray(part.resize(SIZE[::-1], Image.BILINEAR), int)
+        assert abs(images[row] - expected).max() <= 1, path
 
 
 def test_draws_follow_the_indices(photos):

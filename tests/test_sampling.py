@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from tlflax.config import AugmentConfig
-from tlflax.data import sampling
+from tlflax.data import ranges, sampling
 from tlflax.errors import UserError
 
 EVERYTHING = AugmentConfig(
@@ -147,18 +147,31 @@ def test_nothing_active_draws_nothing():
 
 
 @pytest.mark.parametrize(
-    ('flips', 'count'),
-    [({'horizontal_flip': True}, 2), ({'horizontal_flip': True, 'vertical_flip': True}, 4)],
+    ('settings', 'count'),
+    [
+        ({}, 2),
+        ({'vertical_flip': True}, 4),
+        ({'horizontal_flip': False, 'right_angles': True}, 4),
+        ({'right_angles': True}, 8),
+        ({'right_angles': True, 'vertical_flip': True}, 8),  # a square has no more symmetries
+        ({'horizontal_flip': False, 'right_angles': True, 'vertical_flip': True}, 8),
+        ({'horizontal_flip': False, 'crops': 'five'}, 5),
+        ({'horizontal_flip': False, 'crops': 'ten'}, 10),
+        ({'crops': 'five', 'vertical_flip': True}, 20),
+        ({'crops': 'ten', 'right_angles': True}, 40),
+    ],
 )
-def test_outcomes_number_what_was_drawn(flips, count):
-    augment = AugmentConfig(**flips)
+def test_outcomes_number_what_was_drawn(settings, count):
+    augment = AugmentConfig(**settings)
     views = sampling.outcomes(augment)
+    n = 50 * count
+    draws = sampling.draw(augment, 3, 1, n)
+    numbers = sampling.outcome_numbers(draws, views, n)
     assert len(views) == count
-    draws = sampling.draw(augment, 3, 1, 200)
-    numbers = sampling.outcome_numbers(draws, views, 200)
-    assert set(numbers.tolist()) == set(range(count))
+    assert stats.chisquare(np.bincount(numbers, minlength=count)).pvalue > 1e-3
+    assert len({sampling.describe(view, augment) for view in views}) == count
     for row, number in enumerate(numbers):
-        assert views[number] == {name: bool(values[row]) for name, values in draws.items()}
+        assert views[number] == {name: values[row] for name, values in draws.items()}
     for number, view in enumerate(views):
         repeated = sampling.repeat(view, 4)
         assert sampling.outcome_numbers(repeated, views, 4).tolist() == [number] * 4
@@ -169,6 +182,56 @@ def test_continuous_augmentations_have_no_list_of_outcomes():
         if field.name.endswith('_range'):
             value = getattr(EVERYTHING, field.name)
             assert sampling.outcomes(AugmentConfig(**{field.name: value})) is None, field.name
+
+
+def test_names_hold_what_decides_the_pixels():
+    augment = AugmentConfig(crops='five', crop_fraction=0.8, right_angles=True)
+    view = {'horizontal_flip': True, 'quarter_turns': 3, 'crop': 1}
+    assert sampling.describe(view, augment) == 'horizontal_flip quarter_turns=3 crop=top_right/0.8'
+    assert sampling.describe(sampling.plain(augment), augment) == 'crop=centre/0.8'
+    neither = AugmentConfig()
+    assert sampling.describe(sampling.plain(neither), neither) == ''
+    assert sampling.plain(augment) in sampling.outcomes(
+        AugmentConfig(horizontal_flip=False, crops='five')
+    )
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'random_resized_crop': True},
+        {'jitter_contrast': 0.2},
+        {'jitter_hue': 0.1},
+        {'policy': 'randaugment'},
+        {'erasing': 0.5},
+    ],
+    ids=str,
+)
+def test_what_is_too_many_to_list(settings):
+    augment = AugmentConfig(**settings)
+    assert sampling.outcomes(augment) is None
+    short, long = (sampling.draw(augment, 5, 2, n) for n in (10, 1000))
+    for name, values in short.items():
+        np.testing.assert_array_equal(values, long[name][:10], err_msg=name)
+    assert set(short) > {'horizontal_flip'}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'crops': 'five', 'random_resized_crop': True}, 'fixed crops and random ones'),
+        ({'right_angles': True}, '32x48 pixels cannot be turned'),
+        ({'random_crop_scale': (0.5, 1.5)}, r'random_crop_scale: \(0.5, 1.5\) is not a range'),
+        ({'random_crop_ratio': (0.0, 1.0)}, r'random_crop_ratio: .* 0 < low <= high, such as'),
+        ({'erasing_scale': ()}, r'erasing_scale: .* 0 < low <= high <= 1, such as \(0.8, 1.0\)$'),
+        ({'erasing_ratio': (2.0, 1.0)}, 'erasing_ratio'),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be(settings, message):
+    ranges.check(AugmentConfig(), (32, 48))
+    with pytest.raises(UserError, match=message):
+        ranges.check(AugmentConfig(**settings), (32, 48))
 
 
 @pytest.mark.parametrize('value', [(0.8,), (1.2, 0.8), (-0.5, 1.0), (1.0, 1.1, 1.2)])

@@ -61,10 +61,28 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training images; Keras's ImageDataGenerator names and meanings."""
+    """Random changes to training images, with Keras's ImageDataGenerator names and meanings first.
+
+    docs/data.md tells where the others come from and in which order all are applied.
+    """
 
     horizontal_flip: bool = _key(True, 'mirror left-right with probability 1/2')
     vertical_flip: bool = _key(False, 'mirror top-bottom with probability 1/2')
+    right_angles: bool = _key(
+        False, 'turn by 0, 90, 180 or 270 degrees, equally likely; image_size must be square'
+    )
+    crops: str = _key(
+        '',
+        'five: one of the corners or the centre, equally likely; ten: mirrored with probability '
+        '1/2 too; validation and prediction then see the centre',
+        choices=('', 'five', 'ten'),
+    )
+    crop_fraction: float = _key(
+        0.875,
+        'a crop has this part of each side, and image_size pixels',
+        at_least=0.1,
+        at_most=0.99,
+    )
     rotation_range: float = _key(0.0, 'degrees, uniform in [-r, r]', at_least=0)
     width_shift_range: float = _key(0.0, 'fraction of the width, uniform in [-r, r]', at_least=0)
     height_shift_range: float = _key(0.0, 'fraction of the height, uniform in [-r, r]', at_least=0)
@@ -80,6 +98,50 @@ class AugmentConfig:
         choices=('nearest', 'constant', 'reflect', 'wrap'),
     )
     cval: float = _key(0.0, "the value for fill_mode='constant', 0..255", at_least=0, at_most=255)
+    random_resized_crop: bool = _key(
+        False, 'a random part of the image, resized, in place of all of it (resize is not used)'
+    )
+    random_crop_scale: tuple[float, ...] = _key((0.08, 1.0), '(low, high) of its part of the area')
+    random_crop_ratio: tuple[float, ...] = _key(
+        (3 / 4, 4 / 3), '(low, high) of its width by its height, log-uniform'
+    )
+    jitter_brightness: float = _key(0.0, 'factor, uniform in [max(0, 1 - j), 1 + j]', at_least=0)
+    jitter_contrast: float = _key(0.0, 'the same of the distance from mean grey', at_least=0)
+    jitter_saturation: float = _key(0.0, "the same of that from the pixel's grey", at_least=0)
+    jitter_hue: float = _key(
+        0.0, 'part of the colour circle, uniform in [-j, j]', at_least=0, at_most=0.5
+    )
+    policy: str = _key(
+        '',
+        'operations drawn from a list of 14: randaugment, trivialaugment (wide)',
+        choices=('', 'randaugment', 'trivialaugment'),
+    )
+    randaugment_ops: int = _key(2, 'operations one after another', at_least=1, at_most=8)
+    randaugment_magnitude: int = _key(9, 'their strength, 0..30', at_least=0, at_most=30)
+    erasing: float = _key(
+        0.0, 'probability that a random rectangle is painted over', at_least=0, at_most=1
+    )
+    erasing_scale: tuple[float, ...] = _key((0.02, 0.33), '(low, high) of its part of the area')
+    erasing_ratio: tuple[float, ...] = _key(
+        (0.3, 3.3), '(low, high) of its height by its width, log-uniform'
+    )
+    erasing_fill: str = _key(
+        'noise',
+        'with what: random pixels, the mean colour of ImageNet, or black',
+        choices=('noise', 'mean', 'black'),
+    )
+    mixup: float = _key(
+        0.0, 'alpha of the Beta distribution by which two images are added; 0: off', at_least=0
+    )
+    cutmix: float = _key(
+        0.0, 'alpha of that by which a part is replaced by another image; 0: off', at_least=0
+    )
+    mix_probability: float = _key(
+        1.0,
+        'part of the images that are mixed; with mixup and cutmix, half of them each way',
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

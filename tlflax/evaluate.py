@@ -16,7 +16,7 @@ def _main(arguments: list[str]) -> None:
             mend='for example: python -m tlflax.evaluate --workdir=runs/traffic',
         )
     classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
-    result = classifier.evaluate(flags.FLAGS.data)
+    result = classifier.evaluate(flags.FLAGS.data, tta=flags.FLAGS.tta)
     print(metrics.format_table(result))
     print(json.dumps(result))
 
@@ -25,4 +25,5 @@ if __name__ == '__main__':
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
     flags.DEFINE_string('data', None, "Class folders; by default the run's validation images.")
     flags.DEFINE_string('step', 'best', "'best', 'last' or the number of a saved step.")
+    flags.DEFINE_bool('tta', False, 'Mean over mirror images, and crops as trained with.')
     cli.run(_main)

@@ -1,8 +1,9 @@
 """Features of a frozen backbone: computed once for each (image, view), ever, and then drawn from.
 
 A *view* is what augmentation makes of an image. Where augmentation has finitely many outcomes
-(flips) all that the epochs will draw are computed, and training from them equals training from
-images; continuous augmentation is approximated by `features.views` sampled views.
+(flips, right angles, corner crops) all that the epochs will draw are computed, and training from
+them equals training from images; continuous augmentation is approximated by `features.views`
+sampled views.
 """
 
 import dataclasses
@@ -53,9 +54,14 @@ class Views:
     exact: bool
 
 
-def no_views(n: int) -> Views:
-    """The one view of images that are not augmented."""
-    return Views([''], [{}], lambda epoch: np.zeros(n, np.int64), exact=True)
+def fixed_views(views: Sequence[sampling.View], augment: AugmentConfig, n: int) -> Views:
+    """The given views of each of `n` images; every epoch shows the first."""
+    return Views(
+        names=[sampling.describe(view, augment) for view in views],
+        draws=[sampling.repeat(view, n) for view in views],
+        choose=lambda epoch: np.zeros(n, np.int64),
+        exact=True,
+    )
 
 
 def training_views(augment: AugmentConfig, *, seed: int, n: int, samples: int) -> Views:
@@ -69,22 +75,29 @@ def training_views(augment: AugmentConfig, *, seed: int, n: int, samples: int) -
     """
     outcomes = sampling.outcomes(augment)
     if outcomes is not None:
-        return Views(
-            names=[' '.join(name for name, on in view.items() if on) for view in outcomes],
-            draws=[sampling.repeat(view, n) for view in outcomes],
+        return dataclasses.replace(
+            fixed_views(outcomes, augment, n),
             choose=lambda epoch: sampling.outcome_numbers(
                 sampling.draw(augment, seed, epoch, n), outcomes, n
             ),
-            exact=True,
         )
     # Epochs beyond any real one, so that no view is what some live epoch would show.
     draws = [sampling.draw(augment, seed, 2**32 + k, n) for k in range(samples)]
-    fill = f'{augment.fill_mode} {augment.cval}'
+    settings = _changed(augment)
     return Views(
-        names=[[f'{fill} {row}' for row in _rows(view, n)] for view in draws],
+        names=[[f'{settings} {row}' for row in _rows(view, n)] for view in draws],
         draws=draws,
         choose=lambda epoch: sampling.choose(seed, epoch, n, samples),
         exact=False,
+    )
+
+
+def _changed(augment: AugmentConfig) -> str:
+    """The settings that differ from their defaults, as text: draws do not hold all of them."""
+    return ' '.join(
+        f'{field.name}={value}'
+        for field in dataclasses.fields(augment)
+        if (value := getattr(augment, field.name)) != field.default
     )
 
 
@@ -268,6 +281,5 @@ def _images(
         antialias=config.data.antialias,
         batch_size=batch_size(),
         draws=draws,
-        fill_mode=config.augment.fill_mode,
-        cval=config.augment.cval,
+        augment=config.augment,
     )

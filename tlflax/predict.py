@@ -23,7 +23,7 @@ def _main(arguments: list[str]) -> None:
     classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
     table, faults = files.table(files.find(arguments))
     if len(table):
-        _print(classifier.predict(list(table.paths)), flags.FLAGS.format)
+        _print(classifier.predict(list(table.paths), tta=flags.FLAGS.tta), flags.FLAGS.format)
     for fault in faults:
         print(f'error: {fault}', file=sys.stderr)
     if faults:
@@ -54,4 +54,5 @@ if __name__ == '__main__':
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
     flags.DEFINE_string('step', 'best', "'best', 'last' or the number of a saved step.")
     flags.DEFINE_enum('format', 'text', ['text', 'json', 'csv'], 'json: one object per line.')
+    flags.DEFINE_bool('tta', False, 'Mean over mirror images, and crops as trained with.')
     cli.run(_main)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tlflax import experiment, report, runner, sources
 from tlflax.config import Config, to_dict
+from tlflax.data import ranges
 from tlflax.errors import UserError
 from tlflax.weights import Pretrained
 
@@ -49,6 +50,7 @@ class Material:
 
 def load(config: Config) -> Material:
     """Reads data and weights."""
+    ranges.check(config.augment, config.data.image_size)
     splits = experiment.load_splits(config.data)
     _check_sizes(config, splits)
     pretrained = experiment.load_backbone(config)

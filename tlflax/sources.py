@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from tlflax import extraction, steps
 from tlflax.config import Config
-from tlflax.data import sampling
+from tlflax.data import mixing, sampling
 from tlflax.data.folder import ImageTable
 from tlflax.errors import UserError
 from tlflax.runner import HostBatch, Runner, Source, replicate
@@ -36,13 +36,16 @@ class ImageSource:
     Args:
         table: The images.
         config: Says how they are read, augmented and put into batches.
+        view: In which evaluation sees them; None: the plain one.
     """
 
     resident: steps.Resident | None = None
 
-    def __init__(self, table: ImageTable, config: Config) -> None:
+    def __init__(
+        self, table: ImageTable, config: Config, view: sampling.View | None = None
+    ) -> None:
         self.num_examples = len(table)
-        self._table, self._config = table, config
+        self._table, self._config, self._view = table, config, view
 
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
@@ -68,6 +71,8 @@ class ImageSource:
 
         return pipeline.eval_epoch(
             self._table,
+            augment=self._config.augment,
+            view=self._view,
             image_size=self._config.data.image_size,
             resize=self._config.data.resize,
             antialias=self._config.data.antialias,
@@ -140,6 +145,7 @@ class FeatureSource:
         self.num_examples = len(labels)
         self._opened, self._labels, self._rows = opened, labels, rows
         self._choose, self._batch_size, self._seed = choose, batch_size, seed
+        self._evaluated = 0
         self._position = np.cumsum(rows.ravel() >= 0).reshape(rows.shape) - 1
         self.resident: steps.Resident | None = None
         wanted = rows[rows >= 0]
@@ -156,13 +162,20 @@ class FeatureSource:
         other._seed, other._choose = seed, choose
         return other
 
+    def viewed(self, number: int) -> 'FeatureSource':
+        """Returns a source of the same features that evaluates another view of each image."""
+        other = copy.copy(self)
+        other._evaluated = number
+        return other
+
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
         return self._batches(self._train_order(epoch)[start_step:], self._choose(epoch))
 
     def eval_batches(self) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
-        return self._batches(self._eval_order(), np.zeros(self.num_examples, np.int64))
+        view = np.full(self.num_examples, self._evaluated)
+        return self._batches(self._eval_order(), view)
 
     def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
         """See `tlflax.runner.Source`."""
@@ -172,7 +185,7 @@ class FeatureSource:
     def eval_rows(self) -> Int[np.ndarray, 'steps b']:
         """See `tlflax.runner.Source`."""
         order = self._eval_order()
-        return np.where(order >= 0, self._position[0, order], -1)
+        return np.where(order >= 0, self._position[self._evaluated, order], -1)
 
     def _train_order(self, epoch: int) -> Int[np.ndarray, 'steps b']:
         order = sampling.permutation(self._seed, epoch, self.num_examples)
@@ -205,8 +218,9 @@ def require_resident(source: Source) -> steps.Resident:
         raise UserError(
             'this needs features that are kept, and the backbone runs on every batch',
             where='config.features.cache, config.augment and config.optim.labels',
-            mend='freeze the backbone and allow the cache; of the augmentations only flips are '
-            "exact, the others need features.cache='True'",
+            mend='freeze the backbone and allow the cache; of the augmentations only flips, '
+            'right angles and corner crops are exact, mixup and cutmix cannot be kept, the others '
+            "need features.cache='True'",
         )
     raise UserError(
         f'the features of {source.num_examples} images are more than the '
@@ -236,21 +250,32 @@ class Maker:
     def train(self, table: ImageTable) -> Source:
         """Returns the source of augmented training examples."""
         config, n = self.config, len(table)
+        exact = sampling.outcomes(config.augment) is not None
+        if not self._cached(exact, mixed=mixing.active(config.augment)):
+            self._say_why_live(exact)
+            return self.live(table)
         views = extraction.training_views(
             config.augment, seed=config.train.seed, n=n, samples=config.features.views
         )
-        if config.features.cache == 'auto' and not self.backbone_learns and not views.exact:
-            logging.info(
-                'augmentation has endless outcomes, so the backbone runs on every batch; '
-                'features.cache=True would draw from %d views of each image',
-                config.features.views,
-            )
-        if not self._cached(views):
-            return self.live(table)
         if not views.exact:
             logging.info('augmentation is approximated by %d views', config.features.views)
         wanted = extraction.needed(views, config.train.epochs, n)
         return self._from_features(table, views, wanted, 'training')
+
+    def _say_why_live(self, exact: bool) -> None:
+        if self.config.features.cache != 'auto' or self.backbone_learns:
+            return
+        if mixing.active(self.config.augment):
+            logging.info(
+                'mixed images (augment.mixup, augment.cutmix) have no features of their own to '
+                'keep, so the backbone runs on every batch'
+            )
+        elif not exact:
+            logging.info(
+                'augmentation has endless outcomes, so the backbone runs on every batch; '
+                'features.cache=True would draw from %d views of each image',
+                self.config.features.views,
+            )
 
     def train_resident(self, table: ImageTable, seeds: Sequence[int]) -> dict[int, FeatureSource]:
         """Returns a source for each seed; all share one array of features on the device.
@@ -259,12 +284,13 @@ class Maker:
             UserError: See `require_resident`.
         """
         config, n = self.config, len(table)
+        exact = sampling.outcomes(config.augment) is not None
+        if not self._cached(exact, mixed=mixing.active(config.augment)):
+            require_resident(ImageSource(table, config))
         sampled = [
             extraction.training_views(config.augment, seed=seed, n=n, samples=config.features.views)
             for seed in seeds
         ]
-        if not self._cached(sampled[0]):
-            require_resident(ImageSource(table, config))
         views = extraction.joined(sampled)
         wanted = np.logical_or.reduce(
             [extraction.needed(v, config.train.epochs, n) for v in views], axis=0
@@ -277,17 +303,32 @@ class Maker:
 
     def eval(self, table: ImageTable, name: str) -> Source:
         """Returns the source of a split that is not augmented."""
-        views = extraction.no_views(len(table))
-        if not self._cached(views):
-            return self.live(table)
-        return self._from_features(table, views, np.ones((1, len(table)), bool), name)
+        return self.eval_views(table, name, [sampling.plain(self.config.augment)])[0]
+
+    def eval_views(
+        self, table: ImageTable, name: str, views: Sequence[sampling.View]
+    ) -> list[Source]:
+        """Returns a source for each view of a split's images, see `sampling.test_views`."""
+        if not self._cached(exact=True):
+            return self.live_views(table, views)
+        fixed = extraction.fixed_views(views, self.config.augment, len(table))
+        wanted = np.ones((len(views), len(table)), bool)
+        shared = self._from_features(table, fixed, wanted, name)
+        return [shared.viewed(number) for number in range(len(views))]
 
     def live(self, table: ImageTable) -> Source:
         """Returns a source that reads the images anew and keeps nothing."""
-        images = ImageSource(table, self.config)
-        return images if self.backbone_learns else ComputedSource(images, self._compute(len(table)))
+        return self.live_views(table, [None])[0]
 
-    def _cached(self, views: extraction.Views) -> bool:
+    def live_views(self, table: ImageTable, views: Sequence[sampling.View | None]) -> list[Source]:
+        """Returns `live` sources, each of which evaluates one view; None: the plain one."""
+        images = [ImageSource(table, self.config, view) for view in views]
+        if self.backbone_learns:
+            return list(images)
+        return [ComputedSource(source, self._compute(len(table))) for source in images]
+
+    def _cached(self, exact: bool, *, mixed: bool = False) -> bool:
+        """Says whether features are kept of a split whose views are all known, or `mixed`."""
         wish = self.config.features.cache
         if wish == 'True' and self.backbone_learns:
             raise UserError(
@@ -295,9 +336,15 @@ class Maker:
                 where='config.features.cache',
                 mend="set it to 'auto', or label all of the backbone 'frozen' in optim.labels",
             )
-        if wish == 'False' or self.backbone_learns or jax.process_count() > 1:
+        if wish == 'True' and mixed:
+            raise UserError(
+                'features of mixed images cannot be kept: every epoch mixes others',
+                where='config.features.cache and config.augment',
+                mend="set features.cache to 'auto', or augment.mixup and augment.cutmix to 0",
+            )
+        if wish == 'False' or mixed or self.backbone_learns or jax.process_count() > 1:
             return False
-        return views.exact or wish == 'True'
+        return exact or wish == 'True'
 
     def _compute(self, images: int) -> extraction.Compute:
         """Returns the backbone's program, which all splits share."""

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 
 from tlflax import experiment, metrics, runner, sources, trees
 from tlflax.checkpoints import Checkpoints
 from tlflax.config import Config, resolve
-from tlflax.data import files
+from tlflax.data import files, sampling
 from tlflax.data.folder import ImageTable
 from tlflax.errors import UserError
 from tlflax.models import vgg
@@ -65,12 +66,14 @@ class Trained:
     frozen: Params = dataclasses.field(repr=False)
     mesh: jax.sharding.Mesh
 
-    def evaluate(self, data: str | Path | None = None) -> dict[str, Any]:
+    def evaluate(self, data: str | Path | None = None, *, tta: bool = False) -> dict[str, Any]:
         """Evaluates every image of a folder once.
 
         Args:
             data: Class folders, or whatever `config.data.val` may be; the run's own validation
                 images if None.
+            tta: Take the mean of the probabilities over an image's views: its mirror image, and
+                the flips, right angles and crops that the run was trained with.
 
         Returns:
             `accuracy`, `loss`, `num_examples`, `balanced_accuracy`, `macro_f1`, `per_class`,
@@ -89,29 +92,39 @@ class Trained:
                 classes=self.classes,
             )
         this_runner = self._runner()
-        source = self._maker(this_runner).eval(table, 'images')
-        result = evaluate(this_runner, self.trainable, source, table)
+        maker = self._maker(this_runner)
+        if tta:
+            views = maker.eval_views(table, 'images', self._test_views())
+            result = evaluate_views(this_runner, self.trainable, views, table)
+        else:
+            source = maker.eval(table, 'images')
+            result = evaluate(this_runner, self.trainable, source, table)
         return {**result, 'step': self.step}
 
     def predict(
-        self, images: Sequence[str | Path] | UInt8[np.ndarray, 'b h w 3']
+        self, images: Sequence[str | Path] | UInt8[np.ndarray, 'b h w 3'], *, tta: bool = False
     ) -> list[Prediction]:
         """Classifies image files, or RGB arrays of the run's image size.
+
+        Args:
+            images: Paths, or arrays, which are never cropped.
+            tta: See `evaluate`.
 
         Raises:
             UserError: A file is not an image, or the arrays have another shape or type.
         """
         if isinstance(images, np.ndarray):
             paths = [''] * len(images)
-            probabilities = self._predict_arrays(images)
+            probabilities = self._predict_arrays(images, tta)
         else:
             paths = [str(path) for path in images]
             table, faults = files.table(paths)
             if faults:
                 raise UserError(faults[0])
             this_runner = self._runner()
-            source = self._maker(this_runner).live(table)
-            probabilities = this_runner.evaluate(self.trainable, source).probabilities
+            shown = self._test_views() if tta else [sampling.plain(self.config.augment)]
+            views = self._maker(this_runner).live_views(table, shown)
+            probabilities = mean_probabilities(this_runner, self.trainable, views)
         return [
             Prediction(
                 path=path,
@@ -123,7 +136,7 @@ class Trained:
         ]
 
     def _predict_arrays(
-        self, images: UInt8[np.ndarray, 'b h w 3']
+        self, images: UInt8[np.ndarray, 'b h w 3'], tta: bool
     ) -> Float[np.ndarray, 'b classes']:
         if images.dtype != np.uint8 or images.shape[1:] != (*self.config.data.image_size, 3):
             height, width = self.config.data.image_size
@@ -133,12 +146,27 @@ class Trained:
                 mend=f'give uint8[b, {height}, {width}, 3], RGB',
             )
         params = trees.merge(self.trainable, self.frozen)
-        batch = {
-            'image': jnp.asarray(images),
-            'label': jnp.zeros(len(images), jnp.int32),
-            'mask': jnp.ones(len(images), bool),
-        }
-        return np.asarray(eval_step(params, batch, classifier=self.classifier)[1])
+        whole = dataclasses.replace(self.config.augment, crops='')
+        parts = []
+        for view in sampling.test_views(whole) if tta else [{}]:
+            batch = {
+                'image': jnp.asarray(sampling.show(images, view)),
+                'label': jnp.zeros(len(images), jnp.int32),
+                'mask': jnp.ones(len(images), bool),
+            }
+            parts.append(np.asarray(eval_step(params, batch, classifier=self.classifier)[1]))
+        return np.mean(parts, axis=0)
+
+    def _test_views(self) -> list[sampling.View]:
+        augment = self.config.augment
+        views = sampling.test_views(augment)
+        mirrored = augment.horizontal_flip or augment.crops == 'ten'
+        logging.info(
+            'test-time augmentation: the mean over %d views of each image%s',
+            len(views),
+            '' if mirrored else ', mirrored ones too, which training has not seen',
+        )
+        return views
 
     def _maker(self, this_runner: Runner) -> sources.Maker:
         learns = 'backbone' in self.trainable
@@ -204,6 +232,32 @@ def evaluate(
         outcome = runner.evaluate(trainable, source, progress=tick)
     summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.classes)
     return {**outcome.metrics, **summary}
+
+
+def evaluate_views(
+    runner: Runner, trainable: Params, views: Sequence[Source], table: ImageTable
+) -> dict[str, Any]:
+    """Evaluates the mean of the probabilities over several views of every image; see `evaluate`."""
+    labels = np.asarray(table.labels)
+    probabilities = mean_probabilities(runner, trainable, views)
+    right = probabilities[np.arange(len(labels)), labels]
+    return {
+        'loss': float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean()),
+        'accuracy': float((probabilities.argmax(-1) == labels).mean()),
+        'num_examples': len(labels),
+        **metrics.summary(labels, probabilities, table.classes),
+    }
+
+
+def mean_probabilities(
+    runner: Runner, trainable: Params, views: Sequence[Source]
+) -> Float[np.ndarray, 'n classes']:
+    """Returns the mean of each image's class probabilities over its views, float64."""
+    parts: list[Float[np.ndarray, 'n classes']] = []
+    with progress('views', sum(source.num_examples for source in views)) as tick:
+        for source in views:
+            parts.append(runner.evaluate(trainable, source, progress=tick).probabilities)
+    return np.stack(parts).astype(np.float64).mean(0)
 
 
 def _checkpoint_folder(workdir: Path) -> Path:

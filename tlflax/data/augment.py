@@ -1,169 +1,184 @@
 """Augmentations of one image as TensorFlow operations on explicit parameters: nothing random here.
 
-They do what Keras's ImageDataGenerator does with the same parameters, in the same order: rotation,
-shift, shear and zoom as one affine warp about the centre (bilinear), channel shift, flips,
-brightness. Three differences, all deliberate:
+First what Keras's ImageDataGenerator does with the same parameters, in its order: rotation, shift,
+shear and zoom as one affine warp about the centre (bilinear), channel shift, brightness. Three
+differences, all deliberate:
 
 - Keras 3 exchanges the axes of its matrix after centring it, so that its `height_shift_range` moves
   an image sideways and the centre of an image that is not square is off. Here shifts do what their
   names say and the centre is the centre; on square images with the shifts exchanged both agree.
-- Keras truncates to integers before and after brightness; here an image is rounded, once, at the
-  end.
+- Keras truncates to integers before and after brightness; here an image is rounded, once, after
+  colour jitter.
 - A shift is always a fraction of the size, never a number of pixels.
+
+Then colour jitter, the operations of a policy, flips, right angles and erasing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Shaped
 
+from tlflax.config import AugmentConfig
+from tlflax.data import colour_ops, geometry, mixing, policies, policy_ops, sampling
 from tlflax.data._tensorflow import tf
+from tlflax.data.warp import warp
 
 _GEOMETRIC = ('rotation', 'width_shift', 'height_shift', 'shear', 'zoom_width', 'zoom_height')
+_ERASE = ('erase', 'erase_area', 'erase_ratio', 'erase_place')
+_IMAGENET_MEAN = (124, 116, 104)
+_DEFAULT = AugmentConfig()
 
 
 def parameters(
-    draws: Mapping[str, Shaped[np.ndarray, ' n']], image_size: tuple[int, int]
+    draws: Mapping[str, Shaped[np.ndarray, 'n ...']],
+    image_size: tuple[int, int],
+    augment: AugmentConfig = _DEFAULT,
 ) -> dict[str, np.ndarray]:
-    """Turns draws into what `apply` takes: the geometric ones become one matrix.
+    """Turns draws into what `apply` takes: matrices, boxes and strengths.
 
     Args:
-        draws: Arrays [n] as `tlflax.data.sampling.draw` returns them.
+        draws: Arrays [n, ...] as `tlflax.data.sampling.draw` returns them.
         image_size: (height, width) of the images to be augmented.
+        augment: The settings they were drawn with.
 
     Returns:
-        `matrix` [n, 2, 3] (float64, only where a geometric draw is present) and, unchanged, the
-        other draws [n].
+        `matrix` f64[n, 2, 3] in place of the geometric draws, `erase_box` i32[n, 4] (top, left,
+        height, width), `policy_branch` i32[n, k], `policy_value` f32[n, k] and `policy_matrix`
+        f64[n, k, 2, 3], each where it was drawn, and the other draws as they are.
     """
-    result = {name: values for name, values in draws.items() if name not in _GEOMETRIC}
-    geometric = {name: values for name, values in draws.items() if name in _GEOMETRIC}
-    if geometric:
-        result['matrix'] = affine_matrices(geometric, image_size)
-    return result
-
-
-def affine_matrices(
-    draws: Mapping[str, Shaped[np.ndarray, ' n']], image_size: tuple[int, int]
-) -> Float64[np.ndarray, 'n 2 3']:
-    """Returns the maps from output pixels to input pixels, in (row, column) order.
-
-    The composition is Keras's: rotation @ shift @ shear @ zoom, about the centre of the image.
-
-    Args:
-        draws: Any of `rotation`, `shear` (degrees), `width_shift`, `height_shift` (fractions),
-            `zoom_width`, `zoom_height` (factors; above 1 shows more, smaller), each [n].
-        image_size: (height, width).
-    """
-    height, width = image_size
-    n = len(next(iter(draws.values())))
-
-    def get(name: str, default: float) -> Float64[np.ndarray, ' n']:
-        return np.asarray(draws.get(name, np.full(n, default)), np.float64)
-
-    theta, phi = np.deg2rad(get('rotation', 0.0)), np.deg2rad(get('shear', 0.0))
-    cos, sin = np.cos(theta), np.sin(theta)
-    rotation = _matrix(n, {(0, 0): cos, (0, 1): sin, (1, 0): -sin, (1, 1): cos})
-    rows, columns = get('height_shift', 0.0) * height, get('width_shift', 0.0) * width
-    shift = _matrix(n, {(0, 2): rows, (1, 2): columns})
-    shear = _matrix(n, {(0, 0): np.cos(phi), (1, 0): -np.sin(phi)})
-    zoom = _matrix(n, {(0, 0): get('zoom_height', 1.0), (1, 1): get('zoom_width', 1.0)})
-    row, column = np.full(n, height / 2 - 0.5), np.full(n, width / 2 - 0.5)
-    to_centre = _matrix(n, {(0, 2): row, (1, 2): column})
-    from_centre = _matrix(n, {(0, 2): -row, (1, 2): -column})
-    return (to_centre @ rotation @ shift @ shear @ zoom @ from_centre)[:, :2]
-
-
-def _matrix(
-    n: int, entries: Mapping[tuple[int, int], Float64[np.ndarray, ' n']]
-) -> Float64[np.ndarray, 'n 3 3']:
-    """Identity matrices with some entries replaced."""
-    matrix = np.tile(np.eye(3), (n, 1, 1))
-    for (row, column), values in entries.items():
-        matrix[:, row, column] = values
-    return matrix
+    given = dict(draws)
+    result: dict[str, np.ndarray] = {}
+    if geometric := {name: given.pop(name) for name in _GEOMETRIC if name in given}:
+        result['matrix'] = geometry.affine_matrices(geometric, image_size)
+    if 'erase' in given:
+        erase, area, ratio, place = (given.pop(name) for name in _ERASE)
+        result['erase_box'] = geometry.erasing_boxes(erase, area, ratio, place, image_size)
+    if 'policy_op' in given:
+        op, level = given.pop('policy_op'), given.pop('policy_level')
+        value = policies.values(augment.policy, op, level, image_size)
+        result['policy_branch'] = policy_ops.branches(op)
+        result['policy_value'] = value
+        result['policy_matrix'] = policies.matrices(op, value, image_size)
+    return result | given
 
 
 def apply(
-    image: tf.Tensor, parameters: Mapping[str, tf.Tensor], *, fill_mode: str, cval: float
+    image: tf.Tensor, parameters: Mapping[str, tf.Tensor], augment: AugmentConfig
 ) -> tf.Tensor:
-    """Augments one image and rounds it, once.
+    """Augments one image that has its size.
 
     Args:
         image: float32 [h, w, 3] with known h and w, values in 0..255.
         parameters: One image's row of each array of `parameters`; none: rounding only.
-        fill_mode: What stands outside the image after a warp: 'nearest', 'constant', 'reflect' or
-            'wrap', each as in `scipy.ndimage.affine_transform`.
-        cval: The value for 'constant', 0..255.
+        augment: Says what stands outside the image after a warp and what is painted over it.
 
     Returns:
         uint8 [h, w, 3].
     """
     if 'matrix' in parameters:
-        image = warp(image, parameters['matrix'], fill_mode=fill_mode, cval=cval)
+        image = warp(image, parameters['matrix'], fill_mode=augment.fill_mode, cval=augment.cval)
     if 'channel_shift' in parameters:
         low, high = tf.reduce_min(image), tf.reduce_max(image)
         image = tf.clip_by_value(image + parameters['channel_shift'], low, high)
     if 'brightness' in parameters:
         image = tf.minimum(image * parameters['brightness'], 255.0)
-    image = tf.cast(image + 0.5, tf.uint8)  # the cast truncates, so halves go up, as in Pillow
-    # Flips touch no value, so they come last, where a pixel is three bytes.
-    for name, axis in (('horizontal_flip', 1), ('vertical_flip', 0)):
+    for name, function in colour_ops.JITTER.items():
+        if name in parameters:
+            image = function(image, parameters[name])
+    image = colour_ops.to_uint8(image)
+    if 'policy_branch' in parameters:
+        image = policy_ops.apply(
+            image,
+            parameters['policy_branch'],
+            parameters['policy_value'],
+            parameters['policy_matrix'],
+            fill_mode=augment.fill_mode,
+            cval=augment.cval,
+        )
+    image = _mirror_and_turn(image, parameters)
+    if 'erase_box' in parameters:
+        image = erase(
+            image, parameters['erase_box'], parameters['erase_seed'], augment.erasing_fill
+        )
+    return image
+
+
+def _mirror_and_turn(image: tf.Tensor, parameters: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Flips and right angles touch no value: they follow the rounding, where a pixel is 3 bytes."""
+    for name, axis in zip(sampling.FLIPS, (1, 0), strict=True):
         if name in parameters:
             image = tf.cond(
                 parameters[name],
                 lambda image=image, axis=axis: tf.reverse(image, [axis]),
                 lambda image=image: image,
             )
+    if 'quarter_turns' in parameters:
+        image = tf.switch_case(
+            tf.cast(parameters['quarter_turns'], tf.int32),
+            [lambda turns=turns: tf.image.rot90(image, turns) for turns in range(4)],
+        )
     return image
 
 
-def warp(image: tf.Tensor, matrix: tf.Tensor, *, fill_mode: str, cval: float) -> tf.Tensor:
-    """Resamples an image bilinearly at `matrix` times each output pixel's (row, column, 1).
-
-    TensorFlow's own projective transform blends the border with the fill value and wraps with
-    another period than SciPy, on which Keras builds; hence the sampling here.
+def erase(image: tf.Tensor, box: tf.Tensor, seed: tf.Tensor, fill: str) -> tf.Tensor:
+    """Paints over a rectangle (random erasing, Zhong et al. 2017, arXiv:1708.04896).
 
     Args:
-        image: float32 [h, w, c] with known shape.
-        matrix: float64 [2, 3].
-        fill_mode: See `apply`.
-        cval: See `apply`.
+        image: uint8 [h, w, 3] of known shape.
+        box: int32 [4], (top, left, height, width); nothing is done where it is empty.
+        seed: int32 [2], of the pixels of 'noise'.
+        fill: 'noise', 'mean' (the colour that ImageNet has on average) or 'black'.
     """
-    height, width, channels = image.shape
-    rows = tf.range(height, dtype=tf.float64)[:, None]
-    columns = tf.range(width, dtype=tf.float64)[None, :]
-    y = matrix[0, 0] * rows + matrix[0, 1] * columns + matrix[0, 2]
-    x = matrix[1, 0] * rows + matrix[1, 1] * columns + matrix[1, 2]
-    top, bottom, down = _neighbours(_inside(y, height, fill_mode), height)
-    left, right, across = _neighbours(_inside(x, width, fill_mode), width)
-    pixels = tf.reshape(image, [height * width, channels])
+    height, width, _ = image.shape
+    _, _, rows, columns = tf.unstack(box)
 
-    def row(start: tf.Tensor) -> tf.Tensor:
-        a, b = (tf.gather(pixels, start * width + side) for side in (left, right))
-        return a + (b - a) * across
+    def painted() -> tf.Tensor:
+        if fill == 'noise':
+            words = tf.random.stateless_uniform(
+                [rows, columns], seed, minval=None, maxval=None, dtype=tf.uint32, alg='philox'
+            )
+            patch = tf.bitcast(words, tf.uint8)[..., :3]
+        else:
+            colour = _IMAGENET_MEAN if fill == 'mean' else (0, 0, 0)
+            patch = tf.broadcast_to(tf.constant(colour, tf.uint8), [rows, columns, 3])
+        return paste(patch, image, box)
 
-    above = row(top)
-    result = above + (row(bottom) - above) * down
-    if fill_mode == 'constant':
-        outside = (y < 0) | (y > height - 1) | (x < 0) | (x > width - 1)
-        result = tf.where(outside[..., None], tf.cast(cval, tf.float32), result)
-    return result
+    return tf.ensure_shape(tf.cond(rows * columns > 0, painted, lambda: image), [height, width, 3])
 
 
-def _neighbours(position: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The pixels before and after each position [h, w], and the weight [h, w, 1] of the latter."""
-    before = tf.cast(position, tf.int32)
-    weight = tf.cast(position - tf.cast(before, tf.float64), tf.float32)
-    return before, tf.minimum(before + 1, size - 1), weight[..., None]
+def mix(
+    image: tf.Tensor, other: Callable[[], tf.Tensor], part: tf.Tensor, box: tf.Tensor
+) -> tf.Tensor:
+    """Mixes two images as `tlflax.data.mixing` describes.
+
+    Args:
+        image: uint8 [h, w, 3] of known shape.
+        other: Makes the other one; not called where nothing of it would be seen.
+        part: float32 scalar, what is kept of `image` (MixUp).
+        box: int32 [4], what is replaced by the same part of the other one (CutMix), if not empty.
+    """
+    top, left, rows, columns = tf.unstack(box)
+
+    def mixed() -> tf.Tensor:
+        second = other()  # once: its graph is as large as all the rest
+
+        def cut() -> tf.Tensor:
+            return paste(second[top : top + rows, left : left + columns], image, box)
+
+        def blend() -> tf.Tensor:
+            one, two = tf.cast(image, tf.float32), tf.cast(second, tf.float32)
+            return colour_ops.to_uint8(two + part * (one - two))
+
+        return tf.ensure_shape(tf.cond(rows * columns > 0, cut, blend), image.shape)
+
+    seen = (rows * columns > 0) | (part <= 1 - mixing.UNSEEN)
+    return tf.ensure_shape(tf.cond(seen, mixed, lambda: image), image.shape)
 
 
-def _inside(position: tf.Tensor, size: int, fill_mode: str) -> tf.Tensor:
-    """Maps each position to the one in [0, size - 1] whose value the fill mode puts there."""
-    last = float(size - 1)
-    if fill_mode == 'reflect':  # d c b a | a b c d | d c b a
-        position = tf.math.floormod(position + 0.5, 2.0 * size)
-        position = tf.minimum(position, 2.0 * size - position) - 0.5
-    elif fill_mode == 'wrap' and size > 1:  # SciPy lets the last pixel and the first coincide
-        beyond = (position < 0) | (position > last)
-        position = tf.where(beyond, tf.math.floormod(position, last), position)
-    return tf.clip_by_value(position, 0.0, last)
+def paste(patch: tf.Tensor, image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+    """Returns `image` with `patch` in place of the pixels of `box` (top, left, height, width)."""
+    top, left, rows, columns = tf.unstack(box)
+    across = image[top : top + rows]
+    middle = tf.concat([across[:, :left], patch, across[:, left + columns :]], axis=1)
+    return tf.concat([image[:top], middle, image[top + rows :]], axis=0)

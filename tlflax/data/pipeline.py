@@ -6,22 +6,22 @@ all of one shape, as NumPy arrays; nothing here is random, so any step can be th
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import NotRequired, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
 from tlflax.config import AugmentConfig
 from tlflax.data import augment as augmentation
-from tlflax.data import sampling
+from tlflax.data import crops, mixing, ranges, sampling
 from tlflax.data._tensorflow import tf
 from tlflax.data.decode import printable, read_image
 from tlflax.data.folder import ImageTable
-from tlflax.data.resize import resize_image
 from tlflax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
+_DEFAULT = AugmentConfig()
 _AHEAD = 2  # batches ready before they are asked for: what this pipeline holds is bounded
 
 
@@ -56,24 +56,64 @@ def train_epoch(
         **batch_format: See `batches`, and for what is yielded.
 
     Raises:
-        UserError: See `batches`; or a range of `augment` is not one.
+        UserError: See `batches`; or `augment` contradicts itself.
     """
+    ranges.check(augment, batch_format['image_size'])
     order = sampling.permutation(seed, epoch, len(table.labels))
-    draws = sampling.draw(augment, seed, epoch, len(order))
-    return batches(
+    return augmented(
         table,
         order,
-        draws={name: values[order] for name, values in draws.items()},
-        fill_mode=augment.fill_mode,
-        cval=augment.cval,
+        augment=augment,
+        seed=seed,
+        epoch=epoch,
         start_step=start_step,
         **batch_format,
     )
 
 
-def eval_epoch(table: ImageTable, **batch_format: Unpack[BatchFormat]) -> Iterator[Batch]:
-    """Yields every image once, in the table's order, never augmented; see `batches`."""
-    return batches(table, np.arange(len(table.labels)), **batch_format)
+def augmented(
+    table: ImageTable,
+    rows: Int64[np.ndarray, ' m'],
+    *,
+    augment: AugmentConfig,
+    seed: int,
+    epoch: int,
+    start_step: int = 0,
+    **batch_format: Unpack[BatchFormat],
+) -> Iterator[Batch]:
+    """Yields rows of the table as they are augmented in an epoch; see `train_epoch`."""
+    draws = sampling.draw(augment, seed, epoch, len(table.labels))
+    mixed = mixing.draw(augment, seed, epoch, len(table.labels), batch_format['image_size'])
+    return batches(
+        table,
+        rows,
+        draws=_pick(draws, rows),
+        augment=augment,
+        mixed=mixed.select(rows) if mixed else None,
+        partner_draws=_pick(draws, mixed.partner[rows]) if mixed else None,
+        start_step=start_step,
+        **batch_format,
+    )
+
+
+def eval_epoch(
+    table: ImageTable,
+    *,
+    augment: AugmentConfig = _DEFAULT,
+    view: sampling.View | None = None,
+    **batch_format: Unpack[BatchFormat],
+) -> Iterator[Batch]:
+    """Yields every image once, in the table's order, all in one view; see `batches`.
+
+    Args:
+        table: The images.
+        augment: What training does to them, which decides how evaluation sees them.
+        view: What is done to all of them; None: what `tlflax.data.sampling.plain` says.
+        **batch_format: See `batches`.
+    """
+    n = len(table.labels)
+    draws = sampling.repeat(sampling.plain(augment) if view is None else view, n)
+    return batches(table, np.arange(n), draws=draws, augment=augment, **batch_format)
 
 
 def batches(
@@ -85,8 +125,9 @@ def batches(
     antialias: bool,
     batch_size: int,
     draws: Mapping[str, Shaped[np.ndarray, ' m']] | None = None,
-    fill_mode: str = 'nearest',
-    cval: float = 0.0,
+    augment: AugmentConfig = _DEFAULT,
+    mixed: mixing.Mixing | None = None,
+    partner_draws: sampling.Draws | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -102,15 +143,18 @@ def batches(
         batch_size: Images of a batch over all processes.
         draws: Augmentation parameters, as from `tlflax.data.sampling.draw`; entry j is for
             `indices[j]`. None: images are not augmented.
-        fill_mode: What stands outside an image after a warp; see `tlflax.data.augment.apply`.
-        cval: The value for fill_mode='constant'.
+        augment: The settings that `draws` do not hold, such as `fill_mode`.
+        mixed: How entry j is mixed with another row of the table; None: not at all.
+        partner_draws: That row's augmentation parameters.
         start_step: Batches left out at the start; those that follow do not depend on it.
         process_index: This process, whose contiguous part of each batch is returned.
         process_count: Processes among which each batch is shared.
 
     Yields:
         `image` u8[b, h, w, 3], `label` i32[b], `mask` bool[b], `index` i64[b] (the row), where b is
-        batch_size / process_count. Padding: image 0, label 0, mask False, index -1.
+        batch_size / process_count. Padding: image 0, label 0, mask False, index -1. Of images that
+        are mixed also `mix_label` i32[b] and `mix` f32[b]: the part `mix` belongs to `label`, the
+        rest to `mix_label`. Padding: 0 and 1.
 
     Raises:
         UserError: A file cannot be read or decoded; names it. Batches cannot be shared equally.
@@ -127,20 +171,46 @@ def batches(
     )
     # Padding stands at the end of the last batch only: `positions` are the plan without it.
     positions = plan[plan >= 0]
+    items = _items(table, indices[positions], _pick(draws, positions), image_size, augment)
+    rows = np.append(indices, -1)[plan]
+    reads, extra = rows, {}
+    if mixed is not None:
+        part = mixed.select(positions)
+        others = _pick(partner_draws or {}, positions)
+        items |= {'mix': part.mix, 'box': part.box}
+        items['partner'] = _items(table, part.partner, others, image_size, augment)
+        reads = np.concatenate([rows, np.append(mixed.partner, -1)[plan]], axis=1)
+        label = np.append(table.labels[mixed.partner], 0)[plan].astype(np.int32)
+        extra = {'mix_label': label, 'mix': np.append(mixed.mix, np.float32(1))[plan]}
     dataset = _dataset(
-        table,
-        indices[positions],
-        augmentation.parameters(
-            {name: values[positions] for name, values in draws.items()}, image_size
-        ),
+        items,
         image_size=image_size,
         resize=resize,
         antialias=antialias,
         batch_size=plan.shape[1],
-        fill_mode=fill_mode,
-        cval=cval,
+        augment=augment,
     )
-    return _assemble(table, np.append(indices, -1)[plan], dataset, image_size)
+    return _assemble(table, rows, dataset, image_size, reads, extra)
+
+
+def _pick(draws: Mapping[str, np.ndarray], entries: Int64[np.ndarray, ' k']) -> sampling.Draws:
+    return {name: values[entries] for name, values in draws.items()}
+
+
+def _items(
+    table: ImageTable,
+    rows: Int64[np.ndarray, ' m'],
+    draws: sampling.Draws,
+    image_size: tuple[int, int],
+    augment: AugmentConfig,
+) -> dict[str, Any]:
+    """What it takes to make an image of each of these rows."""
+    return {
+        # File names are bytes that need not be UTF-8.
+        'path': np.array([os.fsencode(path) for path in table.paths[rows]], object),
+        'plain_jpeg': table.plain_jpeg[rows],
+        'parameters': augmentation.parameters(draws, image_size, augment),
+    }
 
 
 def _assemble(
@@ -148,56 +218,63 @@ def _assemble(
     plan: Int64[np.ndarray, 'steps b'],
     dataset: tf.data.Dataset,
     image_size: tuple[int, int],
+    reads: Int64[np.ndarray, 'steps r'],
+    extra: Mapping[str, Shaped[np.ndarray, 'steps b']],
 ) -> Iterator[Batch]:
-    """Puts the images beside their labels, and pads."""
+    """Puts the images beside their labels and `extra`, and pads; `reads` are the rows to blame."""
     images = dataset.as_numpy_iterator()
-    for rows in plan:
+    for step, rows in enumerate(plan):
         mask = rows >= 0
         try:
             # A process may have nothing but padding in the last batch.
             image = next(images) if mask.any() else np.zeros((0, *image_size, 3), np.uint8)
         except tf.errors.OpError:
-            _explain(table, rows[mask])
+            _explain(table, reads[step][reads[step] >= 0])
             raise
         if len(image) < len(rows):
             missing = np.zeros((len(rows) - len(image), *image_size, 3), np.uint8)
             image = np.concatenate([image, missing])
         label = np.where(mask, table.labels[rows], 0).astype(np.int32)
-        yield {'image': image, 'label': label, 'mask': mask, 'index': rows}
+        more = {name: values[step] for name, values in extra.items()}
+        yield {'image': image, 'label': label, 'mask': mask, 'index': rows, **more}
 
 
 def _dataset(
-    table: ImageTable,
-    rows: Int64[np.ndarray, ' m'],
-    parameters: dict[str, Shaped[np.ndarray, 'm ...']],
+    items: dict[str, Any],
     *,
     image_size: tuple[int, int],
     resize: str,
     antialias: bool,
     batch_size: int,
-    fill_mode: str,
-    cval: float,
+    augment: AugmentConfig,
 ) -> tf.data.Dataset:
     """A tf.data pipeline over images u8[b, h, w, 3]; the last batch may be short."""
 
-    @tf.autograph.experimental.do_not_convert
-    def load(item: dict[str, tf.Tensor]) -> tf.Tensor:
+    def view(item: dict[str, Any]) -> tf.Tensor:
         image = _decode(item['path'], item['plain_jpeg'])
-        image = resize_image(image, image_size, resize, antialias=antialias)
-        return augmentation.apply(image, item['parameters'], fill_mode=fill_mode, cval=cval)
+        image = crops.resize(
+            image,
+            item['parameters'],
+            size=image_size,
+            mode=resize,
+            antialias=antialias,
+            augment=augment,
+        )
+        return augmentation.apply(image, item['parameters'], augment)
 
-    source = {
-        # File names are bytes that need not be UTF-8.
-        'path': np.array([os.fsencode(path) for path in table.paths[rows]], object),
-        'plain_jpeg': table.plain_jpeg[rows],
-        'parameters': parameters,
-    }
+    @tf.autograph.experimental.do_not_convert
+    def load(item: dict[str, Any]) -> tf.Tensor:
+        image = view(item)
+        if 'partner' not in item:
+            return image
+        return augmentation.mix(image, lambda: view(item['partner']), item['mix'], item['box'])
+
     workers = _cores()
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = workers
     options.threading.max_intra_op_parallelism = 1  # one image, one thread
-    dataset = tf.data.Dataset.from_tensor_slices(source)
+    dataset = tf.data.Dataset.from_tensor_slices(items)
     dataset = dataset.map(load, num_parallel_calls=workers).batch(batch_size).prefetch(_AHEAD)
     return dataset.with_options(options)
 

@@ -1,34 +1,33 @@
 """Every random choice of the data side: the order of an epoch and the draws of its augmentations.
 
-Row `i` of an epoch gets its values from a counter-based generator (Philox) as a function of
-(seed, epoch, purpose, i) alone, so they do not depend on the number of rows, the batch size, the
-workers or the processes, and any step of any epoch can be computed without the ones before it.
-Each purpose has its own stream: switching one augmentation on does not change another. There is no
-TensorFlow here, so that the live pipeline and the feature cache, which runs without it, share the
-same draws. Raw generator words are turned into values by our own arithmetic, because NumPy
-guarantees the words of a bit generator across its versions, but not what `Generator` makes of them
-(NEP 19).
+All of it is a function of (seed, epoch, row), see `tlflax.data.streams`. There is no TensorFlow
+here, so that the live pipeline and the feature cache, which runs without it, share the same draws.
 """
 
+import dataclasses
 import itertools
-import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt64
+from jaxtyping import Int64, Shaped
 
 from tlflax.config import AugmentConfig
+from tlflax.data import policies, ranges, streams
 from tlflax.errors import UserError
 
-Draws = dict[str, Shaped[np.ndarray, ' n']]
+Draws = dict[str, Shaped[np.ndarray, 'n ...']]
+View = dict[str, Any]
+"""One value for each array of `Draws`: what is done to an image."""
 
 FLIPS = ('horizontal_flip', 'vertical_flip')
+TRIES = 10  # for a box that fits, as torchvision
+CROPS = ('top_left', 'top_right', 'bottom_left', 'bottom_right', 'centre')
 
 
 def permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, ' n']:
     """Returns the order in which `epoch` visits `n` rows: uniform over all orders."""
-    # Sorting random 64-bit keys; a tie, less likely than n^2 / 2^65, keeps row order.
-    return np.argsort(_words(seed, epoch, 'permutation', n), kind='stable').astype(np.int64)
+    return streams.permutation(seed, epoch, 'permutation', n)
 
 
 def batch_rows(
@@ -75,20 +74,52 @@ def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
 
     Returns:
         One array [n] for each active augmentation: `horizontal_flip`, `vertical_flip` (bool);
+        `quarter_turns` (i64, 0..3, counterclockwise); `crop` (i64, position in `CROPS`);
         float32 `rotation` and `shear` (degrees), `width_shift`, `height_shift` (fractions of the
-        size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (grey levels).
+        size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (grey levels),
+        `jitter_brightness`, `jitter_contrast`, `jitter_saturation` (factors), `jitter_hue`
+        (part of the circle). Arrays [n, ...], float32 unless said otherwise: `crop_area` (part of
+        the image), `crop_ratio` (width by height), each [n, TRIES], and `crop_place` [n, 2] (from
+        top and left, 0..1); `erase` (bool [n]), `erase_area`, `erase_ratio` (height by width),
+        `erase_place`, `erase_seed` (i32 [n, 2]); `policy_op` (i64 [n, ops], position in
+        `policies.OPS`), `policy_level` (i64 [n, ops], -30..30).
 
     Raises:
         UserError: `augment.brightness_range` is not a range.
     """
     draws: Draws = {
-        flip: (_words(seed, epoch, flip, n) >> np.uint64(63)) == 1
-        for flip in FLIPS
-        if getattr(augment, flip)
+        name: np.array(values)[streams.below(seed, epoch, name, n, 1, len(values))[:, 0]]
+        for name, values in _finite(augment).items()
     }
-    for name, (low, high) in _ranges(augment).items():
-        draws[name] = _uniform(seed, epoch, name, n, low, high)
+    for name, (low, high) in ranges.continuous(augment).items():
+        uniform = streams.units(seed, epoch, name, n, 1)[:, 0]
+        draws[name] = (low + (high - low) * uniform).astype(np.float32)
+    if augment.random_resized_crop:
+        scale, ratio = augment.random_crop_scale, augment.random_crop_ratio
+        draws |= _boxes('crop', seed, epoch, n, scale, ratio)
+    if augment.policy:
+        draws |= policies.draw(augment, seed, epoch, n)
+    if augment.erasing:
+        draws['erase'] = streams.units(seed, epoch, 'erase', n, 1)[:, 0] < augment.erasing
+        draws |= _boxes('erase', seed, epoch, n, augment.erasing_scale, augment.erasing_ratio)
+        # The high halves of words, as signed numbers.
+        seeds = streams.words(seed, epoch, 'erase_seed', 2 * n) >> np.uint64(32)
+        draws['erase_seed'] = seeds.astype(np.uint32).view(np.int32).reshape(n, 2)
     return draws
+
+
+def _boxes(
+    name: str, seed: int, epoch: int, n: int, scale: Sequence[float], ratio: Sequence[float]
+) -> Draws:
+    """Areas, aspect ratios and places; the first pair that fits the image is for use."""
+    area = streams.units(seed, epoch, f'{name}_area', n, TRIES)
+    aspect = streams.units(seed, epoch, f'{name}_ratio', n, TRIES)
+    low, high = np.log(ratio)
+    return {
+        f'{name}_area': (scale[0] + (scale[1] - scale[0]) * area).astype(np.float32),
+        f'{name}_ratio': np.exp(low + (high - low) * aspect).astype(np.float32),
+        f'{name}_place': streams.units(seed, epoch, f'{name}_place', n, 2).astype(np.float32),
+    }
 
 
 def choose(seed: int, epoch: int, n: int, views: int) -> Int64[np.ndarray, ' n']:
@@ -96,29 +127,58 @@ def choose(seed: int, epoch: int, n: int, views: int) -> Int64[np.ndarray, ' n']
 
     For approximating a continuous augmentation by a fixed number of sampled views.
     """
-    uniform = _unit(_words(seed, epoch, 'view', n))
-    return (uniform * views).astype(np.int64)
+    return streams.below(seed, epoch, 'view', n, 1, views)[:, 0]
 
 
-def outcomes(augment: AugmentConfig) -> list[dict[str, bool]] | None:
+def outcomes(augment: AugmentConfig) -> list[View] | None:
     """Returns every view of an image that `augment` can produce, or None where they are endless.
 
-    A view holds one value for each array of `draw`; without augmentation there is one view, `{}`.
+    A policy's are too many to tell them from endless ones. All that are returned are equally
+    likely; without augmentation there is one view, `{}`.
 
     Raises:
         UserError: `augment.brightness_range` is not a range.
     """
-    if _ranges(augment):
-        return None
-    flips = [flip for flip in FLIPS if getattr(augment, flip)]
-    return [
-        dict(zip(flips, values, strict=True))
-        for values in itertools.product((False, True), repeat=len(flips))
-    ]
+    endless = augment.random_resized_crop or augment.policy or augment.erasing
+    return None if endless or ranges.continuous(augment) else _views(augment)
+
+
+def plain(augment: AugmentConfig) -> View:
+    """Returns the view that evaluation has of an image: the centre crop where crops are trained on.
+
+    So objects are as large in evaluation as in training.
+    """
+    return {'crop': CROPS.index('centre')} if augment.crops else {}
+
+
+def test_views(augment: AugmentConfig) -> list[View]:
+    """Returns the views over which test-time augmentation takes the mean.
+
+    All that the finite part of `augment` can produce, and the mirror images even without it.
+    """
+    return _views(dataclasses.replace(augment, horizontal_flip=True))
+
+
+def show(images: Shaped[np.ndarray, 'b h w 3'], view: View) -> Shaped[np.ndarray, 'b h w 3']:
+    """Returns images of the network's size in a view; crops, which are of larger ones, are not."""
+    rows = slice(None, None, -1 if view.get('vertical_flip') else 1)
+    columns = slice(None, None, -1 if view.get('horizontal_flip') else 1)
+    return np.rot90(images[:, rows, columns], view.get('quarter_turns', 0), axes=(1, 2))
+
+
+def describe(view: View, augment: AugmentConfig) -> str:
+    """Returns a view's name, in which every setting that decides its pixels appears."""
+    words = []
+    for name, value in view.items():
+        if name == 'crop':
+            words.append(f'crop={CROPS[value]}/{augment.crop_fraction:g}')
+        elif value:
+            words.append(name if value is True else f'{name}={value}')
+    return ' '.join(words)
 
 
 def outcome_numbers(
-    draws: Mapping[str, np.ndarray], views: Sequence[Mapping[str, bool]], n: int
+    draws: Mapping[str, np.ndarray], views: Sequence[View], n: int
 ) -> Int64[np.ndarray, ' n']:
     """Returns the position in `views` (from `outcomes`) of the view that each row of `draws` drew.
 
@@ -134,52 +194,29 @@ def outcome_numbers(
     return numbers
 
 
-def repeat(view: Mapping[str, bool], n: int) -> Draws:
+def repeat(view: View, n: int) -> Draws:
     """Returns draws that give each of `n` rows the same view."""
     return {name: np.full(n, value) for name, value in view.items()}
 
 
-def _ranges(augment: AugmentConfig) -> dict[str, tuple[float, float]]:
-    """The active continuous augmentations and their (low, high)."""
-    symmetric = {
-        'rotation': augment.rotation_range,
-        'width_shift': augment.width_shift_range,
-        'height_shift': augment.height_shift_range,
-        'shear': augment.shear_range,
-        'channel_shift': augment.channel_shift_range,
-    }
-    ranges = {name: (-high, high) for name, high in symmetric.items() if high}
-    if augment.zoom_range:
-        around_one = (1 - augment.zoom_range, 1 + augment.zoom_range)
-        ranges |= {'zoom_width': around_one, 'zoom_height': around_one}
-    if augment.brightness_range:
-        if len(augment.brightness_range) != 2 or not (
-            0 <= augment.brightness_range[0] <= augment.brightness_range[1] < np.inf
-        ):
-            raise UserError(
-                f'{augment.brightness_range!r} is not a range',
-                where='config.augment.brightness_range',
-                mend='give two factors, 0 <= low <= high, such as (0.8, 1.2), or () for none',
-            )
-        ranges['brightness'] = augment.brightness_range
-    return ranges
+def _finite(augment: AugmentConfig) -> dict[str, list[Any]]:
+    """The active augmentations with finitely many values, all equally likely."""
+    turned = augment.right_angles
+    # With quarter turns, one mirror image or two give the same eight outcomes, equally likely.
+    active: dict[str, list[Any]] = {}
+    if augment.horizontal_flip or augment.crops == 'ten' or (augment.vertical_flip and turned):
+        active['horizontal_flip'] = [False, True]
+    if augment.vertical_flip and not turned:
+        active['vertical_flip'] = [False, True]
+    if turned:
+        active['quarter_turns'] = [0, 1, 2, 3]
+    if augment.crops:
+        active['crop'] = list(range(len(CROPS)))
+    return active
 
 
-def _uniform(
-    seed: int, epoch: int, purpose: str, n: int, low: float, high: float
-) -> Float32[np.ndarray, ' n']:
-    values = low + (high - low) * _unit(_words(seed, epoch, purpose, n))
-    return values.astype(np.float32)
-
-
-def _unit(words: UInt64[np.ndarray, ' n']) -> Float64[np.ndarray, ' n']:
-    """Uniform in [0, 1): the 53 high bits, as many as float64 holds."""
-    return (words >> np.uint64(11)) * 2.0**-53
-
-
-def _words(seed: int, epoch: int, purpose: str, n: int) -> UInt64[np.ndarray, ' n']:
-    """The first `n` words of the stream (seed, epoch, purpose)."""
-    key = np.array([seed, epoch], np.uint64)
-    # The low half of the 256-bit counter counts words, the purpose stands above it: no overlap.
-    counter = np.array([0, 0, zlib.crc32(purpose.encode()), 0], np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(n)
+def _views(augment: AugmentConfig) -> list[View]:
+    active = _finite(augment)
+    return [
+        dict(zip(active, values, strict=True)) for values in itertools.product(*active.values())
+    ]

@@ -1,0 +1,56 @@
+"""Bilinear resampling of an image at affinely mapped positions, as SciPy has it."""
+
+from tlflax.data._tensorflow import tf
+
+
+def warp(image: tf.Tensor, matrix: tf.Tensor, *, fill_mode: str, cval: float) -> tf.Tensor:
+    """Resamples an image bilinearly at `matrix` times each output pixel's (row, column, 1).
+
+    TensorFlow's own projective transform blends the border with the fill value and wraps with
+    another period than SciPy, on which Keras builds; hence the sampling here.
+
+    Args:
+        image: float32 [h, w, c] with known shape.
+        matrix: float64 [2, 3].
+        fill_mode: What stands outside the image: 'nearest', 'constant', 'reflect' or 'wrap',
+            each as in `scipy.ndimage.affine_transform`.
+        cval: The value for 'constant'.
+    """
+    height, width, channels = image.shape
+    rows = tf.range(height, dtype=tf.float64)[:, None]
+    columns = tf.range(width, dtype=tf.float64)[None, :]
+    y = matrix[0, 0] * rows + matrix[0, 1] * columns + matrix[0, 2]
+    x = matrix[1, 0] * rows + matrix[1, 1] * columns + matrix[1, 2]
+    top, bottom, down = _neighbours(_inside(y, height, fill_mode), height)
+    left, right, across = _neighbours(_inside(x, width, fill_mode), width)
+    pixels = tf.reshape(image, [height * width, channels])
+
+    def row(start: tf.Tensor) -> tf.Tensor:
+        a, b = (tf.gather(pixels, start * width + side) for side in (left, right))
+        return a + (b - a) * across
+
+    above = row(top)
+    result = above + (row(bottom) - above) * down
+    if fill_mode == 'constant':
+        outside = (y < 0) | (y > height - 1) | (x < 0) | (x > width - 1)
+        result = tf.where(outside[..., None], tf.cast(cval, tf.float32), result)
+    return result
+
+
+def _neighbours(position: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The pixels before and after each position [h, w], and the weight [h, w, 1] of the latter."""
+    before = tf.cast(position, tf.int32)
+    weight = tf.cast(position - tf.cast(before, tf.float64), tf.float32)
+    return before, tf.minimum(before + 1, size - 1), weight[..., None]
+
+
+def _inside(position: tf.Tensor, size: int, fill_mode: str) -> tf.Tensor:
+    """Maps each position to the one in [0, size - 1] whose value the fill mode puts there."""
+    last = float(size - 1)
+    if fill_mode == 'reflect':  # d c b a | a b c d | d c b a
+        position = tf.math.floormod(position + 0.5, 2.0 * size)
+        position = tf.minimum(position, 2.0 * size - position) - 0.5
+    elif fill_mode == 'wrap' and size > 1:  # SciPy lets the last pixel and the first coincide
+        beyond = (position < 0) | (position > last)
+        position = tf.where(beyond, tf.math.floormod(position, last), position)
+    return tf.clip_by_value(position, 0.0, last)
