@@ -17,8 +17,8 @@ data.split data.files models.preprocess models.vgg models.winograd models.frozen
 models.heads models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.augment data.pipeline data.tfds_export data.tfds
-steps logistic extraction checkpoints report runner experiment sources loop prepare trained training
-lanes sweeping probing cli train evaluate predict features sweep probe
+losses steps logistic extraction checkpoints report runner experiment sources loop prepare trained
+training lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()
 
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from tlflax import steps
+from tlflax import losses, steps
 from tlflax.models.classifier import Classifier, Params
 from tlflax.trees import merge
 
@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
     """The outcome of one pass over a split.
 
     Attributes:
-        metrics: `loss`, `accuracy`, `num_examples`.
+        metrics: What `tlflax.steps.means` returns.
         probabilities: f32[n, classes], in the order of the examples.
     """
 
@@ -80,7 +80,7 @@ class Runner:
         frozen: The parameters that never change, replicated over the mesh.
         mesh: Devices along one axis, 'data', over which batches are split.
         seed: Of dropout.
-        smoothing: Label smoothing of the training loss.
+        loss: What training minimises.
     """
 
     classifier: Classifier
@@ -88,7 +88,7 @@ class Runner:
     frozen: Params
     mesh: Mesh
     seed: int
-    smoothing: float
+    loss: losses.Loss
 
     def put(self, batch: HostBatch) -> steps.Batch:
         """Splits a batch over the devices, padded to a multiple of their number.
@@ -140,7 +140,7 @@ class Runner:
                 self.frozen,
                 self.put(batch),
                 self.seed,
-                self.smoothing,
+                self.loss,
                 classifier=self.classifier,
                 tx=self.tx,
             )
@@ -172,7 +172,7 @@ class Runner:
                 source.resident,
                 self._put_rows(part),
                 self.seed,
-                self.smoothing,
+                self.loss,
                 classifier=self.classifier,
                 tx=self.tx,
             )

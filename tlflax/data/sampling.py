@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt64
+from jaxtyping import Float32, Float64, Int, Int64, Shaped, UInt64
 
 from tlflax.config import AugmentConfig
 from tlflax.errors import UserError
@@ -29,6 +29,35 @@ def permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, ' n']:
     """Returns the order in which `epoch` visits `n` rows: uniform over all orders."""
     # Sorting random 64-bit keys; a tie, less likely than n^2 / 2^65, keeps row order.
     return np.argsort(_words(seed, epoch, 'permutation', n), kind='stable').astype(np.int64)
+
+
+def epoch_order(
+    seed: int, epoch: int, labels: Int[np.ndarray, ' n'], *, balanced: bool
+) -> Int64[np.ndarray, ' n']:
+    """Returns the rows that `epoch` visits, in their order.
+
+    Args:
+        seed: The run's seed.
+        epoch: Counted from 0.
+        labels: The class of each row.
+        balanced: False: a `permutation`. True: each of the n places draws a class, all that have
+            rows being equally likely, and takes the next of its rows in the permutation's order,
+            from the start again where they run out. So the rows of one class are drawn equally
+            often, but for one time.
+    """
+    n = len(labels)
+    order = permutation(seed, epoch, n)
+    if not balanced:
+        return order
+    present, label, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
+    by_class = order[np.argsort(label, kind='stable')]
+    drawn = (_unit(_words(seed, epoch, 'class', n)) * len(present)).astype(np.int64)
+    places = np.argsort(drawn, kind='stable')
+    times = np.bincount(drawn, minlength=len(present))
+    turn = np.arange(n) - np.repeat(np.cumsum(times) - times, times)
+    of = drawn[places]
+    order[places] = by_class[(np.cumsum(counts) - counts)[of] + turn % counts[of]]
+    return order
 
 
 def batch_rows(
