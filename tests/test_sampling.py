@@ -119,7 +119,7 @@ def test_balanced_epochs_have_classes_and_rows_equally_often():
     assert len(rows) == len(LABELS)
     # Taking turns is more even than drawing, so no class's rows differ by more than chance.
     for label in (0, 2):
-        counts = rows[LABELS == label]
+        counts = rows[label == LABELS]
         assert counts.max() - counts.min() < 6 * np.sqrt(counts.mean())
     assert len({tuple(order) for order in orders}) > 1990
 

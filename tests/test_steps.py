@@ -265,9 +265,10 @@ def test_scan_equals_steps():
 
 
 def test_evaluation_counts_classes_and_knows_no_weights():
-    params, model = make_params()
+    params, model = make_params(head='gap_linear')
     rng = np.random.default_rng(6)
-    features = jnp.asarray(rng.normal(0, 20, (19, 1, 1, 8)), jnp.float32)
+    params['head'] = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params['head'])
+    features = jnp.asarray(rng.normal(0, 1, (19, 1, 1, 8)), jnp.float32)
     label = rng.integers(0, 3, 19).astype(np.int32)
     rows = np.append(np.arange(19), [-1] * 5).reshape(3, 8)
     resident = steps.Resident(features, jnp.asarray(label), jnp.full(19, 100.0))
@@ -348,7 +349,8 @@ resident = runner.replicate(
 full = trees.merge(state.params, r.frozen)
 counts = steps.eval_scan(full, resident, r._put_rows(rows), classifier=model)[0].counts
 assert int(counts.true.sum()) == int(counts.predicted.sum()) == 5
-print(jax.device_count(), float(sums.loss), *np.concatenate(counts).tolist(), *[float(abs(x).sum()) for x in leaves])
+print(jax.device_count(), float(sums.loss), *np.concatenate(counts).tolist(),
+      *[float(abs(x).sum()) for x in leaves])
 """
 
 
