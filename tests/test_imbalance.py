@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import make_folders, small_config
 
-from tlflax import experiment, loop, sources, trained, trees
+from tlflax import experiment, loop, sources, sweeping, trained, trees
 from tlflax.config import resolve
 from tlflax.data import sampling
 from tlflax.train import train_and_evaluate
@@ -97,6 +97,16 @@ def test_example_weights_are_class_weights_where_classes_share_them(folders, tmp
     with_weights(monkeypatch, lambda path: by_class[path.split('/')[-2]])
     run_every_way(folders, tmp_path, monkeypatch)
     assert_same_run(tmp_path / 'resident', tmp_path / 'by_class', 1e-6)
+
+
+def test_sweeps_know_example_weights(folders, tmp_path, monkeypatch):
+    with_weights(monkeypatch, lambda path: 0.25 + int(path[-5]) % 3)
+    config = small_config(folders, optim__learning_rate=1e-4)
+    sweep = sweeping.prepare_sweep(resolve(config), [{}, {'loss.logit_adjustment': 1.0}])
+    assert sorted(sweep.train()) == [0, 1]
+    train_and_evaluate(config, tmp_path / 'alone')
+    for mine, theirs in zip(sweep.members[0].records, records(tmp_path / 'alone'), strict=True):
+        assert {k: v for k, v in mine.items() if k not in TIMES} == pytest.approx(theirs, abs=1e-5)
 
 
 def test_fine_tuning_weighs_too(folders, tmp_path):

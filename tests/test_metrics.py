@@ -140,6 +140,16 @@ def test_without_examples_means_are_nan():
     )
 
 
+def test_nothing_to_evaluate():
+    result = metrics.summary(np.zeros(0, int), np.zeros((0, 6), np.float32), list('abcdef'))
+    assert math.isnan(result['balanced_accuracy'])
+    assert math.isnan(result['expected_calibration_error'])
+    assert math.isnan(result['top5_accuracy'])
+    assert result['macro_auroc'] is None
+    assert result['accuracy_interval'] == [0, 1]
+    metrics.format_table({**result, 'accuracy': math.nan, 'loss': math.nan, 'num_examples': 0})
+
+
 def test_table_shows_every_class_of_a_few():
     labels, probabilities = np.array([0, 0, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
     result = metrics.summary(labels, probabilities, ['red', 'yellow', 'green'][:2])

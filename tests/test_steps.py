@@ -280,8 +280,12 @@ def test_evaluation_counts_classes_and_knows_no_weights():
     probabilities = np.asarray(probabilities).reshape(-1, 3)[:19]
     predicted = probabilities.argmax(-1)
     assert len(set(predicted.tolist())) > 1
-    for sums in ([scanned], one_by_one):
-        means = steps.means(sums)
+    added = jax.tree.map(lambda *counts: sum(counts), *(one.counts for one in one_by_one))
+    for sums, counts in (
+        ([scanned.sums], scanned.counts),
+        ([one.sums for one in one_by_one], added),
+    ):
+        means = steps.means(sums, counts)
         assert means['num_examples'] == 19
         assert means['accuracy'] == pytest.approx(np.mean(predicted == label))
         expected = -np.log(probabilities[np.arange(19), label].astype(float)).mean()

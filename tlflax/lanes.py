@@ -175,8 +175,9 @@ def train_group(members: Sequence[Member], val: Source, program: Program) -> Ite
         running = [lane for lane, member in enumerate(group) if not member.finished]
         improved = np.zeros(_width(lanes), bool)
         for lane in running:
-            own, own_val = _at(sums, lane), steps.means(_at(val_sums, lane))
-            improved[lane] = _end_epoch(group[lane], own, own_val, seconds, rule)
+            own, own_val = _at(sums, lane), _at(val_sums, lane)
+            means = steps.means([own_val.sums], own_val.counts)
+            improved[lane] = _end_epoch(group[lane], own, means, seconds, rule)
         if improved.any():
             lanes = lanes._replace(best=_choose(improved, lanes.state, lanes.best))
         for lane in running:
@@ -217,10 +218,10 @@ def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
     return member.source.train_rows(member.position.epoch)
 
 
-def _evaluate(lanes: Lanes, val: Source, program: Program) -> list[steps.EvalSums]:
+def _evaluate(lanes: Lanes, val: Source, program: Program) -> steps.EvalSums:
     rows = val.eval_rows()
     sums = program.evaluate(lanes.state, lanes.frozen, require_resident(val), rows)
-    return [jax.device_get(sums)]
+    return jax.device_get(sums)
 
 
 def _end_epoch(

@@ -113,7 +113,7 @@ def calibration_error(
     right = probabilities.argmax(-1) == labels
     number = np.clip(np.ceil(np.nan_to_num(confidence) * bins) - 1, 0, bins - 1).astype(np.int64)
     gaps = np.bincount(number, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(labels)) if len(labels) else math.nan
 
 
 def top_accuracy(
@@ -126,11 +126,13 @@ def top_accuracy(
         own = np.take_along_axis(block, label, axis=1)
         ahead = (block > own) | ((block == own) & (np.arange(block.shape[1]) < label))
         found += int((ahead.sum(1) < k).sum())
-    return found / len(labels)
+    return found / len(labels) if len(labels) else math.nan
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a proportion (Wilson 1927)."""
+    """Returns the 95 % interval of a proportion (Wilson 1927); of nothing, all there is."""
+    if not n:
+        return 0.0, 1.0
     z2 = _NORMAL_975**2
     centre = (right + z2 / 2) / (n + z2)
     half = _NORMAL_975 / (n + z2) * math.sqrt(right * (n - right) / n + z2 / 4)

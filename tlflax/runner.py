@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -198,17 +199,19 @@ class Runner:
             )
             progress(int((rows >= 0).sum()))
             real = np.asarray(probabilities)[:, : rows.shape[1]][rows >= 0]
-            return Evaluation(steps.means([sums]), real)
-        all_sums, parts = [], []
+            return Evaluation(steps.means([sums.sums], sums.counts), real)
+        all_sums, parts, counts = [], [], None
         for batch in source.eval_batches():
             sums, probabilities = steps.eval_step(
                 params, self.put(batch), classifier=self.classifier
             )
-            all_sums.append(sums)
+            all_sums.append(sums.sums)
+            counts = sums.counts if counts is None else jax.tree.map(jnp.add, counts, sums.counts)
             local = np.concatenate([np.asarray(s.data) for s in _shards(probabilities)])
             parts.append(local[: len(batch['mask'])][batch['mask']])
             progress(int(batch['mask'].sum()))
-        return Evaluation(steps.means(all_sums), np.concatenate(parts))
+        assert counts is not None
+        return Evaluation(steps.means(all_sums, counts), np.concatenate(parts))
 
     def _put_rows(self, rows: Int[np.ndarray, 'steps b']) -> Int[jax.Array, 'steps b']:
         padded = _pad(rows.T, self.mesh.size, fill=-1).T

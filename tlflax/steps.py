@@ -243,18 +243,20 @@ def totals(sums: list[Sums]) -> Totals:
     return Totals(*(sum(float(np.sum(s[i], dtype=np.float64)) for s in host) for i in range(3)))
 
 
-def means(sums: list[EvalSums]) -> dict[str, float]:
+def means(sums: list[Sums], counts: ClassCounts) -> dict[str, float]:
     """Divides once: what evaluation says of the examples of all of `sums`.
+
+    Args:
+        sums: Each of scalars or with a leading axis.
+        counts: Of all of them together.
 
     Returns:
         `loss` in nats, `accuracy`, `num_examples`, and what `tlflax.metrics.by_class` adds.
     """
-    loss, correct, count = totals([one.sums for one in sums])
-    host = jax.device_get([one.counts for one in sums])
-    counts = ClassCounts(*(np.sum(column, axis=0) for column in zip(*host, strict=True)))
+    loss, correct, count = totals(sums)
     return {
         'loss': loss / count if count else float('nan'),
         'accuracy': correct / count if count else float('nan'),
         'num_examples': int(count),
-        **metrics.by_class(counts),
+        **metrics.by_class(jax.device_get(counts)),
     }
