@@ -43,6 +43,7 @@ from PIL import Image
 
 from tlflax import extraction, optim, prepare, steps, trees
 from tlflax.config import Config, resolve
+from tlflax.losses import Loss
 from tlflax.models import heads, vgg
 from tlflax.models.classifier import Classifier
 
@@ -88,7 +89,7 @@ def tlflax_epoch(
     def epoch() -> np.ndarray:
         nonlocal state
         state, sums = steps.train_scan(
-            state, {}, resident, jnp.asarray(order), 0, 0.0, classifier=classifier, tx=tx
+            state, {}, resident, jnp.asarray(order), 0, Loss(), classifier=classifier, tx=tx
         )
         return np.asarray(sums.loss) / np.asarray(sums.examples)
 

@@ -19,8 +19,8 @@ models.conv models.heads models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.crops data.warp data.colour_ops data.policy_ops
 data.augment data.pipeline data.show data.tfds_export data.tfds
-steps logistic extraction checkpoints report runner experiment sources loop prepare trained training
-lanes sweeping probing cli train evaluate predict features sweep probe
+losses steps logistic extraction checkpoints report runner experiment sources loop prepare trained
+training lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()
 
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -83,6 +84,55 @@ def test_permutations_are_uniform():
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 1e-3
+
+
+LABELS = np.array([2, 0, 2, 2, 5, 2, 0, 2, 2, 2, 2, 0])  # 3 of class 0, 8 of class 2, 1 of class 5
+
+
+def test_epochs_that_are_not_balanced_are_permutations():
+    ours = sampling.epoch_order(3, 4, LABELS, balanced=False)
+    assert (ours == sampling.permutation(3, 4, len(LABELS))).all()
+
+
+@pytest.mark.parametrize('epoch', range(5))
+def test_balanced_order_draws_classes_and_takes_their_rows_in_turn(epoch):
+    """Written out place by place, from Philox's own words."""
+    n = len(LABELS)
+    waiting = {0: [], 2: [], 5: []}
+    for row in sampling.permutation(7, epoch, n).tolist():
+        waiting[LABELS[row]].append(row)
+    expected = []
+    for word in words(7, epoch, 'class', n):
+        rows = waiting[(0, 2, 5)[(word >> 11) * 3 >> 53]]
+        expected.append(rows[0])
+        rows.append(rows.pop(0))
+    ours = sampling.epoch_order(7, epoch, LABELS, balanced=True)
+    assert ours.dtype == np.int64
+    assert ours.tolist() == expected
+
+
+def test_balanced_epochs_have_classes_and_rows_equally_often():
+    orders = [sampling.epoch_order(1, epoch, LABELS, balanced=True) for epoch in range(2000)]
+    drawn = np.bincount(LABELS[np.concatenate(orders)])
+    assert stats.chisquare(drawn[[0, 2, 5]]).pvalue > 1e-3
+    rows = np.bincount(np.concatenate(orders))
+    assert len(rows) == len(LABELS)
+    # Taking turns is more even than drawing, so no class's rows differ by more than chance.
+    for label in (0, 2):
+        counts = rows[label == LABELS]
+        assert counts.max() - counts.min() < 6 * np.sqrt(counts.mean())
+    assert len({tuple(order) for order in orders}) > 1990
+
+
+def test_balanced_order_of_many_classes_is_quick():
+    labels = np.random.default_rng(0).integers(0, 10_000, 200_000)
+    began = time.perf_counter()
+    order = sampling.epoch_order(0, 0, labels, balanced=True)
+    assert time.perf_counter() - began < 5
+    counts = np.bincount(labels[order], minlength=10_000)
+    assert counts.min() > 0
+    assert abs(counts.mean() - 20) < 1e-9
+    assert sampling.epoch_order(0, 0, labels[:0], balanced=True).shape == (0,)
 
 
 def test_seeds_and_epochs_differ():

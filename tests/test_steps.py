@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sklearn.metrics
 import torch
 
 from tlflax import optim, steps, trees
+from tlflax.losses import Loss
 from tlflax.models import classifier as classifiers
 from tlflax.models import heads, vgg
 
@@ -68,7 +70,9 @@ def test_frozen_parameters_stay_bit_identical_and_carry_no_state(name, options):
     before, head_before = jax.device_get(frozen), jax.device_get(trainable)
     state = steps.init_state(copy(trainable), tx)
     for i in range(20):
-        state, _ = steps.train_step(state, frozen, make_batch(i), 0, 0.0, classifier=model, tx=tx)
+        state, _ = steps.train_step(
+            state, frozen, make_batch(i), 0, Loss(), classifier=model, tx=tx
+        )
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(frozen))
     for path, leaf in trees.flatten(state.params).items():
         assert path.startswith('head/')
@@ -91,7 +95,9 @@ def test_optimiser_over_all_parameters_gives_frozen_ones_no_update():
 def _flops(params, model, rules):
     trainable, frozen, tx = make_learner(params, rules)
     state = steps.init_state(trainable, tx)
-    lowered = steps.train_step.lower(state, frozen, make_batch(0), 0, 0.0, classifier=model, tx=tx)
+    lowered = steps.train_step.lower(
+        state, frozen, make_batch(0), 0, Loss(), classifier=model, tx=tx
+    )
     return lowered.compile().cost_analysis()['flops']
 
 
@@ -117,7 +123,9 @@ def test_partly_frozen_backbone_learns_where_it_may():
     before = jax.device_get(trainable)
     state = steps.init_state(copy(trainable), tx)
     for i in range(5):
-        state, _ = steps.train_step(state, frozen, make_batch(i), 0, 0.0, classifier=model, tx=tx)
+        state, _ = steps.train_step(
+            state, frozen, make_batch(i), 0, Loss(), classifier=model, tx=tx
+        )
     moved = trees.flatten(state.params)
     assert any(path.startswith('backbone/block5_conv1') for path in moved)
     assert all(np.any(moved[path] != leaf) for path, leaf in trees.flatten(before).items())
@@ -131,7 +139,7 @@ def test_one_compilation_each_over_ragged_last_batches():
     for epoch in range(2):
         for i, real in enumerate((8, 8, 3)):
             batch = make_batch(10 * epoch + i, real=real)
-            state, _ = steps.train_step(state, frozen, batch, 0, 0.0, classifier=model, tx=tx)
+            state, _ = steps.train_step(state, frozen, batch, 0, Loss(), classifier=model, tx=tx)
         for real in (8, 5):
             full = trees.merge(state.params, frozen)
             steps.eval_step(full, make_batch(0, real=real), classifier=model)
@@ -139,34 +147,28 @@ def test_one_compilation_each_over_ragged_last_batches():
     assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
 
 
-def test_padding_changes_nothing():
+WEIGHTED = Loss(0.1, 2.0, jnp.array([0.5, 1, 3]), jnp.log(jnp.array([0.6, 0.3, 0.1])))
+
+
+@pytest.mark.parametrize('loss', [Loss(), WEIGHTED], ids=['plain', 'weighted'])
+def test_padding_changes_nothing(loss):
     params, model = make_params()
     trainable, frozen, tx = make_learner(params)
-    full = make_batch(3, n=5)
+    full = {**make_batch(3, n=5), 'weight': jnp.arange(1.0, 6)}
     padded = {
         'image': jnp.concatenate([full['image'], make_batch(9, n=3)['image']]),
         'label': jnp.concatenate([full['label'], jnp.ones(3, jnp.int32)]),
         'mask': jnp.arange(8) < 5,
+        'weight': jnp.arange(1.0, 9),
     }
     outcomes = []
     for batch in (full, padded):
         state = steps.init_state(copy(trainable), tx)
-        outcomes.append(steps.train_step(state, frozen, batch, 0, 0.0, classifier=model, tx=tx))
+        outcomes.append(steps.train_step(state, frozen, batch, 0, loss, classifier=model, tx=tx))
     (one, sums_one), (other, sums_other) = outcomes
     assert sums_one.examples == sums_other.examples == 5
     np.testing.assert_allclose(sums_one.loss, sums_other.loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one.params, other.params)
-
-
-@pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_cross_entropy_is_pytorchs(smoothing):
-    rng = np.random.default_rng(0)
-    logits, label = rng.normal(0, 5, (32, 7)).astype(np.float32), rng.integers(0, 7, 32)
-    expected = torch.nn.functional.cross_entropy(
-        torch.tensor(logits), torch.tensor(label), reduction='none', label_smoothing=smoothing
-    )
-    ours = steps.cross_entropy(jnp.asarray(logits), jnp.asarray(label), smoothing)
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 class TorchConvHead(torch.nn.Module):
@@ -192,8 +194,10 @@ class TorchConvHead(torch.nn.Module):
         return x @ self.logits_kernel + self.logits_bias
 
 
+@pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('name', ['adam', 'adamw', 'sgd'])
-def test_training_the_head_follows_pytorch(name):
+def test_training_the_head_follows_pytorch(name, weighted):
+    """Weighted: by class and example, divided by the number of examples."""
     rng = np.random.default_rng(1)
     shape, options = (7, 7, 16), {'units': 8, 'dropout': 0.0}
     head = heads.init('conv', shape, 3, jax.random.key(2), **options)
@@ -209,16 +213,22 @@ def test_training_the_head_follows_pytorch(name):
         'adamw': lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=decay),
         'sgd': lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=decay),
     }[name](theirs.parameters())
+    by_class = torch.tensor([0.5, 1, 4] if weighted else [1.0, 1, 1])
+    our_loss = Loss(class_weight=by_class.numpy()) if weighted else Loss()
     state = steps.init_state(copy(trainable), tx)
     for _ in range(10):
         features = rng.normal(0, 1, (16, *shape)).astype(np.float32)
         label = rng.integers(0, 3, 16)
         batch = {'features': features, 'label': label.astype(np.int32), 'mask': np.ones(16, bool)}
-        state, sums = steps.train_step(state, frozen, batch, 0, 0.0, classifier=model, tx=tx)
+        weight = np.ones(16, np.float32)
+        if weighted:
+            weight = batch['weight'] = rng.random(16).astype(np.float32)
+        state, sums = steps.train_step(state, frozen, batch, 0, our_loss, classifier=model, tx=tx)
         their_optimiser.zero_grad()
         loss = torch.nn.functional.cross_entropy(
-            theirs(torch.tensor(features)), torch.tensor(label)
+            theirs(torch.tensor(features)), torch.tensor(label), weight=by_class, reduction='none'
         )
+        loss = (loss * torch.tensor(weight)).sum() / 16
         loss.backward()
         their_optimiser.step()
         np.testing.assert_allclose(sums.loss / 16, loss.item(), rtol=1e-4)
@@ -233,6 +243,7 @@ def test_scan_equals_steps():
     rng = np.random.default_rng(4)
     features = jnp.asarray(rng.normal(0, 1, (20, 1, 1, 8)), jnp.float32)
     label = jnp.asarray(rng.integers(0, 3, 20, np.int32))
+    weight = jnp.asarray(rng.random(20, np.float32))
     rows = np.append(rng.permutation(20), [-1, -1, -1, -1]).reshape(3, 8).astype(np.int32)
     one = steps.init_state(copy(trainable), tx)
     losses = []
@@ -241,15 +252,61 @@ def test_scan_equals_steps():
             'features': features[batch_rows],
             'label': label[batch_rows],
             'mask': batch_rows >= 0,
+            'weight': weight[batch_rows],
         }
-        one, sums = steps.train_step(one, frozen, batch, 5, 0.1, classifier=model, tx=tx)
+        one, sums = steps.train_step(one, frozen, batch, 5, WEIGHTED, classifier=model, tx=tx)
         losses.append(float(sums.loss))
     other, sums = steps.train_scan(
-        steps.init_state(copy(trainable), tx), frozen, steps.Resident(features, label),
-        jnp.asarray(rows), 5, 0.1, classifier=model, tx=tx,
+        steps.init_state(copy(trainable), tx), frozen, steps.Resident(features, label, weight),
+        jnp.asarray(rows), 5, WEIGHTED, classifier=model, tx=tx,
     )  # fmt: skip
     np.testing.assert_allclose(sums.loss, losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, other.params)
+
+
+def test_evaluation_counts_classes_and_knows_no_weights():
+    params, model = make_params(head='gap_linear')
+    rng = np.random.default_rng(6)
+    params['head'] = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params['head'])
+    features = jnp.asarray(rng.normal(0, 1, (19, 1, 1, 8)), jnp.float32)
+    label = rng.integers(0, 3, 19).astype(np.int32)
+    rows = np.append(np.arange(19), [-1] * 5).reshape(3, 8)
+    resident = steps.Resident(features, jnp.asarray(label), jnp.full(19, 100.0))
+    scanned, probabilities = steps.eval_scan(params, resident, jnp.asarray(rows), classifier=model)
+    one_by_one = [
+        steps.eval_step(params, steps._gather(resident, batch), classifier=model)[0]
+        for batch in jnp.asarray(rows)
+    ]
+    probabilities = np.asarray(probabilities).reshape(-1, 3)[:19]
+    predicted = probabilities.argmax(-1)
+    assert len(set(predicted.tolist())) > 1
+    added = jax.tree.map(lambda *counts: sum(counts), *(one.counts for one in one_by_one))
+    for sums, counts in (
+        ([scanned.sums], scanned.counts),
+        ([one.sums for one in one_by_one], added),
+    ):
+        means = steps.means(sums, counts)
+        assert means['num_examples'] == 19
+        assert means['accuracy'] == pytest.approx(np.mean(predicted == label))
+        expected = -np.log(probabilities[np.arange(19), label].astype(float)).mean()
+        assert means['loss'] == pytest.approx(expected, rel=1e-5)
+        present = sorted(set(label.tolist()))
+        recalls = sklearn.metrics.recall_score(label, predicted, labels=present, average=None)
+        assert means['balanced_accuracy'] == pytest.approx(recalls.mean())
+        assert means['worst_recall'] == pytest.approx(recalls.min())
+        f1 = sklearn.metrics.f1_score(label, predicted, labels=present, average='macro')
+        assert means['macro_f1'] == pytest.approx(f1)
+
+
+def test_mixed_labels_are_right_by_their_shares():
+    logits = jnp.array([[9.0, 0, 0], [9, 0, 0], [9, 0, 0], [0, 9, 0]])
+    batch = {
+        'label': jnp.array([0, 1, 2, 1]),
+        'mix_label': jnp.array([1, 0, 1, 1]),
+        'mix': jnp.array([0.75, 0.75, 0.75, 0.5]),
+        'mask': jnp.array([True, True, True, False]),
+    }
+    assert steps.metric_sums(logits, jnp.ones(4), batch) == (3, 0.75 + 0.25, 3)
 
 
 def test_schedules():
@@ -282,13 +339,22 @@ params, model = t.make_params()
 trainable, frozen, tx = t.make_learner(params)
 mesh = runner.default_mesh()
 r = runner.Runner(classifier=model, tx=tx, frozen=runner.replicate(frozen, mesh), mesh=mesh,
-                  seed=0, smoothing=0.0)
+                  seed=0, loss=t.WEIGHTED)
 state = runner.replicate(steps.init_state(trainable, tx), mesh)
 for i in range(5):
-    batch = r.put({k: np.asarray(v) for k, v in t.make_batch(i, n=6, real=5).items()})
-    state, sums = steps.train_step(state, r.frozen, batch, 0, 0.0, classifier=model, tx=tx)
+    batch = {k: np.asarray(v) for k, v in t.make_batch(i, n=6, real=5).items()}
+    batch = r.put({**batch, 'weight': np.arange(6, dtype=np.float32)})
+    state, sums = steps.train_step(state, r.frozen, batch, 0, r.loss, classifier=model, tx=tx)
 leaves = jax.tree.leaves(state.params)
-print(jax.device_count(), float(sums.loss), *[float(abs(x).sum()) for x in leaves])
+rows = np.append(np.arange(5), -1).reshape(1, 6)
+resident = runner.replicate(
+    steps.Resident(np.asarray(t.make_batch(9, n=5, size=(1, 1))['image'][..., :1] / 99.0 *
+                   np.ones(8, np.float32)), np.arange(5, dtype=np.int32) % 3), mesh)
+full = trees.merge(state.params, r.frozen)
+counts = steps.eval_scan(full, resident, r._put_rows(rows), classifier=model)[0].counts
+assert int(counts.true.sum()) == int(counts.predicted.sum()) == 5
+print(jax.device_count(), float(sums.loss), *np.concatenate(counts).tolist(),
+      *[float(abs(x).sum()) for x in leaves])
 """
 
 

@@ -189,6 +189,10 @@ def test_unknown_monitor_is_an_error_that_names_the_metrics():
         ('val_macro_recall', 'max'),
         ('val_precision', 'max'),
         ('val_macro_f1', 'max'),
+        ('val_worst_recall', 'max'),
+        ('val_macro_auroc', 'max'),
+        ('val_error', 'min'),
+        ('val_expected_calibration_error', 'min'),
     ],
 )
 def test_auto_mode(monitor, mode):

@@ -25,6 +25,8 @@ def root(tmp_path_factory):
     """Images, and a backbone in a file: with a random one the seed would decide the features."""
     root = tmp_path_factory.mktemp('images')
     make_folders(root / 'Train', 7, seed=1, noise=90.0)
+    for rare in range(4, 7):
+        (root / 'Train' / 'yellow' / f'{rare:03}.jpg').unlink()
     make_folders(root / 'Test', 4, seed=2, noise=90.0)
     params = trees.flatten(jax.device_get(vgg.init(jax.random.key(3))))
     # Features of order one, as ordinary training has: a head on huge ones amplifies rounding.
@@ -99,6 +101,24 @@ EQUAL = {
         {'optim__labels': (('backbone/.*|head/conv1/.*', 'frozen'), ('.*', 'head'))},
         [{'train.seed': 1}, {'train.seed': 2}],
     ),
+    'losses': (
+        {'early_stopping__monitor': 'val_balanced_accuracy', 'early_stopping__patience': 1},
+        [
+            {'loss.name': 'focal', 'loss.gamma': 1.0, 'loss.class_weights': 'balanced'},
+            {
+                'loss.name': 'focal',
+                'loss.gamma': 3.0,
+                'loss.class_weights': 'explicit',
+                'loss.weights_by_class': (('red', 0.1), ('yellow', 3.0)),
+            },
+            {'loss.logit_adjustment': 1.0},
+            {'loss.logit_adjustment': 2.0, 'train.label_smoothing': 0.1, 'train.seed': 3},
+        ],
+    ),
+    'balanced_sampling': (
+        {'train__balanced_sampling': True, 'early_stopping__monitor': 'val_macro_f1'},
+        [{'train.seed': 1}, {'train.seed': 2, 'loss.class_weights': 'effective'}],
+    ),
     'sampled_views': (
         {'augment__rotation_range': 20.0, 'features__cache': 'True', 'features__views': 2},
         [{'train.seed': 3}, {'train.seed': 4}],
@@ -122,6 +142,23 @@ def test_each_result_equals_its_solo_run(config, tmp_path, case):
         for path, value in first.items()
         if path in second
     )
+
+
+def test_settings_of_one_loss_share_a_program(config):
+    settings = EQUAL['losses'][1]
+    structures = [
+        sweeping._structure(one)
+        for one in sweeping.resolve_settings(resolve(config), settings, 'here')
+    ]
+    assert structures[0] == structures[1] != structures[2] == structures[3]
+
+
+def test_making_up_twice_is_said_once(config, caplog):
+    config.train.balanced_sampling = True
+    settings = grid(**{'loss.class_weights': ['none', 'balanced', 'effective']})
+    sweeping.prepare_sweep(resolve(config), settings)
+    said = [record for record in caplog.records if 'rare classes count twice' in record.message]
+    assert len(said) == 1
 
 
 def test_members_stop_by_themselves_and_leave_their_lanes(config, tmp_path):

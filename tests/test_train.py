@@ -18,7 +18,8 @@ from tlflax.errors import UserError
 from tlflax.train import train_and_evaluate
 
 RECORD = {
-    'epoch', 'step', 'train_loss', 'train_accuracy', 'val_loss', 'val_accuracy', 'learning_rate',
+    'epoch', 'step', 'train_loss', 'train_accuracy', 'val_loss', 'val_accuracy',
+    'val_balanced_accuracy', 'val_macro_f1', 'val_worst_recall', 'learning_rate',
     'epoch_seconds', 'images_per_second',
 }  # fmt: skip
 RESULT = {

@@ -201,6 +201,29 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What training minimises; evaluation always reports plain cross-entropy."""
+
+    name: str = _key('cross_entropy', 'the loss', choices=('cross_entropy', 'focal'))
+    gamma: float = _key(2.0, 'of the focal loss: 0 is cross-entropy', at_least=0, at_most=100)
+    class_weights: str = _key(
+        'none',
+        "'balanced': n / (classes * count); 'effective': by the effective number of samples; "
+        "'explicit': by `weights_by_class`",
+        choices=('none', 'balanced', 'effective', 'explicit'),
+    )
+    weights_by_class: tuple[tuple[str, float], ...] = _key(
+        (), '(class name, weight) pairs; classes that are not named weigh 1'
+    )
+    effective_beta: float = _key(
+        0.999, '0: equal weights; towards 1: balanced', at_least=0, at_most=1 - 1e-9
+    )
+    logit_adjustment: float = _key(
+        0.0, 'tau: add tau * log(class frequency) to training logits', at_least=0, at_most=100
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
@@ -210,6 +233,9 @@ class TrainConfig:
         0, 'fixes initialisation, order, augmentation, dropout', at_least=0, at_most=2**31 - 1
     )
     label_smoothing: float = _key(0.0, 'of the training loss', at_least=0, at_most=0.99)
+    balanced_sampling: bool = _key(
+        False, 'each epoch draws as many images as there are, all classes equally likely'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +291,7 @@ class Config:
     weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     early_stopping: EarlyStoppingConfig = dataclasses.field(default_factory=EarlyStoppingConfig)
     features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)

@@ -200,11 +200,14 @@ def backbone_program(
     )
 
 
-def needed(views: Views, epochs: int, n: int) -> Bool[np.ndarray, 'views n']:
-    """Returns which view of which image some epoch draws."""
+def needed(
+    views: Views, epochs: int, n: int, order: Callable[[int], Int[np.ndarray, ' n']]
+) -> Bool[np.ndarray, 'views n']:
+    """Returns which view of which image some epoch draws; `order` says which images it visits."""
     drawn = np.zeros((len(views.names), n), bool)
     for epoch in range(epochs):
-        drawn[views.choose(epoch), np.arange(n)] = True
+        rows = order(epoch)
+        drawn[views.choose(epoch)[rows], rows] = True
         if drawn.all():
             break
     return drawn

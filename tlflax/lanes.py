@@ -1,9 +1,9 @@
 """Many heads side by side: what one compiled program does for all members of a group.
 
 Members of a group share everything static (head, optimiser, schedule, batch size); what differs is
-a number (seed, learning rates, weight decay, label smoothing), so that `jax.vmap` turns one head's
-epoch into that of all. Each member sees its own order of examples, drops its own units, stops by
-itself and ends as it would alone. On several devices, members are spread over them.
+a number (seed, learning rates, weight decay, those of the loss), so that `jax.vmap` turns one
+head's epoch into that of all. Each member sees its own order of examples, drops its own units,
+stops by itself and ends as it would alone. On several devices, members are spread over them.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from tlflax import experiment, loop, steps, training, trees
+from tlflax import experiment, loop, losses, steps, training, trees
 from tlflax.prepare import Run
 from tlflax.runner import SCAN, Source
 from tlflax.sources import require_resident
@@ -63,7 +63,7 @@ class Numbers(NamedTuple):
     """What differs between members; traced, with a leading axis of members outside `vmap`."""
 
     seed: Int[Traced, '']
-    smoothing: Float[Traced, '']
+    loss: losses.Loss
     learning_rate: Float[Traced, '']
     learning_rates: tuple[Float[Traced, ''], ...]
     weight_decay: Float[Traced, '']
@@ -95,12 +95,13 @@ class Program:
     Attributes:
         train: (state, frozen, numbers, resident, rows) to the new state and sums [lanes, steps];
             the old state is donated.
-        evaluate: (state, frozen, resident, rows) to sums [lanes, steps].
+        evaluate: (state, frozen, resident, rows) to sums [lanes, steps] and counts
+            [lanes, classes].
         shared_order: All members have one seed, so the rows have no axis of members.
     """
 
     train: Callable[..., tuple[steps.TrainState, steps.Sums]]
-    evaluate: Callable[..., steps.Sums]
+    evaluate: Callable[..., steps.EvalSums]
     shared_order: bool
 
 
@@ -131,7 +132,7 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
             resident,
             rows,
             numbers.seed,
-            numbers.smoothing,
+            numbers.loss,
             classifier=classifier,
             tx=tx,
         )
@@ -141,7 +142,7 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
         frozen: dict[str, Any],
         resident: steps.Resident,
         rows: Int[Array, 'steps b'],
-    ) -> steps.Sums:
+    ) -> steps.EvalSums:
         params = trees.merge(state.params, frozen)
         return steps.eval_scan(params, resident, rows, classifier=classifier)[0]
 
@@ -174,8 +175,9 @@ def train_group(members: Sequence[Member], val: Source, program: Program) -> Ite
         running = [lane for lane, member in enumerate(group) if not member.finished]
         improved = np.zeros(_width(lanes), bool)
         for lane in running:
-            own, own_val = _at(sums, lane), steps.means(_at(val_sums, lane))
-            improved[lane] = _end_epoch(group[lane], own, own_val, seconds, rule)
+            own, own_val = _at(sums, lane), _at(val_sums, lane)
+            means = steps.means([own_val.sums], own_val.counts)
+            improved[lane] = _end_epoch(group[lane], own, means, seconds, rule)
         if improved.any():
             lanes = lanes._replace(best=_choose(improved, lanes.state, lanes.best))
         for lane in running:
@@ -216,10 +218,10 @@ def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
     return member.source.train_rows(member.position.epoch)
 
 
-def _evaluate(lanes: Lanes, val: Source, program: Program) -> list[steps.Sums]:
+def _evaluate(lanes: Lanes, val: Source, program: Program) -> steps.EvalSums:
     rows = val.eval_rows()
     sums = program.evaluate(lanes.state, lanes.frozen, require_resident(val), rows)
-    return [jax.device_get(sums)]
+    return jax.device_get(sums)
 
 
 def _end_epoch(
@@ -271,7 +273,7 @@ def _first(member: Member) -> Lanes:
     state = jax.device_get(steps.init_state(learner.trainable, learner.tx))
     numbers = Numbers(
         seed=np.int32(config.train.seed),
-        smoothing=np.float32(config.train.label_smoothing),
+        loss=member.run.runner.loss,
         learning_rate=np.float32(config.optim.learning_rate),
         learning_rates=tuple(np.float32(rate) for _, rate in config.optim.learning_rates),
         weight_decay=np.float32(config.optim.weight_decay),

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from tlflax.steps import cross_entropy
+from tlflax.losses import cross_entropy
 
 STRENGTHS = tuple(np.logspace(0, -6, 10))
 """Regularisation, times the mean square of a row of features, from strong to weak."""

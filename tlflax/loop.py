@@ -19,7 +19,11 @@ from tlflax.report import Workdir
 from tlflax.runner import Runner, Source
 from tlflax.stopping import EarlyStopping, State
 
-METRICS = ('train_loss', 'train_accuracy', 'val_loss', 'val_accuracy', 'learning_rate')
+VAL_METRICS = ('loss', 'accuracy', 'balanced_accuracy', 'macro_f1', 'worst_recall')
+"""What an epoch's record has of the validation split, each as `val_<name>`."""
+
+METRICS = ('train_loss', 'train_accuracy', *(f'val_{name}' for name in VAL_METRICS),
+           'learning_rate')  # fmt: skip
 """The metrics of an epoch's record that early stopping may monitor."""
 
 
@@ -180,7 +184,7 @@ def make_record(
     Args:
         position: At the end of the epoch's training.
         step: Optimiser steps done.
-        val: `loss` and `accuracy` on the validation split.
+        val: `VAL_METRICS` of the validation split.
         learning_rate: At `step`.
         val_seconds: Spent on validation.
     """
@@ -189,8 +193,7 @@ def make_record(
         'step': step,
         'train_loss': position.loss / position.count,
         'train_accuracy': position.correct / position.count,
-        'val_loss': val['loss'],
-        'val_accuracy': val['accuracy'],
+        **{f'val_{name}': val[name] for name in VAL_METRICS},
         'learning_rate': learning_rate,
         'epoch_seconds': position.seconds + val_seconds,
         'images_per_second': position.count / position.seconds,
@@ -233,7 +236,7 @@ def save(
 
 def _log(record: dict[str, Any], epochs: int, improved: bool) -> None:
     logging.info(
-        'epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f%s  '
+        'epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f balanced %.4f%s  '
         '%.0f images/s  %.1f s',
         record['epoch'],
         epochs,
@@ -241,6 +244,7 @@ def _log(record: dict[str, Any], epochs: int, improved: bool) -> None:
         record['train_accuracy'],
         record['val_loss'],
         record['val_accuracy'],
+        record['val_balanced_accuracy'],
         ' (best)' if improved else '',
         record['images_per_second'],
         record['epoch_seconds'],

@@ -1,10 +1,22 @@
-"""Classification metrics from labels and predictions, on the host."""
+"""Classification metrics from labels and predicted probabilities, on the host.
 
+A metric of a class that has no examples, or no others, is left out of means over classes.
+"""
+
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
+
+BINS = 15
+"""Of the expected calibration error."""
+
+_MATRIX = 1000  # classes: beyond, a confusion matrix is written by its cells that are not zero
+_LINES, _WORST = 50, 20  # classes: beyond so many, a table shows so few
+_BLOCK = 2**22  # values of an array at once: bounds memory
+_NORMAL_975 = 1.959963984540054  # quantile of the standard normal distribution
 
 
 def confusion_matrix(
@@ -15,26 +27,136 @@ def confusion_matrix(
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
-def per_class(
-    matrix: Int[np.ndarray, 'classes classes'], names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Returns precision, recall, F1 and number of examples of each class.
+def confusions(
+    labels: Int[np.ndarray, ' n'], predicted: Int[np.ndarray, ' n'], classes: int
+) -> dict[str, list[int]]:
+    """Returns the cells of the confusion matrix that are not zero, for many classes.
 
-    A ratio without examples in its denominator is 0, as in scikit-learn.
+    Returns:
+        `true`, `predicted` and `count`, one entry for each cell.
     """
-    right = np.diag(matrix).astype(np.float64)
-    true, predicted = matrix.sum(1), matrix.sum(0)
-    precision, recall = _ratio(right, predicted), _ratio(right, true)
-    f1 = _ratio(2 * right, true + predicted)
+    cells, count = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
+    true, other = np.divmod(cells, classes)
+    return {'true': true.tolist(), 'predicted': other.tolist(), 'count': count.tolist()}
+
+
+class ClassCounts(NamedTuple):
+    """Examples by class; they add up over batches, and need no matrix of all pairs of classes.
+
+    Attributes:
+        right: Rightly predicted examples of each class.
+        true: Examples of each class.
+        predicted: Examples for which each class was predicted.
+    """
+
+    right: Int[Any, ' classes']
+    true: Int[Any, ' classes']
+    predicted: Int[Any, ' classes']
+
+
+def by_class(counts: ClassCounts) -> dict[str, float]:
+    """Returns what shows imbalance, over the classes that have examples; NaN if none has.
+
+    Returns:
+        `balanced_accuracy` (mean recall), `macro_f1` (mean F1) and `worst_recall`.
+    """
+    right, true, predicted = counts
+    if not true.any():
+        return dict.fromkeys(('balanced_accuracy', 'macro_f1', 'worst_recall'), math.nan)
+    present = true > 0
+    recall = _ratio(right, true)[present]
+    f1 = _ratio(2 * right, true + predicted)[present]
     return {
-        name: {
-            'precision': float(precision[i]),
-            'recall': float(recall[i]),
-            'f1': float(f1[i]),
-            'num_examples': int(true[i]),
-        }
-        for i, name in enumerate(names)
+        'balanced_accuracy': float(recall.mean()),
+        'macro_f1': float(f1.mean()),
+        'worst_recall': float(recall.min()),
     }
+
+
+def auroc(
+    labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n classes']
+) -> Float64[np.ndarray, ' classes']:
+    """Returns the area under each class's ROC curve, the class against all others.
+
+    It is the chance that an example of the class gets a higher probability of it than another
+    example does; a tie counts half (Mann & Whitney 1947). NaN where the class has no examples, or
+    no others.
+    """
+    n, classes = probabilities.shape
+    areas = np.full(classes, math.nan)
+    by_label = np.argsort(labels, kind='stable')
+    ends = np.cumsum(np.bincount(labels, minlength=classes))
+    step = max(1, _BLOCK // max(n, 1))
+    for start in range(0, classes, step):
+        block = np.sort(probabilities[:, start : start + step].T, axis=1)
+        for label, ascending in enumerate(block, start=start):
+            rows = by_label[ends[label - 1] if label else 0 : ends[label]]
+            positives, negatives = len(rows), n - len(rows)
+            if positives and negatives:
+                own = probabilities[rows, label]
+                below = np.searchsorted(ascending, own, 'left')
+                upto = np.searchsorted(ascending, own, 'right')
+                wins = (below + upto).sum() / 2 - positives**2 / 2  # less those among themselves
+                areas[label] = wins / (positives * negatives)
+    return areas
+
+
+def calibration_error(
+    labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n classes'], bins: int = BINS
+) -> float:
+    """Returns the expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+
+    Examples are put by their highest probability into `bins` bins of equal width, each closed on
+    the right; the error is the mean over the examples of their bin's |accuracy - confidence|.
+    """
+    confidence = probabilities.max(-1).astype(np.float64)
+    right = probabilities.argmax(-1) == labels
+    number = np.clip(np.ceil(np.nan_to_num(confidence) * bins) - 1, 0, bins - 1).astype(np.int64)
+    gaps = np.bincount(number, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels)) if len(labels) else math.nan
+
+
+def top_accuracy(
+    labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n classes'], k: int
+) -> float:
+    """Returns how often the true class is among the `k` most probable; ties go to lower labels."""
+    found, step = 0, max(1, _BLOCK // probabilities.shape[1])
+    for start in range(0, len(labels), step):
+        block, label = probabilities[start : start + step], labels[start : start + step, None]
+        own = np.take_along_axis(block, label, axis=1)
+        ahead = (block > own) | ((block == own) & (np.arange(block.shape[1]) < label))
+        found += int((ahead.sum(1) < k).sum())
+    return found / len(labels) if len(labels) else math.nan
+
+
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a proportion (Wilson 1927); of nothing, all there is."""
+    if not n:
+        return 0.0, 1.0
+    z2 = _NORMAL_975**2
+    centre = (right + z2 / 2) / (n + z2)
+    half = _NORMAL_975 / (n + z2) * math.sqrt(right * (n - right) / n + z2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def per_class(
+    counts: ClassCounts, areas: Float64[np.ndarray, ' classes'], names: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+    """Returns precision, recall, F1, AUROC and number of examples of each class.
+
+    A ratio without examples in its denominator is 0, as in scikit-learn; an area that is not
+    defined is None.
+    """
+    columns = {
+        'precision': _ratio(counts.right, counts.predicted),
+        'recall': _ratio(counts.right, counts.true),
+        'f1': _ratio(2 * counts.right, counts.true + counts.predicted),
+        'num_examples': counts.true,
+    }
+    lists = {name: column.tolist() for name, column in columns.items()}
+    lists['auroc'] = [None if math.isnan(area) else area for area in areas.tolist()]
+    rows = zip(*lists.values(), strict=True)
+    return {name: dict(zip(lists, row, strict=True)) for name, row in zip(names, rows, strict=True)}
 
 
 def summary(
@@ -50,39 +172,65 @@ def summary(
         names: Class names.
 
     Returns:
-        `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes that have
-        examples), `per_class` and `confusion_matrix` (rows: true class).
+        What `by_class` returns; `accuracy_interval` (Wilson's, 95 %); `macro_auroc`, the mean of
+        the areas that are defined, or None; `expected_calibration_error`; `top5_accuracy` where
+        there are more than 5 classes; `per_class`; and `confusion_matrix` (rows: true class), of
+        more than 1000 classes as `confusions` has it.
     """
-    matrix = confusion_matrix(labels, probabilities.argmax(-1), len(names))
-    table = per_class(matrix, names)
-    present = [row for row in table.values() if row['num_examples']]
+    classes, predicted = len(names), probabilities.argmax(-1)
+    counted = (labels[labels == predicted], labels, predicted)
+    counts = ClassCounts(*(np.bincount(of, minlength=classes) for of in counted))
+    areas = auroc(labels, probabilities)
+    defined = areas[~np.isnan(areas)]
+    small = classes <= _MATRIX
     return {
-        'balanced_accuracy': float(np.mean([row['recall'] for row in present])),
-        'macro_f1': float(np.mean([row['f1'] for row in present])),
-        'per_class': table,
-        'confusion_matrix': matrix.tolist(),
+        'accuracy_interval': list(wilson_interval(int(counts.right.sum()), len(labels))),
+        **by_class(counts),
+        'macro_auroc': float(defined.mean()) if len(defined) else None,
+        'expected_calibration_error': calibration_error(labels, probabilities),
+        **({'top5_accuracy': top_accuracy(labels, probabilities, 5)} if classes > 5 else {}),
+        'per_class': per_class(counts, areas, names),
+        'confusion_matrix': confusion_matrix(labels, predicted, classes).tolist()
+        if small
+        else confusions(labels, predicted, classes),
     }
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Shows an evaluation's per-class table and its totals."""
+    """Shows an evaluation's per-class table and its totals; of many classes, the worst."""
     table = result['per_class']
-    width = max([len(name) for name in table] + [len('class')])
-    lines = [f'{"class":{width}}  precision  recall      f1  examples']
-    lines += [
-        f'{name:{width}}  {row["precision"]:9.4f}  {row["recall"]:6.4f}  {row["f1"]:6.4f}'
-        f'  {row["num_examples"]:8d}'
-        for name, row in table.items()
+    title = 'class'
+    if len(table) > _LINES:
+        present = [item for item in table.items() if item[1]['num_examples']]
+        worst = sorted(present, key=lambda item: item[1]['recall'])[:_WORST]
+        title = f'class ({len(worst)} of lowest recall, of {len(table)})'
+        table = dict(worst)
+    width = max(map(len, [*table, title]))
+    lines = [f'{title:{width}}  precision  recall      f1   auroc  examples']
+    for name, row in table.items():
+        area = '     -' if row['auroc'] is None else f'{row["auroc"]:6.4f}'
+        lines.append(
+            f'{name:{width}}  {row["precision"]:9.4f}  {row["recall"]:6.4f}  {row["f1"]:6.4f}'
+            f'  {area}  {row["num_examples"]:8d}'
+        )
+    return '\n'.join([*lines, *_totals(result)])
+
+
+def _totals(result: dict[str, Any]) -> list[str]:
+    low, high = result['accuracy_interval']
+    area, top = result['macro_auroc'], result.get('top5_accuracy')
+    return [
+        f'accuracy {result["accuracy"]:.4f} (95 % interval {low:.4f} to {high:.4f})'
+        f'{"" if top is None else f", top-5 {top:.4f}"}, loss {result["loss"]:.4f}, '
+        f'{result["num_examples"]} images',
+        f'balanced accuracy {result["balanced_accuracy"]:.4f}, macro F1 {result["macro_f1"]:.4f}, '
+        f'macro AUROC {"-" if area is None else f"{area:.4f}"}, '
+        f'calibration error {result["expected_calibration_error"]:.4f}',
     ]
-    lines.append(
-        f'accuracy {result["accuracy"]:.4f}, balanced accuracy {result["balanced_accuracy"]:.4f}, '
-        f'loss {result["loss"]:.4f}, {result["num_examples"]} images'
-    )
-    return '\n'.join(lines)
 
 
 def _ratio(
-    numerator: Float[np.ndarray, ' n'], denominator: Int[np.ndarray, ' n']
-) -> Float[np.ndarray, ' n']:
-    zero = np.zeros_like(numerator)
+    numerator: Int[np.ndarray, ' n'], denominator: Int[np.ndarray, ' n']
+) -> Float64[np.ndarray, ' n']:
+    zero = np.zeros(len(numerator))
     return np.divide(numerator, denominator, out=zero, where=denominator > 0)

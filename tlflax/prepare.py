@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tlflax import experiment, report, runner, sources
+from tlflax import experiment, losses, report, runner, sources
 from tlflax.config import Config, to_dict
 from tlflax.data import ranges
 from tlflax.errors import UserError
@@ -76,7 +76,12 @@ def build(config: Config, material: Material) -> Run:
         frozen=runner.replicate(learner.frozen, mesh),
         mesh=mesh,
         seed=config.train.seed,
-        smoothing=config.train.label_smoothing,
+        loss=losses.build(
+            config.loss,
+            smoothing=config.train.label_smoothing,
+            counts=splits.train.counts,
+            classes=classes,
+        ),
     )
     maker = sources.Maker(
         config, pretrained.digest, this_runner, backbone_learns='backbone' in learner.trainable

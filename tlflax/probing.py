@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from tlflax import logistic, loop, prepare, sources, steps, training
-from tlflax.config import AugmentConfig, Config
+from tlflax.config import AugmentConfig, Config, LossConfig
 from tlflax.errors import UserError
 from tlflax.prepare import Run
 from tlflax.report import Workdir
@@ -34,7 +34,7 @@ def run(config: Config, work: Workdir, *, standardise: bool = False) -> dict[str
     those the lowest loss.
 
     Args:
-        config: Its optimiser, augmentation and early stopping are not used.
+        config: Its optimiser, loss, sampling, augmentation and early stopping are not used.
         work: New.
         standardise: Give each feature zero mean and unit variance over the training images; this
             becomes part of the kernel and bias that are written.
@@ -84,6 +84,8 @@ def probe_config(config: Config) -> Config:
     return dataclasses.replace(
         config,
         augment=AugmentConfig(horizontal_flip=False),
+        loss=LossConfig(),
+        train=dataclasses.replace(config.train, balanced_sampling=False, label_smoothing=0.0),
         model=dataclasses.replace(config.model, head=head, dropout=0.0),
         early_stopping=dataclasses.replace(config.early_stopping, restore_best=True),
     )
@@ -140,8 +142,7 @@ def _assess(
         'step': solved.iterations + (before[-1].record['step'] if before else 0),
         'train_loss': train['loss'],
         'train_accuracy': train['accuracy'],
-        'val_loss': val['loss'],
-        'val_accuracy': val['accuracy'],
+        **{f'val_{name}': val[name] for name in loop.VAL_METRICS},
         'learning_rate': math.nan,
         'epoch_seconds': solved.seconds + time.perf_counter() - began,
         'images_per_second': splits[0].num_examples * solved.iterations / solved.seconds,

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from tlflax import steps
+from tlflax import losses, steps
 from tlflax.models.classifier import Classifier, Params
 from tlflax.trees import merge
 
@@ -52,7 +53,7 @@ class Evaluation(NamedTuple):
     """The outcome of one pass over a split.
 
     Attributes:
-        metrics: `loss`, `accuracy`, `num_examples`.
+        metrics: What `tlflax.steps.means` returns.
         probabilities: f32[n, classes], in the order of the examples.
     """
 
@@ -80,7 +81,7 @@ class Runner:
         frozen: The parameters that never change, replicated over the mesh.
         mesh: Devices along one axis, 'data', over which batches are split.
         seed: Of dropout.
-        smoothing: Label smoothing of the training loss.
+        loss: What training minimises.
     """
 
     classifier: Classifier
@@ -88,7 +89,7 @@ class Runner:
     frozen: Params
     mesh: Mesh
     seed: int
-    smoothing: float
+    loss: losses.Loss
 
     def put(self, batch: HostBatch) -> steps.Batch:
         """Splits a batch over the devices, padded to a multiple of their number.
@@ -140,7 +141,7 @@ class Runner:
                 self.frozen,
                 self.put(batch),
                 self.seed,
-                self.smoothing,
+                self.loss,
                 classifier=self.classifier,
                 tx=self.tx,
             )
@@ -172,7 +173,7 @@ class Runner:
                 source.resident,
                 self._put_rows(part),
                 self.seed,
-                self.smoothing,
+                self.loss,
                 classifier=self.classifier,
                 tx=self.tx,
             )
@@ -198,17 +199,19 @@ class Runner:
             )
             progress(int((rows >= 0).sum()))
             real = np.asarray(probabilities)[:, : rows.shape[1]][rows >= 0]
-            return Evaluation(steps.means([sums]), real)
-        all_sums, parts = [], []
+            return Evaluation(steps.means([sums.sums], sums.counts), real)
+        all_sums, parts, counts = [], [], None
         for batch in source.eval_batches():
             sums, probabilities = steps.eval_step(
                 params, self.put(batch), classifier=self.classifier
             )
-            all_sums.append(sums)
+            all_sums.append(sums.sums)
+            counts = sums.counts if counts is None else jax.tree.map(jnp.add, counts, sums.counts)
             local = np.concatenate([np.asarray(s.data) for s in _shards(probabilities)])
             parts.append(local[: len(batch['mask'])][batch['mask']])
             progress(int(batch['mask'].sum()))
-        return Evaluation(steps.means(all_sums), np.concatenate(parts))
+        assert counts is not None
+        return Evaluation(steps.means(all_sums, counts), np.concatenate(parts))
 
     def _put_rows(self, rows: Int[np.ndarray, 'steps b']) -> Int[jax.Array, 'steps b']:
         padded = _pad(rows.T, self.mesh.size, fill=-1).T

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 
 from tlflax import extraction, steps
 from tlflax.config import Config
@@ -51,11 +51,12 @@ class ImageSource:
         """See `tlflax.runner.Source`."""
         from tlflax.data import pipeline  # TensorFlow is imported only where images are read
 
-        return pipeline.train_epoch(
+        batches = pipeline.train_epoch(
             self._table,
             augment=self._config.augment,
             seed=self._config.train.seed,
             epoch=epoch,
+            balanced=self._config.train.balanced_sampling,
             start_step=start_step,
             image_size=self._config.data.image_size,
             resize=self._config.data.resize,
@@ -64,6 +65,7 @@ class ImageSource:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        return _weighted(batches, self._table.weights)
 
     def eval_batches(self) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
@@ -123,35 +125,40 @@ class FeatureSource:
 
     Args:
         opened: The store.
-        labels: i32[n].
+        table: The images.
         rows: Row numbers in the store, i64[views, n].
         choose: Epoch to each image's view, i64[n].
         batch_size: Examples per batch.
         seed: Of the order.
+        balanced: Draw classes equally often; see `tlflax.data.sampling.epoch_order`.
         put: Puts an array on every device.
     """
 
     def __init__(
         self,
         opened: Store,
-        labels: Int[np.ndarray, ' n'],
+        table: ImageTable,
         rows: Int[np.ndarray, 'views n'],
         *,
         choose: Callable[[int], Int[np.ndarray, ' n']],
         batch_size: int,
         seed: int,
+        balanced: bool,
         put: Callable[[Any], Any],
     ) -> None:
-        self.num_examples = len(labels)
-        self._opened, self._labels, self._rows = opened, labels, rows
-        self._choose, self._batch_size, self._seed = choose, batch_size, seed
+        self.num_examples = len(table)
+        self._opened, self._table, self._rows = opened, table, rows
+        self._choose, self._batch_size = choose, batch_size
+        self._seed, self._balanced = seed, balanced
         self._evaluated = 0
         self._position = np.cumsum(rows.ravel() >= 0).reshape(rows.shape) - 1
         self.resident: steps.Resident | None = None
         wanted = rows[rows >= 0]
         if len(wanted) * opened.row_bytes <= resident_limit():
-            label = np.broadcast_to(labels, rows.shape)[rows >= 0]
-            self.resident = steps.Resident(put(opened.read(wanted)), put(label))
+            image = np.nonzero(rows >= 0)[1]
+            weight = None if table.weights is None else put(table.weights[image])
+            features, label = put(opened.read(wanted)), put(table.labels[image])
+            self.resident = steps.Resident(features, label, weight)
             opened.close()  # others may evict what is in memory now
 
     def reordered(
@@ -170,7 +177,8 @@ class FeatureSource:
 
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
-        return self._batches(self._train_order(epoch)[start_step:], self._choose(epoch))
+        batches = self._batches(self._train_order(epoch)[start_step:], self._choose(epoch))
+        return _weighted(batches, self._table.weights)
 
     def eval_batches(self) -> Iterator[HostBatch]:
         """See `tlflax.runner.Source`."""
@@ -188,7 +196,8 @@ class FeatureSource:
         return np.where(order >= 0, self._position[self._evaluated, order], -1)
 
     def _train_order(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        order = sampling.permutation(self._seed, epoch, self.num_examples)
+        labels = self._table.labels
+        order = sampling.epoch_order(self._seed, epoch, labels, balanced=self._balanced)
         return sampling.batch_rows(order, self._batch_size)
 
     def _eval_order(self) -> Int[np.ndarray, 'steps b']:
@@ -202,8 +211,18 @@ class FeatureSource:
             real = indices[mask]
             features = np.zeros((len(indices), *self._opened.row_shape), self._opened.dtype)
             features[mask] = self._opened.read(self._rows[view[real], real])
-            label = np.where(mask, self._labels[indices], 0).astype(np.int32)
+            label = np.where(mask, self._table.labels[indices], 0).astype(np.int32)
             yield {'features': features, 'label': label, 'mask': mask, 'index': indices}
+
+
+def _weighted(
+    batches: Iterator[HostBatch], weights: Float32[np.ndarray, ' n'] | None
+) -> Iterator[HostBatch]:
+    """Adds the images' weights, where there are any, as `weight` f32[b]."""
+    for batch in batches:
+        if weights is not None:
+            batch = {**batch, 'weight': np.where(batch['mask'], weights[batch['index']], 0)}
+        yield batch
 
 
 def require_resident(source: Source) -> steps.Resident:
@@ -259,7 +278,7 @@ class Maker:
         )
         if not views.exact:
             logging.info('augmentation is approximated by %d views', config.features.views)
-        wanted = extraction.needed(views, config.train.epochs, n)
+        wanted = self._needed(table, views, config.train.seed)
         return self._from_features(table, views, wanted, 'training')
 
     def _say_why_live(self, exact: bool) -> None:
@@ -293,7 +312,7 @@ class Maker:
         ]
         views = extraction.joined(sampled)
         wanted = np.logical_or.reduce(
-            [extraction.needed(v, config.train.epochs, n) for v in views], axis=0
+            [self._needed(table, v, seed) for seed, v in zip(seeds, views, strict=True)], axis=0
         )
         shared = self._from_features(table, views[0], wanted, 'training')
         require_resident(shared)
@@ -326,6 +345,19 @@ class Maker:
         if self.backbone_learns:
             return list(images)
         return [ComputedSource(source, self._compute(len(table))) for source in images]
+
+    def _needed(
+        self, table: ImageTable, views: extraction.Views, seed: int
+    ) -> Bool[np.ndarray, 'views n']:
+        """Which view of which image some epoch draws."""
+        train, everything = self.config.train, np.arange(len(table))
+
+        def order(epoch: int) -> Int[np.ndarray, ' n']:
+            if not train.balanced_sampling:
+                return everything  # in whatever order
+            return sampling.epoch_order(seed, epoch, table.labels, balanced=True)
+
+        return extraction.needed(views, train.epochs, len(table), order)
 
     def _cached(self, exact: bool, *, mixed: bool = False) -> bool:
         """Says whether features are kept of a split whose views are all known, or `mixed`."""
@@ -375,10 +407,11 @@ class Maker:
         rows = extraction.fill(opened, table, views, wanted, self._compute, self.config, name)
         return FeatureSource(
             opened,
-            table.labels,
+            table,
             rows,
             choose=views.choose,
             batch_size=self.config.train.batch_size,
             seed=self.config.train.seed,
+            balanced=self.config.train.balanced_sampling,
             put=functools.partial(replicate, mesh=self.runner.mesh),
         )

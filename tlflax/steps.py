@@ -1,4 +1,4 @@
-"""What happens to one batch: losses, metric sums, `train_step` and `eval_step`, all pure."""
+"""What happens to one batch: metric sums, `train_step` and `eval_step`, all pure."""
 
 import functools
 from typing import NamedTuple
@@ -9,6 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from tlflax import losses, metrics
+from tlflax.metrics import ClassCounts
 from tlflax.models.classifier import Classifier, Params
 from tlflax.trees import merge
 
@@ -43,35 +45,46 @@ class Sums(NamedTuple):
     examples: Float[Array, '']
 
 
+class EvalSums(NamedTuple):
+    """What evaluation adds up."""
+
+    sums: Sums
+    counts: ClassCounts
+
+
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step, for the trainable parameters `params`."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
-def cross_entropy(
-    logits: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: float | Array = 0.0
-) -> Float[Array, ' b']:
-    """Softmax cross-entropy, in nats, of each example.
+def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], batch: Batch) -> Sums:
+    """Sums loss and right answers over a batch's real examples.
 
-    Label smoothing mixes the one-hot target with the uniform distribution (Szegedy et al. 2016,
-    arXiv:1512.00567).
+    Of a mixture of two labels, each is right by its share (as in the code of Zhang et al. 2018,
+    arXiv:1710.09412).
     """
-    log_p = jax.nn.log_softmax(logits)
-    right = jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
-    return -(1 - smoothing) * right - smoothing * log_p.mean(-1)
-
-
-def metric_sums(
-    logits: Float[Array, 'b classes'], losses: Float[Array, ' b'], batch: Batch
-) -> Sums:
-    """Sums loss and right answers over a batch's real examples."""
     mask: Bool[Array, ' b'] = batch['mask']
-    correct = (logits.argmax(-1) == batch['label']) & mask
+    predicted = logits.argmax(-1)
+    right = (predicted == batch['label']).astype(jnp.float32)
+    if 'mix' in batch:
+        right = batch['mix'] * right + (1 - batch['mix']) * (predicted == batch['mix_label'])
     return Sums(
-        jnp.where(mask, losses, 0).sum(),
-        correct.sum(dtype=jnp.float32),
+        jnp.where(mask, loss, 0).sum(),
+        jnp.where(mask, right, 0).sum(),
         mask.sum(dtype=jnp.float32),
     )
+
+
+def class_counts(
+    predicted: Int[Array, ' b'], label: Int[Array, ' b'], mask: Bool[Array, ' b'], classes: int
+) -> ClassCounts:
+    """Counts the real examples by class; whole numbers, so in any order."""
+
+    def count(of: Array, which: Array) -> Array:
+        return jnp.zeros(classes, jnp.int32).at[of].add(which.astype(jnp.int32))
+
+    right = mask & (predicted == label)
+    return ClassCounts(count(label, right), count(label, mask), count(predicted, mask))
 
 
 def update(
@@ -79,7 +92,7 @@ def update(
     frozen: Params,
     batch: Batch,
     seed: Int[Array, ''] | int,
-    smoothing: Float[Array, ''] | float,
+    loss: losses.Loss,
     *,
     classifier: Classifier,
     tx: optax.GradientTransformation,
@@ -93,9 +106,10 @@ def update(
     Args:
         state: The state before the step.
         frozen: The parameters that never change; empty branches are left out.
-        batch: Images or features with 'label' and 'mask'.
+        batch: Images or features with 'label' and 'mask', and what
+            `tlflax.losses.training_losses` knows.
         seed: Of dropout; the key depends on it and on the step number alone.
-        smoothing: Label smoothing.
+        loss: What is minimised, averaged over the real examples.
         classifier: The static half of the model.
         tx: The optimiser of `state.params`.
 
@@ -109,8 +123,7 @@ def update(
 
     def loss_fn(params: Params) -> tuple[Array, Sums]:
         logits = classifier(merge(params, frozen), batch, key)
-        losses = cross_entropy(logits, batch['label'], smoothing)
-        sums = metric_sums(logits, losses, batch)
+        sums = metric_sums(logits, losses.training_losses(loss, logits, batch), batch)
         return sums.loss / jnp.maximum(sums.examples, 1), sums
 
     grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -126,11 +139,16 @@ train_step = functools.partial(
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
-def eval_step(params: Params, batch: Batch, *, classifier: Classifier) -> tuple[Sums, Array]:
+def eval_step(params: Params, batch: Batch, *, classifier: Classifier) -> tuple[EvalSums, Array]:
     """Returns the metric sums of a batch and its class probabilities, f32[b, classes]."""
+    sums, logits = _assess(params, batch, classifier)
+    counts = class_counts(logits.argmax(-1), batch['label'], batch['mask'], logits.shape[-1])
+    return EvalSums(sums, counts), jax.nn.softmax(logits)
+
+
+def _assess(params: Params, batch: Batch, classifier: Classifier) -> tuple[Sums, Array]:
     logits = classifier(params, batch)
-    losses = cross_entropy(logits, batch['label'])
-    return metric_sums(logits, losses, batch), jax.nn.softmax(logits)
+    return metric_sums(logits, losses.cross_entropy(logits, batch['label']), batch), logits
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
@@ -147,19 +165,22 @@ class Resident(NamedTuple):
     Attributes:
         features: One row for each (image, view).
         label: The class of each row.
+        weight: The factor of each row's training loss; None: 1.
     """
 
     features: Float[Array, 'rows ...']
     label: Int[Array, ' rows']
+    weight: Float[Array, ' rows'] | None = None
 
 
 def _gather(resident: Resident, rows: Int[Array, ' b']) -> Batch:
     """Returns the batch of these rows; a negative row is padding."""
-    return {
+    batch = {
         'features': resident.features[rows],
         'label': resident.label[rows],
         'mask': rows >= 0,
     }
+    return batch if resident.weight is None else {**batch, 'weight': resident.weight[rows]}
 
 
 def update_many(
@@ -168,7 +189,7 @@ def update_many(
     resident: Resident,
     rows: Int[Array, 'steps b'],
     seed: Int[Array, ''] | int,
-    smoothing: Float[Array, ''] | float,
+    loss: losses.Loss,
     *,
     classifier: Classifier,
     tx: optax.GradientTransformation,
@@ -177,7 +198,7 @@ def update_many(
 
     def body(state: TrainState, rows: Array) -> tuple[TrainState, Sums]:
         batch = _gather(resident, rows)
-        return update(state, frozen, batch, seed, smoothing, classifier=classifier, tx=tx)
+        return update(state, frozen, batch, seed, loss, classifier=classifier, tx=tx)
 
     return jax.lax.scan(body, state, rows)
 
@@ -195,13 +216,17 @@ def eval_scan(
     rows: Int[Array, 'steps b'],
     *,
     classifier: Classifier,
-) -> tuple[Sums, Float[Array, 'steps b classes']]:
-    """Many `eval_step`s as one program."""
+) -> tuple[EvalSums, Float[Array, 'steps b classes']]:
+    """Many `eval_step`s as one program; the counts are those of all steps together."""
 
-    def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array]]:
-        return None, eval_step(params, _gather(resident, rows), classifier=classifier)
+    def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array, Array]]:
+        sums, logits = _assess(params, _gather(resident, rows), classifier)
+        return None, (sums, logits.argmax(-1), jax.nn.softmax(logits))
 
-    return jax.lax.scan(body, None, rows)[1]
+    sums, predicted, probabilities = jax.lax.scan(body, None, rows)[1]
+    flat, label = rows.ravel(), resident.label[rows.ravel()]
+    counts = class_counts(predicted.ravel(), label, flat >= 0, probabilities.shape[-1])
+    return EvalSums(sums, counts), probabilities
 
 
 class Totals(NamedTuple):
@@ -218,11 +243,20 @@ def totals(sums: list[Sums]) -> Totals:
     return Totals(*(sum(float(np.sum(s[i], dtype=np.float64)) for s in host) for i in range(3)))
 
 
-def means(sums: list[Sums]) -> dict[str, float]:
-    """Divides once: `loss` in nats, `accuracy` and `num_examples` over all of `sums`."""
+def means(sums: list[Sums], counts: ClassCounts) -> dict[str, float]:
+    """Divides once: what evaluation says of the examples of all of `sums`.
+
+    Args:
+        sums: Each of scalars or with a leading axis.
+        counts: Of all of them together.
+
+    Returns:
+        `loss` in nats, `accuracy`, `num_examples`, and what `tlflax.metrics.by_class` adds.
+    """
     loss, correct, count = totals(sums)
     return {
         'loss': loss / count if count else float('nan'),
         'accuracy': correct / count if count else float('nan'),
         'num_examples': int(count),
+        **metrics.by_class(jax.device_get(counts)),
     }

@@ -24,7 +24,8 @@ from tlflax.errors import UserError, did_you_mean
 
 Mode = Literal['min', 'max']
 
-_HIGHER_IS_BETTER = ('accuracy', 'auc', 'f1', 'precision', 'recall')
+_HIGHER_IS_BETTER = ('accuracy', 'auc', 'auroc', 'f1', 'precision', 'recall')
+_LOWER_IS_BETTER = ('error', 'loss')
 _KERAS_NAMES = {
     'acc': 'train_accuracy',
     'accuracy': 'train_accuracy',
@@ -156,7 +157,7 @@ def resolve_mode(monitor: str, mode: str) -> Mode:
         UserError: The mode is 'auto' and the name is not that of a well-known metric.
     """
     last_word = monitor.rpartition('_')[2]
-    if mode == 'min' or (mode == 'auto' and last_word == 'loss'):
+    if mode == 'min' or (mode == 'auto' and last_word in _LOWER_IS_BETTER):
         return 'min'
     if mode == 'max' or (mode == 'auto' and last_word in _HIGHER_IS_BETTER):
         return 'max'

@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import logging
 
-from tlflax import lanes, prepare, sources, training
-from tlflax.config import Config, OptimConfig, resolve, to_dict
+from tlflax import lanes, losses, prepare, sources, training
+from tlflax.config import Config, LossConfig, OptimConfig, resolve, to_dict
 from tlflax.errors import UserError
 from tlflax.lanes import Member
 from tlflax.report import Workdir, write_json
@@ -28,13 +28,15 @@ SWEPT = (
     'model.head',
     'model.units',
     'model.dropout',
+    *(f'loss.{field.name}' for field in dataclasses.fields(LossConfig)),
     *(f'optim.{field.name}' for field in dataclasses.fields(OptimConfig)),
 )
 """The configuration keys that settings may change: all share features, batches and stopping."""
 
 _LANES = 32  # most heads side by side: bounds memory
-_COLUMNS = ('status', 'best_epoch', 'epochs_run', 'val_accuracy', 'val_loss', 'train_accuracy',
+_METRICS = ('val_accuracy', 'val_balanced_accuracy', 'val_macro_f1', 'val_loss', 'train_accuracy',
             'train_loss')  # fmt: skip
+_COLUMNS = ('status', 'best_epoch', 'epochs_run', *_METRICS)
 
 
 def grid(**values: Sequence[Any]) -> list[Setting]:
@@ -157,6 +159,7 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
     pretrained = dataclasses.replace(material.pretrained, params=shared)
     material = dataclasses.replace(material, pretrained=pretrained)
     runs = [prepare.build(one, material) for one in configs]
+    _warn(configs, where)
     for number, one in enumerate(runs, start=1):
         if 'backbone' in one.learner.trainable:
             raise UserError(
@@ -170,6 +173,16 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
     sources.require_resident(val)
     members = [Member(one, train[one.config.train.seed]) for one in runs]
     return Sweep(settings, members, val)
+
+
+def _warn(configs: Sequence[Config], where: str) -> None:
+    """Warns, once for each way, where settings make up for an imbalance twice."""
+    overlaps = {
+        losses.describe_overlap(one.loss, balanced_sampling=one.train.balanced_sampling)
+        for one in configs
+    }
+    for overlap in sorted(filter(None, overlaps)):
+        logging.warning('WARNING: %s: %s', where, overlap)
 
 
 def run(
@@ -271,7 +284,6 @@ def _keys(ranking: Sequence[dict[str, Any]]) -> list[str]:
 
 def _row(rank: int, number: int, sweep: Sweep) -> dict[str, Any]:
     member, record = sweep.members[number], _counted(sweep.members[number])
-    metrics = ('val_accuracy', 'val_loss', 'train_accuracy', 'train_loss')
     return {
         'rank': rank,
         'number': number + 1,
@@ -279,7 +291,7 @@ def _row(rank: int, number: int, sweep: Sweep) -> dict[str, Any]:
         'status': _status(member),
         'best_epoch': record.get('epoch'),
         'epochs_run': len(member.records),
-        **{name: record.get(name) for name in metrics},
+        **{name: record.get(name) for name in _METRICS},
         'records': member.records,
     }
 
@@ -321,4 +333,5 @@ def _structure(config: Config) -> Config:
         weight_decay=0.0,
     )
     train = dataclasses.replace(config.train, seed=0, label_smoothing=0.0)
-    return dataclasses.replace(config, optim=optim, train=train)
+    loss = losses.structure(config.loss)
+    return dataclasses.replace(config, optim=optim, loss=loss, train=train)

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
-from tlflax import experiment, metrics, runner, sources, trees
+from tlflax import experiment, losses, metrics, runner, sources, trees
 from tlflax.checkpoints import Checkpoints
 from tlflax.config import Config, resolve
 from tlflax.data import files, sampling
@@ -179,7 +179,7 @@ class Trained:
             frozen=self.frozen,
             mesh=self.mesh,
             seed=self.config.train.seed,
-            smoothing=0.0,
+            loss=losses.Loss(),  # nothing is trained any more
         )
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 from absl import logging
 
-from tlflax import loop, metrics, prepare, report, runner, steps, stopping, trained
+from tlflax import loop, losses, metrics, prepare, report, runner, steps, stopping, trained
 from tlflax.checkpoints import Checkpoints
 from tlflax.config import Config, to_dict
 from tlflax.errors import UserError
 from tlflax.prepare import Run
 from tlflax.report import Workdir
+
+_SHOWN = 10  # class weights in the log
 
 
 def run(config: Config, work: Workdir) -> dict[str, Any]:
@@ -27,6 +29,7 @@ def run(config: Config, work: Workdir) -> dict[str, Any]:
     rule = stopping_rule(config)
     prepared = prepare.build(config, prepare.load(config))
     logging.info('%s', prepared.learner.table)
+    report_loss(prepared)
     train = prepared.maker.train(prepared.splits.train)
     val = prepared.maker.eval(prepared.splits.val, 'validation')
     work.claim(to_dict(config))
@@ -167,6 +170,20 @@ def _result(fit: loop.Fit, prepared: Run, position: loop.Position) -> dict[str, 
         'test': test,
         'versions': report.versions(),
     }
+
+
+def report_loss(prepared: Run) -> None:
+    """Logs the class weights, and warns where an imbalance is made up for twice."""
+    config, classes = prepared.config, prepared.splits.train.classes
+    weights = prepared.runner.loss.class_weight
+    if weights is not None:
+        pairs = sorted(zip(weights.tolist(), classes, strict=True), reverse=True)
+        shown = ', '.join(f'{name!r} {weight:.4g}' for weight, name in pairs[:_SHOWN])
+        rest = f' and {len(pairs) - _SHOWN} smaller' if len(pairs) > _SHOWN else ''
+        logging.info('class weights: %s%s', shown, rest)
+    balanced = config.train.balanced_sampling
+    if overlap := losses.describe_overlap(config.loss, balanced_sampling=balanced):
+        logging.warning('WARNING: %s', overlap)
 
 
 def stopping_rule(config: Config) -> stopping.EarlyStopping | None:

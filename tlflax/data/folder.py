@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
 from tlflax.data import scans
 from tlflax.data.classes import check_against_training, check_classes, refuse_empty, some
@@ -42,6 +42,8 @@ class ImageTable:
         classes: Class names, by label.
         digests: SHA-256 of each file's bytes, in hexadecimal.
         plain_jpeg: True where TensorFlow's decoder gives Pillow's pixels; the others need Pillow.
+        weights: The factor of each image's training loss; None: 1.
+        groups: The scene of each image, str; None: they have none.
     """
 
     root: str
@@ -50,14 +52,18 @@ class ImageTable:
     classes: tuple[str, ...]
     digests: np.ndarray
     plain_jpeg: Bool[np.ndarray, ' n']
+    weights: Float32[np.ndarray, ' n'] | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def select(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'ImageTable':
         """Returns the table of these rows (indices or a mask), with all the classes."""
-        columns = ('paths', 'labels', 'digests', 'plain_jpeg')
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
+        columns = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups')
+        held = {name: getattr(self, name) for name in columns}
+        chosen = {name: value[rows] for name, value in held.items() if value is not None}
+        return dataclasses.replace(self, **chosen)
 
     @property
     def counts(self) -> Int[np.ndarray, ' c']:
@@ -66,10 +72,12 @@ class ImageTable:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of class names, labels and contents, in order; independent of any location."""
+        """SHA-256 of class names, labels, contents and weights, in order; of no location."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for label, content in zip(self.labels.tolist(), self.digests, strict=True):
             digest.update(f'\n{label} {content}'.encode())
+        if self.weights is not None:
+            digest.update(self.weights.tobytes())
         return digest.hexdigest()
 
 

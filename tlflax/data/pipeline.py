@@ -42,6 +42,7 @@ def train_epoch(
     augment: AugmentConfig,
     seed: int,
     epoch: int,
+    balanced: bool = False,
     start_step: int = 0,
     **batch_format: Unpack[BatchFormat],
 ) -> Iterator[Batch]:
@@ -52,6 +53,7 @@ def train_epoch(
         augment: What is done to them.
         seed: The run's seed.
         epoch: Counted from 0.
+        balanced: Draw classes equally often; see `tlflax.data.sampling.epoch_order`.
         start_step: Batches left out at the start.
         **batch_format: See `batches`, and for what is yielded.
 
@@ -59,7 +61,7 @@ def train_epoch(
         UserError: See `batches`; or `augment` contradicts itself.
     """
     ranges.check(augment, batch_format['image_size'])
-    order = sampling.permutation(seed, epoch, len(table.labels))
+    order = sampling.epoch_order(seed, epoch, table.labels, balanced=balanced)
     return augmented(
         table,
         order,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int, Int64, Shaped
 
 from tlflax.config import AugmentConfig
 from tlflax.data import policies, ranges, streams
@@ -28,6 +28,35 @@ CROPS = ('top_left', 'top_right', 'bottom_left', 'bottom_right', 'centre')
 def permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, ' n']:
     """Returns the order in which `epoch` visits `n` rows: uniform over all orders."""
     return streams.permutation(seed, epoch, 'permutation', n)
+
+
+def epoch_order(
+    seed: int, epoch: int, labels: Int[np.ndarray, ' n'], *, balanced: bool
+) -> Int64[np.ndarray, ' n']:
+    """Returns the rows that `epoch` visits, in their order.
+
+    Args:
+        seed: The run's seed.
+        epoch: Counted from 0.
+        labels: The class of each row.
+        balanced: False: a `permutation`. True: each of the n places draws a class, all that have
+            rows being equally likely, and takes the next of its rows in the permutation's order,
+            from the start again where they run out. So the rows of one class are drawn equally
+            often, but for one time.
+    """
+    n = len(labels)
+    order = permutation(seed, epoch, n)
+    if not balanced:
+        return order
+    present, label, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
+    by_class = order[np.argsort(label, kind='stable')]
+    drawn = streams.below(seed, epoch, 'class', n, 1, len(present))[:, 0]
+    places = np.argsort(drawn, kind='stable')
+    times = np.bincount(drawn, minlength=len(present))
+    turn = np.arange(n) - np.repeat(np.cumsum(times) - times, times)
+    of = drawn[places]
+    order[places] = by_class[(np.cumsum(counts) - counts)[of] + turn % counts[of]]
+    return order
 
 
 def batch_rows(
