@@ -12,11 +12,14 @@ PACKAGE = Path(__file__).parent.parent / 'tlflax'
 # Each module may import only those before it.
 ORDER = """
 errors mirrors progress config trees stopping assets metrics
-data.sampling data.sniff data.colour data.decode data.scans data.walk data.classes data.folder
-data.split data.files models.preprocess models.vgg models.winograd models.frozen models.plan
-models.heads models.classifier
+data.sampling data.sniff data.colour data.decode data.scans data.walk data.listing data.classes
+data.folder data.manifest data.pattern data.split data.scenes data.files
+models.preprocess models.vgg models.winograd models.frozen models.plan models.heads
+models.classifier
 containers layouts weights optim rows segments store quota
-data._tensorflow data.resize data.augment data.pipeline data.tfds_export data.tfds
+data._tensorflow data.resize data.augment data.pipeline
+data.export data.tfds_export data.tfds data.function data.mirror data.inputs
+data.loading
 steps logistic extraction checkpoints report runner experiment sources loop prepare trained training
 lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()
@@ -24,7 +27,8 @@ lanes sweeping probing cli train evaluate predict features sweep probe
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}
 TF_HOMES -= {
     f'data.{name}'
-    for name in 'sampling sniff colour decode scans walk classes folder split files'.split()
+    for name in 'sampling sniff colour decode scans walk listing classes folder manifest pattern '
+    'split scenes files export mirror inputs loading'.split()
 }
 ENTRIES = {'cli', 'train', 'evaluate', 'predict', 'sweep', 'probe', 'features'}
 HOMES = {
