@@ -128,6 +128,7 @@ def keys(
 
 def describe_space(config: Config, *, weights_digest: str, preprocess: str) -> dict[str, Any]:
     """Returns everything that determines a feature apart from the image and its view."""
+    background = config.data.background
     return {
         'version': _VERSION,
         'weights': weights_digest,
@@ -137,6 +138,8 @@ def describe_space(config: Config, *, weights_digest: str, preprocess: str) -> d
         'antialias': config.data.antialias,
         'layer': config.features.layer,
         'compute': config.model.dtype,
+        # Features computed before this was a choice stay valid.
+        **({'background': list(background)} if any(background) else {}),
     }
 
 
@@ -259,6 +262,8 @@ def _images(
         image_size=config.data.image_size,
         resize=config.data.resize,
         antialias=config.data.antialias,
+        background=config.data.background,
+        max_pixels=config.data.max_pixels,
         batch_size=BATCH,
         draws=draws,
         fill_mode=config.augment.fill_mode,
