@@ -109,7 +109,10 @@ def _blaming(what: str, key: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         theirs = [frame for frame in frames if frame.filename != __file__]
         lines = str(error).strip().splitlines() or ['']
-        raised = f'{type(error).__name__}: {lines[0][:300]}'
+        # TensorFlow puts a traceback before the message of what fails inside a map().
+        line = lines[-1].strip() if lines[0].startswith('in user code') else lines[0]
+        kind = type(error).__name__
+        raised = f'{kind}: {line.removeprefix(f"{kind}: ")[:300]}'
         if theirs and 'site-packages' not in theirs[-1].filename:
             raised += f' ({printable(theirs[-1].filename)}, line {theirs[-1].lineno})'
         raise UserError(f'{what} fails with {raised}', where=key, mend='mend it') from error

@@ -95,12 +95,12 @@ def _connect(base: str, key: str) -> tuple[Any, str]:
         from fsspec.registry import known_implementations
     except ImportError:
         raise UserError(f'{base} needs the package fsspec', where=key, mend=install) from None
-    if scheme not in fsspec.available_protocols():
-        hint = did_you_mean(scheme, known_implementations)
-        hint = hint if hint.startswith('did') else 'give gs://, s3:// or another that fsspec knows'
-        raise UserError(f'{scheme}:// is not known', where=key, mend=hint)
     try:
         fsspec.get_filesystem_class(scheme)
+    except ValueError:
+        hint = did_you_mean(scheme, known_implementations)
+        hint = hint if hint.startswith('did') else 'give gs://, s3:// or another that fsspec knows'
+        raise UserError(f'{scheme}:// is not known', where=key, mend=hint) from None
     except ImportError as error:
         what = f'{base} needs a package that is not installed ({error})'
         raise UserError(what, where=key, mend=install) from error
@@ -226,9 +226,12 @@ def _is_here(target: Path, item: Remote, noted: dict[str, tuple[int, str]], rela
 def _load(index: Path) -> dict[str, tuple[int, str]]:
     """Returns the size and tag noted for each path; a line that a killed process cut is none."""
     noted: dict[str, tuple[int, str]] = {}
-    with contextlib.suppress(FileNotFoundError), open(index, encoding='utf-8') as file:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(index, encoding='utf-8', errors='replace') as file,
+    ):
         for line in file:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError):
                 path, size, tag = json.loads(line)
                 noted[path] = (size, tag)
     return noted

@@ -20,8 +20,8 @@ def by_pattern(table: ImageTable, pattern: str) -> ImageTable:
     Args:
         table: The images.
         pattern: A regular expression, searched for in each path below the root. Its first group,
-            or the whole match where it has none, is the scene. An image that it does not match is
-            a scene of its own.
+            or the whole match where it has none, is the scene. An image where that is nothing is a
+            scene of its own.
 
     Raises:
         UserError: It is no regular expression, matches nothing, or the manifest too names scenes.
@@ -40,21 +40,20 @@ def by_pattern(table: ImageTable, pattern: str) -> ImageTable:
         ) from error
     start = f'{table.root}/'
     paths = [path.removeprefix(start) for path in table.paths]
+    part = 1 if compiled.groups else 0
     matches = [compiled.search(path) for path in paths]
-    if not any(matches):
+    groups = [(match[part] or '') if match else '' for match in matches]
+    if not any(groups):
         raise UserError(
-            f'{pattern!r} matches no path, such as {printable(paths[0])!r}',
+            f'{pattern!r} finds a scene in no path, such as {printable(paths[0])!r}',
             where=_KEY,
             mend='mend it, or leave it empty',
         )
-    if missed := [path for path, match in zip(paths, matches, strict=True) if not match]:
+    if missed := [path for path, group in zip(paths, groups, strict=True) if not group]:
         logging.warning(
             '%s: %d of %d images name no scene, and each counts as one: %s',
             *(_KEY, len(missed), len(paths), some(missed)),
         )
-    groups = [
-        (match[1] if match.re.groups else match[0]) or '' if match else '' for match in matches
-    ]
     return dataclasses.replace(table, groups=np.array(groups, object))
 
 

@@ -42,7 +42,7 @@ def stratified_split(
 
     Raises:
         UserError: A class would lose all its images, for other classes hold copies of them or show
-            the same scenes.
+            the same scenes; or none has two images or scenes.
     """
     if not 0 < fraction < 1:
         raise ValueError(f'fraction={fraction} is not between 0 and 1')
@@ -50,6 +50,13 @@ def stratified_split(
     taken: set[str] = set()
     for _, rows in _classes(table):
         taken.update(_draw(names[rows], table.digests[rows], fraction, salt))
+    if not taken:
+        what = 'two images' if table.groups is None else 'two scenes'
+        raise UserError(
+            f'no class has {what}, so there is nothing to take from any',
+            where=f'config.data.{salt}_fraction',
+            mend='add images',
+        )
     return _divide(table, np.array([name in taken for name in names], bool))
 
 
