@@ -195,25 +195,35 @@ def _fetch_all(
     store: Any, remote: dict[str, Remote], todo: list[str], files: Path, partial: Path
 ) -> Iterator[str]:
     """Fetches objects, several at once, and yields each as it is done."""
+    failures: list[Exception] = []
 
-    def fetch_one(number: int) -> str:
+    def fetch_one(number: int) -> str | None:
         path, part = todo[number], partial / str(number)
         item = remote[path]
-        store.get_file(item.path, str(part))
-        if item.size >= 0 and part.stat().st_size != item.size:
-            raise OSError(f'{item.path} came with {part.stat().st_size} of {item.size} bytes')
-        target = files / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(target)
-        return path
+        try:
+            if failures:
+                return None
+            store.get_file(item.path, str(part))
+            if item.size >= 0 and part.stat().st_size != item.size:
+                raise OSError(f'{item.path} came with {part.stat().st_size} of {item.size} bytes')
+            target = files / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+            return path
+        except Exception as error:  # those under way are let finish, so that they are not lost
+            failures.append(error)
+            return None
 
     with ThreadPoolExecutor(_THREADS) as pool:
         tasks = [pool.submit(fetch_one, number) for number in range(len(todo))]
         try:
             for task in as_completed(tasks):
-                yield task.result()
+                if (path := task.result()) is not None:
+                    yield path
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    if failures:
+        raise failures[0]
 
 
 def _is_here(target: Path, item: Remote, noted: dict[str, tuple[int, str]], relative: str) -> bool:
