@@ -5,9 +5,12 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from tlflax import extraction
 from tlflax.config import resolve
+from tlflax.data import files
 from tlflax.data.loading import load_splits, load_table, load_val, read_inputs
 from tlflax.errors import UserError
+from tlflax.sources import ImageSource
 
 
 @pytest.fixture
@@ -192,3 +195,31 @@ def test_patterns_are_a_way_in(photos, tmp_path):
         (flat / f'{path.parent.name}_{path.name}').write_bytes(path.read_bytes())
     splits = load_splits(data(train=f'{flat}/{{class}}_s*.png', val_fraction=0.3))
     assert splits.digest == load_splits(data(train=str(photos), val_fraction=0.3)).digest
+
+
+def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
+    for name in 'ab':
+        (tmp_path / 'icons' / name).mkdir(parents=True)
+        Image.new('RGBA', (8, 8), (255, 0, 0, 0)).save(tmp_path / f'icons/{name}/1.png')
+        palette = Image.new('P', (8, 8), 3)
+        palette.save(tmp_path / f'icons/{name}/2.gif', transparency=3)
+        Image.new('LA', (8, 8), (200, 0)).save(tmp_path / f'icons/{name}/3.webp', lossless=True)
+    for colour in ((0, 0, 0), (10, 200, 90)):
+        keys = {'train': str(tmp_path / 'icons'), 'background': colour, 'image_size': (4, 4)}
+        config = resolve({'data': keys})
+        table = load_table(config.data.train, key='k', data=config.data)
+        images = ImageSource(table, config)
+        for batch in [*images.eval_batches(), *images.train_batches(0, 0)]:
+            assert batch['mask'].sum() == 6
+            assert (batch['image'][batch['mask']] == colour).all()
+        spaces = extraction.describe_space(config, weights_digest='', preprocess='')
+        assert spaces.get('background') == (list(colour) if any(colour) else None)
+
+
+def test_prediction_has_the_limit_too(tmp_path):
+    Image.new('RGB', (10, 10)).save(tmp_path / 'x.png')
+    table, faults = files.table([str(tmp_path / 'x.png')], max_pixels=99)
+    assert len(table) == 0
+    assert 'x.png: has 10x10 pixels, more than the limit of 99' in faults[0]
+    assert len(files.table([str(tmp_path / 'x.png')], max_pixels=100)[0]) == 1
