@@ -313,6 +313,22 @@ def test_only_common_codings_are_plain(marker, plain):
     assert sniff.check_jpeg(bytes(data)) == ('', plain)
 
 
+def test_progressive_jpeg_without_its_last_scan_is_not_plain():
+    """Decoders guess what is missing, each in its own way; what counts is Pillow's guess."""
+    data = SAMPLES['jpeg-progressive']
+    assert sniff.check_jpeg(data) == ('', True)
+    for scan in (-1, -2):
+        parts = data.split(b'\xff\xda')
+        ends = parts[scan].index(b'\xff\xc4') if b'\xff\xc4' in parts[scan] else -2
+        parts[scan] = parts[scan][ends:]
+        less = b'\xff\xda'.join(parts[:scan]) + parts[scan]
+        less += b''.join(b'\xff\xda' + part for part in parts[len(parts) + scan + 1 :])
+        assert sniff.check_jpeg(less) == ('', False)
+        assert not probe(less).plain_jpeg
+        difference = np.abs(read_image(less).astype(int) - read_image(data))
+        assert 0 < difference.max() < 64
+
+
 HTML = b'<!DOCTYPE html><html><body>404</body></html>'
 
 

@@ -34,7 +34,7 @@ IMAGE_EXTENSIONS = (
 _CHUNK = 64  # files a task: a task each would cost as much as decoding a small file
 _SAVE_SECONDS = 60.0
 # Findings may change with the decoder, so they are kept for one version of it.
-_VERSION = f'1, Pillow {PIL.__version__}'
+_VERSION = f'2, Pillow {PIL.__version__}'
 _TEXTS, _NUMBERS = 6, 7  # columns of the file that remembers
 _NO_IMAGE = decode.ImageInfo('', 0, 0, '', 0, False)
 
