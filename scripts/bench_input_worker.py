@@ -153,6 +153,7 @@ def stage_epochs(
     from tlflax.data import augment as augmentation
     from tlflax.data import folder as folders
     from tlflax.data import pipeline, sampling
+    from tlflax.data.decode import read_image
     from tlflax.data._tensorflow import tf
     from tlflax.data.resize import resize_image
 
@@ -176,7 +177,8 @@ def stage_epochs(
 
     resize = functools.partial(resize_image, size=SIZE, mode='stretch', antialias=True)
     files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))
-    decode = each(files, pipeline._decode)  # the very function of which the pipeline is made
+    # The very function of which the pipeline is made.
+    decode = each(files, functools.partial(pipeline._decode, by_pillow=read_image))
     decoded = decode.cache()
     resized = each(decoded, resize).cache()
     stages = {

@@ -13,22 +13,26 @@ PACKAGE = Path(__file__).parent.parent / 'tlflax'
 ORDER = """
 errors mirrors progress config trees stopping assets metrics
 data.streams data.ranges data.geometry data.policies data.sampling data.mixing
-data.sniff data.colour data.decode data.scans data.walk data.classes data.folder
-data.split data.files models.preprocess models.vgg models.winograd models.frozen models.plan
-models.conv models.heads models.classifier
+data.sniff data.colour data.decode data.scans data.walk data.listing data.classes
+data.folder data.manifest data.pattern data.split data.scenes data.files
+models.preprocess models.vgg models.winograd models.frozen models.plan models.conv models.heads
+models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.crops data.warp data.colour_ops data.policy_ops
-data.augment data.pipeline data.show data.tfds_export data.tfds
+data.augment data.pipeline data.show
+data.export data.tfds_export data.tfds data.function data.mirror data.inputs
+data.loading
 losses steps logistic extraction checkpoints report runner experiment sources loop prepare trained
 training lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()
 
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}
-NO_TF = (
-    'streams ranges geometry policies sampling mixing sniff colour decode scans walk classes folder'
-)
-NO_TF += ' split files'
-TF_HOMES -= {f'data.{name}' for name in NO_TF.split()}
+TF_HOMES -= {
+    f'data.{name}'
+    for name in 'streams ranges geometry policies sampling mixing sniff colour decode scans walk '
+    'listing classes folder manifest pattern split scenes files export mirror inputs '
+    'loading'.split()
+}
 ENTRIES = {'cli', 'train', 'evaluate', 'predict', 'sweep', 'probe', 'features'}
 HOMES = {
     'tensorflow': TF_HOMES,

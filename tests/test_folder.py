@@ -384,9 +384,9 @@ def reads(monkeypatch):
     """The files that were read, in order."""
     paths, read_file = [], scans.read_file
 
-    def spy(root, entry):
+    def spy(root, entry, **options):
         paths.append(entry.path)
-        return read_file(root, entry)
+        return read_file(root, entry, **options)
 
     monkeypatch.setattr(scans, 'read_file', spy)
     return paths
@@ -509,11 +509,11 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     root = put(tmp_path / 'data', {f'{name}/{n}.jpg': n for name in 'ab' for n in range(150)})
     read_file, paths = scans.read_file, []
 
-    def interrupt(root, entry):
+    def interrupt(root, entry, **options):
         if entry.path == 'b/99.jpg':
             raise KeyboardInterrupt
         paths.append(entry.path)
-        return read_file(root, entry)
+        return read_file(root, entry, **options)
 
     monkeypatch.setattr(scans, 'read_file', interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -522,7 +522,9 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert len(kept) >= 64
     paths.clear()
     monkeypatch.setattr(
-        scans, 'read_file', lambda *args: paths.append(args[1].path) or read_file(*args)
+        scans,
+        'read_file',
+        lambda *args, **options: paths.append(args[1].path) or read_file(*args, **options),
     )
     assert len(scan(root)) == 300
     assert not set(paths) & set(kept)

@@ -1,17 +1,30 @@
 """Splits that depend on contents alone, and leaks between them."""
 
+import dataclasses
 import hashlib
+import time
 
 import numpy as np
 import pytest
 
 from tlflax.data.folder import ImageTable
-from tlflax.data.split import describe_leak, duplicates_between, stratified_split
+from tlflax.data.split import (
+    describe_leak,
+    duplicates_between,
+    fold_numbers,
+    fold_split,
+    scenes_between,
+    stratified_split,
+    units,
+)
 from tlflax.errors import UserError
 
 
-def table(contents, root='/data'):
-    """A table of class -> contents of its files (anything with a repr), in the order of a scan."""
+def table(contents, root='/data', scene=None):
+    """A table of class -> contents of its files (anything with a repr), in the order of a scan.
+
+    `scene` gives each content its scene.
+    """
     classes = tuple(sorted(contents))
     rows = [
         (label, f'{root}/{name}/{number:04}.jpg', hashlib.sha256(repr(item).encode()).hexdigest())
@@ -25,6 +38,9 @@ def table(contents, root='/data'):
         classes=classes,
         digests=np.array([digest for *_, digest in rows], object),
         plain_jpeg=np.ones(len(rows), bool),
+        groups=None
+        if scene is None
+        else np.array([scene(item) for name in classes for item in contents[name]], object),
     )
 
 
@@ -164,3 +180,139 @@ def test_conflicting_copy_is_named_first():
     train = table({'a': ['x'], 'b': ['x']}, root='/train')
     val = table({'a': ['x'], 'b': []}, root='/val')
     assert duplicates_between(train, val) == [('/train/b/0000.jpg', '/val/a/0000.jpg', 1, 0)]
+
+
+@pytest.mark.parametrize(('folds', 'sizes'), [(2, (23, 100)), (5, (23, 100, 7)), (10, (40, 11))])
+def test_folds_are_disjoint_exhaustive_and_stratified(folds, sizes):
+    whole = table({f'class {n}': names(n, f'{n}.') for n in sizes})
+    numbers = fold_numbers(whole, folds)
+    assert set(numbers) == set(range(folds))
+    counts = np.array([np.bincount(numbers[whole.labels == c], minlength=folds) for c in (0, 1)])
+    assert (counts.max(1) - counts.min(1) <= 1).all()  # as even as can be
+    parts = [fold_split(whole, folds, fold) for fold in range(folds)]
+    assert sorted(path for _, part in parts for path in part.paths) == sorted(whole.paths)
+    for rest, part in parts:
+        assert not contents_of(rest) & contents_of(part)
+        assert len(rest) + len(part) == len(whole)
+
+
+def test_small_classes_do_not_all_meet_in_one_fold():
+    whole = table({f'{n:03}': names(2, f'{n}.') for n in range(300)})
+    sizes = np.bincount(fold_numbers(whole, 5))
+    assert np.abs(sizes - 120).max() < 4.5 * np.sqrt(600 * 0.2 * 0.8)
+
+
+def test_folds_do_not_depend_on_names_places_or_other_classes():
+    before = fold_of({'b': names(60), 'c': names(45, 'c')})
+    after = fold_of({'a': names(99, 'a'), 'b': names(60)[::-1], 'c': names(46, 'c')}, root='/other')
+    assert all(after[d] == before[d] for d in contents_of(table({'b': names(60), 'c': ['x']}), 0))
+    moved = [d for d in before if before[d] != after[d]]
+    assert len(moved) <= 4  # only at the borders of class c, which has one more
+
+
+def fold_of(contents, folds=5, root='/data', scene=None):
+    whole = table(contents, root, scene)
+    return dict(zip(whole.digests, fold_numbers(whole, folds).tolist(), strict=True))
+
+
+def test_copies_share_a_fold_even_across_classes():
+    shared = names(30)
+    whole = table({'a': shared + names(30, 'a'), 'b': shared[:9] * 2 + names(20, 'b')})
+    numbers = fold_numbers(whole, 4)
+    for digest in set(whole.digests):
+        assert len(set(numbers[whole.digests == digest])) == 1
+
+
+def test_class_of_one_content_stays_in_training(caplog):
+    whole = table({'a': ['x', 'x'], 'b': names(10)})
+    assert list(fold_numbers(whole, 3)[:2]) == [-1, -1]
+    for fold in range(3):
+        rest, part = fold_split(whole, 3, fold)
+        assert rest.counts[0] == 2
+        assert part.counts[0] == 0
+
+
+def test_fold_without_images_is_an_error():
+    whole = table({'a': ['1', '2'], 'b': ['3', '4']})
+    empty = sorted(set(range(9)) - set(fold_numbers(whole, 9)))
+    with pytest.raises(UserError, match=f'fold {empty[0]} of 9 has no image'):
+        fold_split(whole, 9, empty[0])
+
+
+def frame(item):
+    """The scene of content 'a17' or '17': frames of ten."""
+    return f'street {item[:-1]}'
+
+
+def test_scenes_are_never_torn():
+    contents = {'a': names(100, 'a'), 'b': names(57, 'b') + names(40, 'a9')}
+    whole = table(contents, scene=frame)
+    torn = {scene: set() for scene in whole.groups}
+    for fold, scene in zip(fold_numbers(whole, 4), whole.groups, strict=True):
+        torn[scene].add(fold)
+    assert all(len(folds) == 1 for folds in torn.values())
+    for fraction in (0.1, 0.3, 0.5):
+        rest, part = stratified_split(whole, fraction)
+        assert not set(rest.groups) & set(part.groups)
+        assert sorted([*rest.paths, *part.paths]) == sorted(whole.paths)
+        for label in (0, 1):  # within a scene of the size asked for
+            count = (whole.labels == label).sum()
+            assert abs((part.labels == label).sum() - fraction * count) <= 10
+
+
+def test_a_copy_joins_two_scenes():
+    scenes = {'x1': 's1', 'x2': 's2', 'y': 's3', 'z': ''}
+    whole = table({'a': ['x1', 'x2'], 'b': ['y', 'z']}, scene=scenes.get)
+    assert list(units(whole)) == ['scene s1', 'scene s2', 'scene s3', whole.digests[3]]
+    copy = dataclasses.replace(whole, digests=whole.digests.copy())
+    copy.digests[1] = copy.digests[2]  # x2 is y
+    assert list(units(copy)) == ['scene s1', 'scene s2', 'scene s2', whole.digests[3]]
+
+
+def test_scenes_are_ranked_by_name_so_more_frames_change_nothing():
+    few = table({'a': names(50, 'a'), 'b': names(50, 'b')}, scene=frame)
+    more = table({'a': [*names(50, 'a'), 'a7x', 'a8x'], 'b': names(50, 'b')}, scene=frame)
+    before, after = (stratified_split(t, 0.4)[1] for t in (few, more))
+    assert contents_of(before, 1) == contents_of(after, 1)
+    kept = fold_of({'a': names(50, 'a'), 'b': names(50, 'b')}, scene=frame)
+    grown = fold_of({'a': names(50, 'a'), 'b': [*names(50, 'b'), 'b0x']}, scene=frame)
+    assert all(grown[d] == kept[d] for d in contents_of(few, 0))
+
+
+def test_class_in_one_scene_cannot_be_split():
+    """It stays in training by a fold, and goes with its scene by a fraction."""
+    whole = table({'a': names(30), 'b': ['b1', 'b2']}, scene=lambda item: item[0])
+    assert set(fold_numbers(whole, 3)[whole.labels == 1]) == {-1}
+    shared = table({'a': names(30), 'b': ['1x', '1y']}, scene=lambda item: item[0])
+    taken = [salt for salt in map(str, range(30)) if '1' in _scenes_of_a(shared, salt)]
+    assert 3 < len(taken) < 27
+    with pytest.raises(UserError, match="all scenes that show class 'b' would go to one side"):
+        stratified_split(shared, 0.5, taken[0])
+
+
+def _scenes_of_a(whole, salt):
+    alone = whole.select(whole.labels == 0)
+    return set(stratified_split(alone, 0.5, salt)[1].groups)
+
+
+@pytest.mark.parametrize(('scene', 'words'), [(None, 'two images'), (frame, 'two scenes')])
+def test_nothing_to_take(scene, words):
+    whole = table({'a': ['a1', 'a1'], 'b': ['b1']}, scene=scene)
+    with pytest.raises(UserError, match=f'config.data.val_fraction: no class has {words}'):
+        stratified_split(whole, 0.5)
+
+
+def test_scenes_between():
+    a = table({'a': ['11', '21', 'x']}, scene=lambda item: '' if item == 'x' else item[0])
+    b = table({'a': ['12', '31', 'y']}, scene=lambda item: '' if item == 'y' else item[0])
+    assert scenes_between(a, b) == ['1']
+    assert scenes_between(a, table({'a': ['12']})) == []
+
+
+@pytest.mark.parametrize('scene', [None, lambda item: f'{item[:-1]}{int(item[-1]) // 2}'])
+def test_many_classes_and_images_take_seconds(scene):
+    whole = table({f'{c:05}': names(4, f'{c}.') for c in range(10_000)}, scene=scene)
+    began = time.process_time()
+    assert len(stratified_split(whole, 0.25)[1]) in range(5_000, 20_001)
+    assert len(fold_split(whole, 4, 0)[1]) in range(5_000, 20_001)
+    assert time.process_time() - began < 10

@@ -283,29 +283,29 @@ def test_test_split_is_evaluated_once_at_the_end(folders, tmp_path):
 
 
 def test_fractions_are_of_all_images(folders, tmp_path):
-    from tlflax import experiment
     from tlflax.config import resolve
+    from tlflax.data import loading
 
     config = small_config(folders)
     config.data.val, config.data.val_fraction, config.data.test_fraction = '', 2 / 7, 2 / 7
-    splits = experiment.load_splits(resolve(config).data)
+    splits = loading.load_splits(resolve(config).data)
     assert [len(splits.train), len(splits.val), len(splits.test)] == [9, 6, 6]
     everything = {*splits.train.paths, *splits.val.paths, *splits.test.paths}
     assert len(everything) == 21
 
 
 def test_split_is_stable_when_other_classes_grow(tmp_path):
-    from tlflax import experiment
     from tlflax.config import resolve
+    from tlflax.data import loading
 
     make_folders(tmp_path / 'Train', 10)
     config = small_config(tmp_path)
     config.data.val, config.data.val_fraction, config.data.test_fraction = '', 0.2, 0.3
-    before = experiment.load_splits(resolve(config).data)
+    before = loading.load_splits(resolve(config).data)
     make_folders(tmp_path / 'more', 9, seed=9)
     for photo in (tmp_path / 'more' / 'red').iterdir():
         photo.rename(tmp_path / 'Train' / 'red' / f'more-{photo.name}')
-    after = experiment.load_splits(resolve(config).data)
+    after = loading.load_splits(resolve(config).data)
     for name in ('val', 'test'):
         old, new = (
             {p for p in getattr(s, name).paths if '/red/' not in p} for s in (before, after)

@@ -35,15 +35,25 @@ class DataConfig:
     """Where the images are and how they become arrays."""
 
     train: str = _key(
-        '', "class folders, 'tfds:NAME/SPLIT', or 'demo:traffic_lights/Train' (downloaded)"
+        '',
+        "class folders; a manifest 'FILE.csv' or .jsonl; a pattern 'photos/{class}/*.jpg'; "
+        "'tfds:NAME/SPLIT'; 'py:FILE.py:FUNCTION'; 's3://BUCKET/FOLDER' or another URL; "
+        "'demo:traffic_lights/Train'. See docs/data.md",
     )
-    val: str = _key('', 'the same for validation; empty: `val_fraction` of `train`')
+    val: str = _key('', 'the same for validation; empty: taken out of `train`')
     test: str = _key('', 'the same for a test split, evaluated once at the very end; empty: none')
     val_fraction: float = _key(
         0.0, 'part of each class of `train` kept for validation', at_least=0, at_most=0.9
     )
     test_fraction: float = _key(
         0.0, 'part of each class of `train` kept for the final test', at_least=0, at_most=0.9
+    )
+    folds: int = _key(0, 'cut `train` into so many parts of all classes; 0: do not', at_least=0)
+    fold: int = _key(0, 'the part, from 0, that serves for validation', at_least=0)
+    group: str = _key(
+        '',
+        'regular expression over relative paths: where its first group, or else the whole match, '
+        'is the same, images show one scene and stay on one side of a split',
     )
     image_size: tuple[int, int] = _key((224, 224), '(height, width) given to the network')
     resize: str = _key(
@@ -56,6 +66,12 @@ class DataConfig:
         'error',
         'an image that cannot be decoded stops the run before it starts, or is skipped and counted',
         choices=('error', 'skip'),
+    )
+    background: tuple[int, int, int] = _key(
+        (0, 0, 0), 'RGB, 0..255, behind transparent pixels', at_least=0, at_most=255
+    )
+    max_pixels: int = _key(
+        178_956_970, 'an image of more pixels is a bad image (decompression bombs)', at_least=1
     )
 
 
@@ -367,8 +383,10 @@ def _check(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
     if rule['choices'] and value not in rule['choices']:
         hint = did_you_mean(str(value), map(str, rule['choices']))
         raise UserError(f'{value!r} is not one of its values', where=key, mend=hint)
-    if rule['at_least'] is not None and not value >= rule['at_least']:
-        raise UserError(f'{value!r} is too small', where=key, mend=f'at least {rule["at_least"]}')
-    if rule['at_most'] is not None and not value <= rule['at_most']:
-        raise UserError(f'{value!r} is too large', where=key, mend=f'at most {rule["at_most"]}')
+    numbers = value if isinstance(value, tuple) else (value,)
+    low, high = rule['at_least'], rule['at_most']
+    if low is not None and not all(number >= low for number in numbers):
+        raise UserError(f'{value!r} is too small', where=key, mend=f'at least {low}')
+    if high is not None and not all(number <= high for number in numbers):
+        raise UserError(f'{value!r} is too large', where=key, mend=f'at most {high}')
     return value

@@ -1,7 +1,6 @@
-"""From a configuration to the things a run is made of: splits, backbone, model, optimiser."""
+"""From a configuration to the things a run is made of: backbone, model, optimiser."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,124 +9,12 @@ import optax
 from absl import logging
 
 from tlflax import assets, optim, trees, weights
-from tlflax.config import Config, DataConfig
-from tlflax.data import folder, split
-from tlflax.data.folder import ImageTable
+from tlflax.config import Config
 from tlflax.errors import UserError
 from tlflax.models import classifier as classifiers
 from tlflax.models import heads, vgg
 from tlflax.models.classifier import Classifier, Params
 from tlflax.weights import Pretrained
-
-
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """The tables of images; `test` may be missing."""
-
-    train: ImageTable
-    val: ImageTable
-    test: ImageTable | None
-
-    @property
-    def digest(self) -> str:
-        """The digest of all of them, hexadecimal."""
-        tables = [table for table in (self.train, self.val, self.test) if table is not None]
-        return hashlib.sha256(' '.join(table.digest for table in tables).encode()).hexdigest()
-
-
-def load_table(
-    spec: str, *, key: str, on_bad_image: str, classes: tuple[str, ...] | None = None
-) -> ImageTable:
-    """Finds and checks the images of one split.
-
-    Args:
-        spec: A folder, 'demo:NAME/SPLIT' or 'tfds:NAME/SPLIT'.
-        key: The configuration key it came from, for messages.
-        on_bad_image: 'error' or 'skip'.
-        classes: The training split's classes, whose order decides the labels.
-
-    Raises:
-        UserError: There is nothing to train with; see `tlflax.data.folder.scan`.
-    """
-    if spec.startswith('demo:'):
-        root = assets.resolve_demo(spec, where=key)
-    elif spec.startswith('tfds:'):
-        from tlflax.data import tfds  # TensorFlow is imported only where it is needed
-
-        root = tfds.materialise(spec, assets.cache_folder())
-    else:
-        root = Path(spec).expanduser()
-    return folder.scan(root, on_bad_image=on_bad_image, key=key, classes=classes)
-
-
-def load_splits(data: DataConfig) -> Splits:
-    """Returns the training, validation and test images.
-
-    Raises:
-        UserError: A split is missing or given twice, or its images are not fit for training.
-    """
-    if not data.train:
-        raise UserError(
-            'no training images are named',
-            where='config.data.train',
-            mend='give a folder with one sub-folder of images for each class',
-        )
-    for name in ('val', 'test'):
-        if getattr(data, name) and getattr(data, f'{name}_fraction'):
-            raise UserError(
-                'a folder and a fraction are both given',
-                where=f'config.data.{name} and config.data.{name}_fraction',
-                mend='keep one of them',
-            )
-    if data.val_fraction + data.test_fraction >= 1:
-        raise UserError(
-            'the fractions leave nothing to train with',
-            where='config.data.val_fraction and config.data.test_fraction',
-            mend='give less than 1 in all',
-        )
-    if not data.val and not data.val_fraction:
-        raise UserError(
-            'no validation images are named',
-            where='config.data.val',
-            mend='give a folder like the training one, or config.data.val_fraction=0.2',
-        )
-    train = load_table(data.train, key='config.data.train', on_bad_image=data.on_bad_image)
-    test, rest = _take(data, 'test', train, train, whole=1.0)
-    val, rest = _take(data, 'val', train, rest, whole=1.0 - data.test_fraction)
-    assert val is not None
-    for name, part in (('val', val), ('test', test)):
-        if part is not None and (twice := split.duplicates_between(rest, part)):
-            logging.warning('WARNING: %s', split.describe_leak(twice, name))
-    return Splits(rest, val, test)
-
-
-def _take(
-    data: DataConfig, name: str, train: ImageTable, rest: ImageTable, *, whole: float
-) -> tuple[ImageTable | None, ImageTable]:
-    """Returns a split and what is left of `rest`, which is the part `whole` of all images."""
-    spec, fraction = getattr(data, name), getattr(data, f'{name}_fraction')
-    if spec:
-        key = f'config.data.{name}'
-        return load_table(
-            spec, key=key, on_bad_image=data.on_bad_image, classes=train.classes
-        ), rest
-    if not fraction:
-        return None, rest
-    rest, part = split.stratified_split(rest, fraction / whole, salt=name)
-    return part, rest
-
-
-def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:
-    """Returns the validation images alone, labelled in the order of `classes`.
-
-    Raises:
-        UserError: See `load_splits`.
-    """
-    if not data.val:
-        return load_splits(data).val
-    return load_table(
-        data.val, key='config.data.val', on_bad_image=data.on_bad_image, classes=classes
-    )
 
 
 def load_backbone(config: Config) -> Pretrained:

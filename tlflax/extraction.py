@@ -142,6 +142,7 @@ def keys(
 
 def describe_space(config: Config, *, weights_digest: str, preprocess: str) -> dict[str, Any]:
     """Returns everything that determines a feature apart from the image and its view."""
+    background = config.data.background
     return {
         'version': _VERSION,
         'weights': weights_digest,
@@ -151,6 +152,8 @@ def describe_space(config: Config, *, weights_digest: str, preprocess: str) -> d
         'antialias': config.data.antialias,
         'layer': config.features.layer,
         'compute': config.model.dtype,
+        # Features computed before this was a choice stay valid.
+        **({'background': list(background)} if any(background) else {}),
     }
 
 
@@ -282,6 +285,8 @@ def _images(
         image_size=config.data.image_size,
         resize=config.data.resize,
         antialias=config.data.antialias,
+        background=config.data.background,
+        max_pixels=config.data.max_pixels,
         batch_size=batch_size(),
         draws=draws,
         augment=config.augment,

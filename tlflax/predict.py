@@ -21,7 +21,8 @@ def _main(arguments: list[str]) -> None:
             mend='for example: python -m tlflax.predict --workdir=runs/traffic photo.jpg',
         )
     classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
-    table, faults = files.table(files.find(arguments))
+    limit = classifier.config.data.max_pixels
+    table, faults = files.table(files.find(arguments), max_pixels=limit)
     if len(table):
         _print(classifier.predict(list(table.paths), tta=flags.FLAGS.tta), flags.FLAGS.format)
     for fault in faults:

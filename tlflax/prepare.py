@@ -6,7 +6,7 @@ from typing import Any
 
 from tlflax import experiment, losses, report, runner, sources
 from tlflax.config import Config, to_dict
-from tlflax.data import ranges
+from tlflax.data import loading, ranges
 from tlflax.errors import UserError
 from tlflax.weights import Pretrained
 
@@ -26,7 +26,7 @@ class Run:
     """
 
     config: Config
-    splits: experiment.Splits
+    splits: loading.Splits
     pretrained: Pretrained
     learner: experiment.Learner
     runner: runner.Runner
@@ -43,7 +43,7 @@ class Run:
 class Material:
     """What runs that differ in head and optimiser alone have in common."""
 
-    splits: experiment.Splits
+    splits: loading.Splits
     pretrained: Pretrained
     preprocess: str
 
@@ -51,7 +51,7 @@ class Material:
 def load(config: Config) -> Material:
     """Reads data and weights."""
     ranges.check(config.augment, config.data.image_size)
-    splits = experiment.load_splits(config.data)
+    splits = loading.load_splits(config.data)
     _check_sizes(config, splits)
     pretrained = experiment.load_backbone(config)
     preprocess = experiment.choose_preprocess(pretrained, config.weights.preprocess)
@@ -104,11 +104,11 @@ def build(config: Config, material: Material) -> Run:
     )
 
 
-def _steps_per_epoch(config: Config, splits: experiment.Splits) -> int:
+def _steps_per_epoch(config: Config, splits: loading.Splits) -> int:
     return math.ceil(len(splits.train.labels) / config.train.batch_size)
 
 
-def _check_sizes(config: Config, splits: experiment.Splits) -> None:
+def _check_sizes(config: Config, splits: loading.Splits) -> None:
     images = len(splits.train.labels)
     if config.train.batch_size > images:
         raise UserError(

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from tlflax import experiment, losses, metrics, runner, sources, trees
 from tlflax.checkpoints import Checkpoints
 from tlflax.config import Config, resolve
-from tlflax.data import files, sampling
+from tlflax.data import files, loading, sampling
 from tlflax.data.folder import ImageTable
 from tlflax.errors import UserError
 from tlflax.models import vgg
@@ -83,13 +83,10 @@ class Trained:
             UserError: The folder is not fit, or its classes are not the classifier's.
         """
         if data is None:
-            table = experiment.load_val(self.config.data, self.classes)
+            table = loading.load_val(self.config.data, self.classes)
         else:
-            table = experiment.load_table(
-                str(data),
-                key='--data',
-                on_bad_image=self.config.data.on_bad_image,
-                classes=self.classes,
+            table = loading.load_table(
+                str(data), key='--data', data=self.config.data, classes=self.classes
             )
         this_runner = self._runner()
         maker = self._maker(this_runner)
@@ -118,7 +115,7 @@ class Trained:
             probabilities = self._predict_arrays(images, tta)
         else:
             paths = [str(path) for path in images]
-            table, faults = files.table(paths)
+            table, faults = files.table(paths, max_pixels=self.config.data.max_pixels)
             if faults:
                 raise UserError(faults[0])
             this_runner = self._runner()

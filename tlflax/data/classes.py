@@ -1,81 +1,85 @@
-"""Checks on class folders: can they be classes at all, and are they the classes of training?"""
+"""Checks on classes: can they be classes at all, and are they the classes of training?"""
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from absl import logging
 
 from tlflax.data.decode import printable
-from tlflax.data.scans import Entry
+from tlflax.data.listing import Listing
+from tlflax.data.scans import Scanned
 from tlflax.errors import UserError, did_you_mean
 
 _SPLITS = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'eval'))
 _SHOWN = 5  # names in a message
 
 
-def check_classes(folders: Mapping[str, list[Entry]], root: str, key: str) -> None:
-    """Refuses, before anything is read, class folders that cannot make a classifier.
+def check_classes(listing: Listing, key: str) -> None:
+    """Refuses, before anything is read, classes that cannot make a classifier.
 
     Args:
-        folders: Class name -> its files.
-        root: The folder that holds them.
-        key: The configuration key that gave `root`, for messages.
+        listing: The files of the training split.
+        key: The configuration key that gave it, for messages.
 
     Raises:
         UserError: A single class, an empty one, splits instead of classes, or a name that is
             not UTF-8.
     """
-    for name in folders:
+    classes, source = listing.classes, printable(listing.source)
+    for name in classes:
         if any('\ud800' <= char <= '\udfff' for char in name):  # bytes that Python could not read
             what = f'the name of the class folder {printable(name)!r} is not UTF-8'
             raise UserError(what, where=key, mend='rename it')
-    if all(name.lower() in _SPLITS for name in folders):
+    if all(name.lower() in _SPLITS for name in classes):
         raise UserError(
-            f'{printable(root)!r} holds splits, not classes: {some(folders)}',
+            f'{source!r} holds splits, not classes: {some(classes)}',
             where=key,
             mend='give a split each to --config.data.train, --config.data.val, --config.data.test',
         )
-    if len(folders) == 1:
-        ((name, entries),) = folders.items()
-        inner = {entry.path.split('/')[1] for entry in entries if entry.path.count('/') > 1}
-        path = printable(os.path.join(root, name))
-        hint = f'if its folders {some(sorted(inner))} are the classes, give {path!r}'
-        raise UserError(
-            f'{printable(root)!r} has the single class {name!r}: nothing to tell apart',
-            where=key,
-            mend=hint if len(inner) > 1 else 'add a folder for each other class',
-        )
-    refuse_empty([name for name, entries in folders.items() if not entries], key)
-    alike = Counter(_plain(name) for name in folders)
-    if twins := [name for name in folders if alike[_plain(name)] > 1]:
+    if len(classes) == 1:
+        raise _single_class(listing, source, key)
+    refuse_empty(listing.empty, key)
+    alike = Counter(_plain(name) for name in classes)
+    if twins := [name for name in classes if alike[_plain(name)] > 1]:
         logging.warning('%s: class names that differ in spelling only: %s', key, some(twins))
 
 
-def check_against_training(
-    folders: Mapping[str, list[Entry]], classes: Sequence[str], key: str
-) -> None:
+def _single_class(listing: Listing, source: str, key: str) -> UserError:
+    (name,) = listing.classes
+    parts = [entry.path.split('/') for entry in listing.entries]
+    inner = {part[1] for part in parts if len(part) > 2 and part[0] == name}
+    path = printable(os.path.join(listing.root, name))
+    hint = f'if its folders {some(sorted(inner))} are the classes, give {path!r}'
+    return UserError(
+        f'{source!r} has the single class {name!r}: nothing to tell apart',
+        where=key,
+        mend=hint if len(inner) > 1 else 'add a folder for each other class',
+    )
+
+
+def check_against_training(names: Iterable[str], classes: Sequence[str], key: str) -> None:
     """Refuses a split with classes that training does not have.
 
     Args:
-        folders: Class name -> its files.
+        names: The class names of the split, sorted.
         classes: The class names of the training split.
         key: The configuration key that gave the split, for messages.
 
     Raises:
         UserError: Names these classes, the missing ones, and what each may have been meant to be.
     """
-    known = set(classes)
-    unknown = [name for name in folders if name not in known]
+    known, here = set(classes), set(names)
+    unknown = [name for name in names if name not in known]
     if not unknown:
         return
-    missing = [name for name in classes if name not in folders]
+    missing = [name for name in classes if name not in here]
     what = f'classes that training does not have: {some(unknown)}'
     if missing:
         what += f' (and training has {some(missing)}, which are not here)'
     hints = [f'{printable(name)!r}: {_near_class(name, classes)}' for name in unknown[:_SHOWN]]
-    mend = f'rename or remove these folders ({"; ".join(hints)})'
+    mend = f'rename or remove these classes ({"; ".join(hints)})'
     raise UserError(what, where=key, mend=mend)
 
 
@@ -97,10 +101,41 @@ def refuse_empty(names: Sequence[str], key: str) -> None:
     """Raises a UserError that names the classes in `names`, if there are any."""
     if names:
         raise UserError(
-            f'{len(names)} class folders without a usable image: {some(names)}',
+            f'{len(names)} classes without a usable image: {some(names)}',
             where=key,
             mend='add images to them or remove them',
         )
+
+
+def report_bad(scanned: Scanned, listing: Listing, on_bad_image: str, key: str) -> None:
+    """Names the bad images: as a warning where they are to be skipped, else as an error.
+
+    Raises:
+        UserError: There are bad images, and `on_bad_image` is 'error'.
+    """
+    images = sum(finding.is_image for finding in scanned.findings)
+    bad = [
+        f'{printable(scanned.entries[row].path)}{_line(listing, row)} {finding.fault}'
+        for row, finding in enumerate(scanned.findings)
+        if finding.fault
+    ]
+    if bad and on_bad_image == 'skip':
+        logging.warning('%s: skipping %d of %d images:', key, len(bad), images)
+        for line in bad:
+            logging.warning('  %s', line)
+    elif bad:
+        raise UserError(
+            f'{len(bad)} of {images} images cannot be used: {some(bad, quote=False)}',
+            where=key,
+            mend='replace or remove them, or leave them out with --config.data.on_bad_image=skip',
+        )
+
+
+def _line(listing: Listing, row: int) -> str:
+    """Where a manifest names an image, for messages."""
+    if listing.lines is None:
+        return ''
+    return f' ({printable(listing.file)}, line {listing.lines[row]})'
 
 
 def some(names: Iterable[str], *, quote: bool = True) -> str:

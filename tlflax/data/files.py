@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlflax.data.decode import printable, probe
+from tlflax.data.decode import MAX_PIXELS, printable, probe
 from tlflax.data.folder import ImageTable
 from tlflax.data.scans import read_file
 from tlflax.data.walk import Entry
@@ -41,12 +41,17 @@ def _is_image(path: Path) -> bool:
     return read_file(str(path.parent), Entry(path.name, -1, 0, 0)).is_image
 
 
-def table(paths: Sequence[str]) -> tuple[ImageTable, list[str]]:
-    """Returns an unlabelled table of the files that are images, and a sentence for each other."""
+def table(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> tuple[ImageTable, list[str]]:
+    """Returns an unlabelled table of the files that are images, and a sentence for each other.
+
+    Args:
+        paths: The files.
+        max_pixels: Larger images are faults.
+    """
     rows, faults = [], []
     for path in paths:
         try:
-            rows.append((path, probe(path).plain_jpeg))
+            rows.append((path, probe(path, max_pixels=max_pixels).plain_jpeg))
         except UserError as error:
             faults.append(str(error))
     n = len(rows)

@@ -17,18 +17,26 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float32, Int, Int32
 
 from tlflax.data import scans
-from tlflax.data.classes import check_against_training, check_classes, refuse_empty, some
-from tlflax.data.decode import printable
-from tlflax.data.scans import Entry, Finding
+from tlflax.data.classes import (
+    check_against_training,
+    check_classes,
+    refuse_empty,
+    report_bad,
+    some,
+)
+from tlflax.data.decode import MAX_PIXELS, printable
+from tlflax.data.listing import Listing
+from tlflax.data.scans import Scanned
 from tlflax.data.walk import kind_of_stray, walk
-from tlflax.errors import UserError
+
+_COLUMNS = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,8 +50,9 @@ class ImageTable:
         classes: Class names, by label.
         digests: SHA-256 of each file's bytes, in hexadecimal.
         plain_jpeg: True where TensorFlow's decoder gives Pillow's pixels; the others need Pillow.
-        weights: The factor of each image's training loss; None: 1.
-        groups: The scene of each image, str; None: they have none.
+        weights: The factor of each image's training loss, from a manifest; None: 1.
+        groups: The scene of each image, a string: images of one scene go to one side of a split.
+            None: each image is a scene of its own.
     """
 
     root: str
@@ -60,9 +69,8 @@ class ImageTable:
 
     def select(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'ImageTable':
         """Returns the table of these rows (indices or a mask), with all the classes."""
-        columns = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups')
-        held = {name: getattr(self, name) for name in columns}
-        chosen = {name: value[rows] for name, value in held.items() if value is not None}
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        chosen = {name: column[rows] for name, column in columns.items() if column is not None}
         return dataclasses.replace(self, **chosen)
 
     @property
@@ -72,12 +80,15 @@ class ImageTable:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of class names, labels, contents and weights, in order; of no location."""
+        """SHA-256 of class names, labels, contents and weights, in order; of no location.
+
+        Scenes are not part of it: once a split is made, they change nothing.
+        """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for label, content in zip(self.labels.tolist(), self.digests, strict=True):
             digest.update(f'\n{label} {content}'.encode())
         if self.weights is not None:
-            digest.update(self.weights.tobytes())
+            digest.update(b'\nweights ' + self.weights.astype('<f4').tobytes())
         return digest.hexdigest()
 
 
@@ -88,6 +99,7 @@ def scan(
     key: str = 'config.data.train',
     classes: Sequence[str] | None = None,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageTable:
     """Finds, reads and verifies every image of a folder of class folders.
 
@@ -98,87 +110,125 @@ def scan(
         classes: The training split's class names, which decide the labels of this split; folders
             of other names are errors, missing ones a warning. None: this is the training split.
         workers: Threads that read files.
+        max_pixels: Larger images are bad images.
 
     Raises:
         UserError: No such folder, no class folders, images outside them, a single class, an empty
             class, a class unknown to training, or bad images unless skipped.
     """
-    start = time.monotonic()
+    listing = list_folder(root, key=key)
+    check(listing, key=key, classes=classes)
+    scanned = read(listing, workers=workers, max_pixels=max_pixels)
+    return tabulate(scanned, listing, key=key, on_bad_image=on_bad_image, classes=classes)
+
+
+def list_folder(root: str | os.PathLike[str], *, key: str) -> Listing:
+    """Lists a folder of class folders.
+
+    Raises:
+        UserError: No such folder, no class folders, or images outside them.
+    """
     root = os.path.abspath(os.path.expanduser(os.fspath(root)))
     ignored: Counter[str] = Counter()
     folders = walk(root, key=key, ignored=ignored)
+    return Listing(
+        root=root,
+        source=root,
+        entries=[entry for entries in folders.values() for entry in entries],
+        names=[name for name, entries in folders.items() for _ in entries],
+        ignored=ignored,
+        empty=tuple(name for name, entries in folders.items() if not entries),
+    )
+
+
+def check(listing: Listing, *, key: str, classes: Sequence[str] | None) -> None:
+    """Refuses, before anything is read, what cannot be a training split or one beside it.
+
+    Raises:
+        UserError: See `check_classes` and `check_against_training`.
+    """
     if classes is None:
-        check_classes(folders, root, key)
-        classes = tuple(folders)
+        check_classes(listing, key)
     else:
-        check_against_training(folders, classes, key)
-    entries = [entry for name in folders for entry in folders[name]]
-    findings, read = scans.read_all(root, entries, workers)
-    _report_bad(entries, findings, on_bad_image, key)
+        check_against_training(listing.classes, classes, key)
+
+
+def read(listing: Listing, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Scanned:
+    """Reads the files of a listing, those that are not known yet."""
+    start = time.monotonic()
+    findings, count = scans.read_all(
+        listing.root,
+        listing.entries,
+        workers,
+        memory=listing.source,
+        listed=listing.lines is not None,
+        max_pixels=max_pixels,
+    )
+    ignored = listing.ignored.copy()
     ignored.update(
         kind_of_stray(entry.path)
-        for entry, finding in zip(entries, findings, strict=True)
+        for entry, finding in zip(listing.entries, findings, strict=True)
         if not finding.is_image
     )
-    table = _tabulate(root, entries, findings, tuple(classes))
-    _check_counts(table, folders, key)
     logging.info(
         '%s: %d images in %d classes (%d files read, %.1f s)%s',
-        *(printable(root), len(table), len(folders), read, time.monotonic() - start),
+        printable(listing.source),
+        sum(finding.info is not None for finding in findings),
+        len(listing.classes),
+        count,
+        time.monotonic() - start,
         f'; ignored: {_tally(ignored)}' if ignored else '',
     )
+    return Scanned(listing.root, listing.entries, listing.names, findings, ignored, count)
+
+
+def tabulate(
+    scanned: Scanned,
+    listing: Listing,
+    *,
+    key: str,
+    on_bad_image: str = 'error',
+    classes: Sequence[str] | None = None,
+) -> ImageTable:
+    """Makes the table of the good images.
+
+    Args:
+        scanned: What reading the listing found.
+        listing: What was read.
+        key: The configuration key that gave it, for messages.
+        on_bad_image: See `scan`.
+        classes: See `scan`.
+
+    Raises:
+        UserError: Bad images unless skipped, or a class without a good one.
+    """
+    report_bad(scanned, listing, on_bad_image, key)
+    classes = listing.classes if classes is None else tuple(classes)
+    label_of = {name: label for label, name in enumerate(classes)}
+    good = [row for row, finding in enumerate(scanned.findings) if finding.info is not None]
+    good.sort(key=lambda row: (label_of[scanned.names[row]], scanned.entries[row].path))
+    infos = [info for row in good if (info := scanned.findings[row].info)]
+    paths = [os.path.join(scanned.root, scanned.entries[row].path) for row in good]
+    table = ImageTable(
+        root=scanned.root,
+        paths=np.array(paths, object),
+        labels=np.array([label_of[scanned.names[row]] for row in good], np.int32),
+        classes=classes,
+        digests=np.array([scanned.findings[row].digest for row in good], object),
+        plain_jpeg=np.array([info.plain_jpeg for info in infos], bool),
+        weights=None if listing.weights is None else listing.weights[good],
+        groups=None if listing.groups is None else listing.groups[good],
+    )
+    _check_counts(table, listing, key)
     return table
 
 
-def _report_bad(
-    entries: Sequence[Entry], findings: Sequence[Finding], on_bad_image: str, key: str
-) -> None:
-    """Names the bad images: as an error, or as a warning where they are to be skipped."""
-    images = sum(finding.is_image for finding in findings)
-    bad = [
-        f'{printable(entry.path)} {finding.fault}'
-        for entry, finding in zip(entries, findings, strict=True)
-        if finding.fault
-    ]
-    if bad and on_bad_image == 'skip':
-        logging.warning('%s: skipping %d of %d images:', key, len(bad), images)
-        for line in bad:
-            logging.warning('  %s', line)
-    elif bad:
-        raise UserError(
-            f'{len(bad)} of {images} images cannot be used: {some(bad, quote=False)}',
-            where=key,
-            mend='replace or remove them, or leave them out with --config.data.on_bad_image=skip',
-        )
-
-
-def _tabulate(
-    root: str, entries: Sequence[Entry], findings: Sequence[Finding], classes: tuple[str, ...]
-) -> ImageTable:
-    """Makes the table of the good images, which come sorted by class folder."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    good = [
-        (label_of[entry.path.split('/', 1)[0]], entry.path, finding.digest, finding.info)
-        for entry, finding in zip(entries, findings, strict=True)
-        if finding.info is not None
-    ]
-    good.sort(key=lambda row: row[:2])
-    plain = [info.plain_jpeg for *_, info in good]
-    return ImageTable(
-        root=root,
-        paths=np.array([os.path.join(root, path) for _, path, _, _ in good], object),
-        labels=np.array([label for label, *_ in good], np.int32),
-        classes=classes,
-        digests=np.array([digest for _, _, digest, _ in good], object),
-        plain_jpeg=np.array(plain, bool),
-    )
-
-
-def _check_counts(table: ImageTable, folders: Mapping[str, list[Entry]], key: str) -> None:
-    """Refuses a class folder without images; classes without a folder are a warning."""
+def _check_counts(table: ImageTable, listing: Listing, key: str) -> None:
+    """Refuses a class that is named and has no images; one that is not named is a warning."""
+    here = set(listing.classes)
     without = [table.classes[label] for label in np.flatnonzero(table.counts == 0)]
-    refuse_empty([name for name in without if name in folders], key)
-    if missing := [name for name in without if name not in folders]:
+    refuse_empty([name for name in without if name in here], key)
+    if missing := [name for name in without if name not in here]:
         logging.warning(
             '%s: no images of %d of the classes that training has: %s',
             *(key, len(missing), some(missing)),

@@ -5,7 +5,7 @@ all of one shape, as NumPy arrays; nothing here is random, so any step can be th
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
@@ -15,7 +15,7 @@ from tlflax.config import AugmentConfig
 from tlflax.data import augment as augmentation
 from tlflax.data import crops, mixing, ranges, sampling
 from tlflax.data._tensorflow import tf
-from tlflax.data.decode import printable, read_image
+from tlflax.data.decode import MAX_PIXELS, printable, read_image
 from tlflax.data.folder import ImageTable
 from tlflax.errors import UserError
 
@@ -34,6 +34,8 @@ class BatchFormat(TypedDict):
     batch_size: int
     process_index: NotRequired[int]
     process_count: NotRequired[int]
+    background: NotRequired[tuple[int, int, int]]
+    max_pixels: NotRequired[int]
 
 
 def train_epoch(
@@ -133,6 +135,8 @@ def batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    background: tuple[int, int, int] = (0, 0, 0),
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Batch]:
     """Yields images in the order of `indices`, in batches of one shape.
 
@@ -151,6 +155,8 @@ def batches(
         start_step: Batches left out at the start; those that follow do not depend on it.
         process_index: This process, whose contiguous part of each batch is returned.
         process_count: Processes among which each batch is shared.
+        background: RGB, 0..255, behind transparent pixels.
+        max_pixels: Larger images are refused, as when they were found.
 
     Yields:
         `image` u8[b, h, w, 3], `label` i32[b], `mask` bool[b], `index` i64[b] (the row), where b is
@@ -191,8 +197,10 @@ def batches(
         antialias=antialias,
         batch_size=plan.shape[1],
         augment=augment,
+        background=background,
+        max_pixels=max_pixels,
     )
-    return _assemble(table, rows, dataset, image_size, reads, extra)
+    return _assemble(table, rows, dataset, image_size, max_pixels, reads, extra)
 
 
 def _pick(draws: Mapping[str, np.ndarray], entries: Int64[np.ndarray, ' k']) -> sampling.Draws:
@@ -220,6 +228,7 @@ def _assemble(
     plan: Int64[np.ndarray, 'steps b'],
     dataset: tf.data.Dataset,
     image_size: tuple[int, int],
+    max_pixels: int,
     reads: Int64[np.ndarray, 'steps r'],
     extra: Mapping[str, Shaped[np.ndarray, 'steps b']],
 ) -> Iterator[Batch]:
@@ -231,7 +240,7 @@ def _assemble(
             # A process may have nothing but padding in the last batch.
             image = next(images) if mask.any() else np.zeros((0, *image_size, 3), np.uint8)
         except tf.errors.OpError:
-            _explain(table, reads[step][reads[step] >= 0])
+            _explain(table, reads[step][reads[step] >= 0], max_pixels)
             raise
         if len(image) < len(rows):
             missing = np.zeros((len(rows) - len(image), *image_size, 3), np.uint8)
@@ -249,11 +258,16 @@ def _dataset(
     antialias: bool,
     batch_size: int,
     augment: AugmentConfig,
+    background: tuple[int, int, int],
+    max_pixels: int,
 ) -> tf.data.Dataset:
     """A tf.data pipeline over images u8[b, h, w, 3]; the last batch may be short."""
 
+    def by_pillow(path: bytes) -> np.ndarray:
+        return read_image(os.fsdecode(path), background=background, max_pixels=max_pixels)
+
     def view(item: dict[str, Any]) -> tf.Tensor:
-        image = _decode(item['path'], item['plain_jpeg'])
+        image = _decode(item['path'], item['plain_jpeg'], by_pillow)
         image = crops.resize(
             image,
             item['parameters'],
@@ -288,13 +302,15 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _decode(path: tf.Tensor, plain_jpeg: tf.Tensor) -> tf.Tensor:
+def _decode(
+    path: tf.Tensor, plain_jpeg: tf.Tensor, by_pillow: Callable[[bytes], np.ndarray]
+) -> tf.Tensor:
     """u8[?, ?, 3] from a file, with the pixels of `read_image`, which is slower for a JPEG."""
-
-    def by_pillow() -> tf.Tensor:
-        return tf.numpy_function(lambda name: read_image(os.fsdecode(name)), [path], tf.uint8)
-
-    image = tf.cond(plain_jpeg, lambda: _decode_jpeg(path), by_pillow)
+    image = tf.cond(
+        plain_jpeg,
+        lambda: _decode_jpeg(path),
+        lambda: tf.numpy_function(by_pillow, [path], tf.uint8),
+    )
     image.set_shape([None, None, 3])
     return image
 
@@ -304,13 +320,13 @@ def _decode_jpeg(path: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method='INTEGER_ACCURATE')
 
 
-def _explain(table: ImageTable, rows: Int64[np.ndarray, ' m']) -> None:
+def _explain(table: ImageTable, rows: Int64[np.ndarray, ' m'], max_pixels: int) -> None:
     """Raises a UserError naming the first of these files that cannot be decoded, if there is one.
 
     An error from inside tf.data names no file.
     """
     for path, plain_jpeg in zip(table.paths[rows], table.plain_jpeg[rows], strict=True):
-        read_image(path)
+        read_image(path, max_pixels=max_pixels)
         try:
             # Its decoder takes other formats too, some with one axis more.
             sound = not plain_jpeg or _decode_jpeg(tf.constant(os.fsencode(path))).shape.rank == 3

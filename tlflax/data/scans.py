@@ -4,12 +4,14 @@ A file is digested and really decoded, so that a run never meets a bad image lat
 is kept in `<TLFLAX_CACHE>/scans/`, so that the next scan of an unchanged file costs one `stat`.
 """
 
+import dataclasses
 import hashlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +34,7 @@ IMAGE_EXTENSIONS = (
 _CHUNK = 64  # files a task: a task each would cost as much as decoding a small file
 _SAVE_SECONDS = 60.0
 # Findings may change with the decoder, so they are kept for one version of it.
-_VERSION = f'1, Pillow {PIL.__version__}'
+_VERSION = f'2, Pillow {PIL.__version__}'
 _TEXTS, _NUMBERS = 6, 7  # columns of the file that remembers
 _NO_IMAGE = decode.ImageInfo('', 0, 0, '', 0, False)
 
@@ -75,8 +77,35 @@ class Finding(NamedTuple):
         return bool(self.digest or self.fault)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scanned:
+    """What reading the files of a split found.
+
+    Attributes:
+        root: The absolute folder that the entries' paths start from.
+        entries: The files.
+        names: The class of each.
+        findings: What each is.
+        ignored: What was left out, by reason.
+        read: How many files had to be read; the others were known.
+    """
+
+    root: str
+    entries: list[Entry]
+    names: list[str]
+    findings: list[Finding]
+    ignored: Counter[str]
+    read: int
+
+
 def read_all(
-    root: str, entries: Sequence[Entry], workers: int | None = None
+    root: str,
+    entries: Sequence[Entry],
+    workers: int | None = None,
+    *,
+    memory: str = '',
+    listed: bool = False,
+    max_pixels: int = decode.MAX_PIXELS,
 ) -> tuple[list[Finding], int]:
     """Reads the files that are not known yet.
 
@@ -85,21 +114,28 @@ def read_all(
         entries: The files.
         workers: Threads. Threads, because a fork with JAX or TensorFlow loaded may hang and a
             spawned process would run the caller's script again; decoding releases the lock.
+        memory: The absolute path under which the findings are remembered; `root` by default.
+        listed: See `read_file`.
+        max_pixels: Larger images are faults.
 
     Returns:
         A finding for each entry, and how many files had to be read.
     """
-    place = _place(root)
+    place = _place(memory or root, listed, max_pixels)
     known = _load(place)
     findings = [known.get(entry) for entry in entries]
     todo = [row for row, finding in enumerate(findings) if finding is None]
     if not todo:
         return [finding for finding in findings if finding is not None], 0
+
+    def read(rows: list[int]) -> list[Finding]:
+        return [read_file(root, entries[row], listed=listed, max_pixels=max_pixels) for row in rows]
+
     saved = time.monotonic()
     chunks = [todo[at : at + _CHUNK] for at in range(0, len(todo), _CHUNK)]
     try:
         with progress('reading images', len(todo)) as tick:
-            for rows, found in _map(root, entries, chunks, workers or _workers()):
+            for rows, found in _map(read, chunks, workers or _workers()):
                 for row, finding in zip(rows, found, strict=True):
                     findings[row] = finding
                 tick(len(rows))
@@ -111,9 +147,18 @@ def read_all(
     return [finding for finding in findings if finding is not None], len(todo)
 
 
-def read_file(root: str, entry: Entry) -> Finding:
-    """Reads, digests and decodes one file; whatever is wrong with it is in the finding."""
-    looks_like_image = os.path.splitext(entry.path)[1].lower() in IMAGE_EXTENSIONS
+def read_file(
+    root: str, entry: Entry, *, listed: bool = False, max_pixels: int = decode.MAX_PIXELS
+) -> Finding:
+    """Reads, digests and decodes one file; whatever is wrong with it is in the finding.
+
+    Args:
+        root: The folder that the entry's path starts from.
+        entry: The file.
+        listed: Somebody listed it as an image, so it is no stray whatever its name and contents.
+        max_pixels: A larger image is a fault.
+    """
+    looks_like_image = listed or os.path.splitext(entry.path)[1].lower() in IMAGE_EXTENSIONS
     path = os.path.join(root, entry.path)
     try:
         with open(path, 'rb', buffering=0) as file:
@@ -128,7 +173,7 @@ def read_file(root: str, entry: Entry) -> Finding:
         meant = looks_like_image or kind in sniff.OTHER_IMAGES
         return Finding(kind, f'is {sniff.describe(kind)}' if meant else '')
     try:
-        info = decode.probe(data)
+        info = decode.probe(data, max_pixels=max_pixels)
     except UserError as error:
         return Finding(kind, error.what)
     return Finding(kind, '', hashlib.sha256(data).hexdigest(), info)
@@ -141,13 +186,9 @@ def _workers() -> int:
 
 
 def _map(
-    root: str, entries: Sequence[Entry], chunks: list[list[int]], workers: int
+    read: Callable[[list[int]], list[Finding]], chunks: list[list[int]], workers: int
 ) -> Iterator[tuple[list[int], list[Finding]]]:
     """Yields the findings of each chunk of rows, in order, with few chunks in flight."""
-
-    def read(rows: list[int]) -> list[Finding]:
-        return [read_file(root, entries[row]) for row in rows]
-
     window = 4 * workers  # an executor takes everything it is given at once
     with ThreadPoolExecutor(workers) as pool:
         for at in range(0, len(chunks), window):
@@ -155,9 +196,12 @@ def _map(
             yield from zip(part, pool.map(read, part), strict=True)
 
 
-def _place(root: str) -> Path:
-    """The file that remembers a folder, by where it really is."""
-    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
+def _place(memory: str, listed: bool, max_pixels: int) -> Path:
+    """The file that remembers a folder, by where it really is and by what counts as a fault."""
+    real = os.fsencode(os.path.realpath(memory))
+    if listed or max_pixels != decode.MAX_PIXELS:
+        real += f'\0{listed} {max_pixels}'.encode()
+    name = hashlib.sha256(real).hexdigest()[:24]
     return assets.cache_folder() / 'scans' / f'{name}.npz'
 
 

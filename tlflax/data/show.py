@@ -88,6 +88,8 @@ def _column(
         'resize': config.data.resize,
         'antialias': config.data.antialias,
         'batch_size': len(rows),
+        'background': config.data.background,
+        'max_pixels': config.data.max_pixels,
     }
     augment, seed = config.augment, config.train.seed
     if epoch is None:

@@ -108,23 +108,33 @@ def check_jpeg(data: bytes) -> tuple[str, bool]:
 
     Returns:
         What is wrong ('' if nothing is), and whether it is coded as every decoder expects:
-        baseline or progressive Huffman, 8 bits, 1 or 3 components.
+        baseline or progressive Huffman, 8 bits, 1 or 3 components, and every bit of every
+        coefficient is there. (Where some are not, decoders smooth the picture, each differently.)
     """
     at, components, baseline, one_scan, plain = 2, 0, False, False, False
+    missing: set[tuple[int, int]] = set()  # (component, coefficient) without its last bit
     while found := _MARKER.search(data, at):
         at, marker = found.end(), found.group()[-1]
         if marker == _END:
-            return '', plain
+            return '', plain and not missing
         if marker < _FIRST or (one_scan and marker != _LINES):
             return 'a marker out of place', False
-        segment = data[at : at + 8].ljust(8, b'\0')
-        at += int.from_bytes(segment[:2], 'big')
+        length = int.from_bytes(data[at : at + 2], 'big')
+        segment = data[at : at + length].ljust(8, b'\0')
+        at += length
         if _FIRST <= marker <= 0xCF and marker not in _NO_FRAMES:
             precision, components = segment[2], segment[7]
             plain = marker <= _PROGRESSIVE and precision == 8 and components in (1, 3)
             baseline = marker < _PROGRESSIVE
+            if marker == _PROGRESSIVE:
+                names = segment[8 : 8 + 3 * components : 3]
+                missing = {(name, k) for name in names for k in range(64)}
         elif marker == _SCAN:  # the coded picture follows
             one_scan = baseline and segment[2] == components
+            if missing and not segment[-1] & 15:
+                names = segment[3 : 3 + 2 * segment[2] : 2]
+                band = range(segment[-3], segment[-2] + 1)
+                missing -= {(name, k) for name in names for k in band}
     return 'truncated', False
 
 

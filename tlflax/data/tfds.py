@@ -55,7 +55,7 @@ def materialise(spec: str, cache_dir: Path) -> Path:
             return _image_folder(spec, name, split)
         builder = _builder(spec, name)
         _prepare(spec, builder)
-        return tfds_export.export(tfds_export.find_split(spec, builder, split), cache_dir)
+        return tfds_export.write(tfds_export.find_split(spec, builder, split), cache_dir)
 
 
 def _image_folder(spec: str, name: str, split: str) -> Path:

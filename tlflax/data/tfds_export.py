@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image
 
+from tlflax.data import export
 from tlflax.data._tensorflow import tf
 from tlflax.data.sniff import HEAD_BYTES, READABLE, sniff
 from tlflax.errors import UserError, did_you_mean
@@ -125,7 +124,7 @@ def _is_image(feature: Any) -> bool:
     return is_array and shape[-1] in (1, 3)
 
 
-def export(split: Split, cache_dir: Path) -> Path:
+def write(split: Split, cache_dir: Path) -> Path:
     """Writes a split as class folders, unless that is done.
 
     Args:
@@ -147,7 +146,7 @@ def export(split: Split, cache_dir: Path) -> Path:
             made = Path(partial) / 'split'
             made.mkdir()
             _write(split, made)
-            _publish(made, target)
+            export.publish(made, target)
     except tf.errors.OpError as error:
         raise UserError(
             f'TFDS cannot read what it prepared ({error.message.splitlines()[0]})',
@@ -172,29 +171,8 @@ def _write(split: Split, folder: Path) -> None:
                 f'example {number} has no label', where=split.spec, mend='choose a labelled split'
             )
         if label not in known:
-            known[label] = folder / _as_folder(split.classes.int2str(label))
+            known[label] = folder / export.as_folder(split.classes.int2str(label))
             known[label].mkdir()
-        data = image if isinstance(image, bytes) else _png(image)
+        data = image if isinstance(image, bytes) else export.png(image)
         extension = _EXTENSIONS.get(sniff(data[:HEAD_BYTES]), '')
         (known[label] / f'{number:08d}{extension}').write_bytes(data)
-
-
-def _as_folder(name: str) -> str:
-    """A class name as the name of one folder, not a hidden one."""
-    name = name.replace('/', '%2F')
-    return f'%2E{name[1:]}' if name.startswith('.') else name
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    image.save(buffer, format='PNG')
-    return buffer.getvalue()
-
-
-def _publish(made: Path, target: Path) -> None:
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another process was faster, with the same
-            raise

@@ -13,8 +13,8 @@ from tlflax.errors import UserError, did_you_mean
 IGNORED_FOLDERS = frozenset(
     ('__pycache__', '__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
 )
-_LOOPS = 'links to a folder already read'
-_PIPES = 'pipes, sockets and devices'  # reading them might wait for ever
+LOOPS = 'links to a folder already read'
+PIPES = 'pipes, sockets and devices'  # reading them might wait for ever
 
 
 def walk(root: str, *, key: str, ignored: Counter[str]) -> dict[str, list[Entry]]:
@@ -35,13 +35,13 @@ def walk(root: str, *, key: str, ignored: Counter[str]) -> dict[str, list[Entry]
     if not os.path.isdir(root):
         raise _no_folder(root, key)
     classes, strays = [], []
-    for name, status in _list(root, ignored):
+    for name, status in children(root, ignored):
         if status is not None and stat.S_ISDIR(status.st_mode):
             classes.append(name)
         elif status is None or stat.S_ISREG(status.st_mode):
             strays.append(name)
         else:
-            ignored[_PIPES] += 1
+            ignored[PIPES] += 1
     _check_strays(root, strays, key)
     ignored.update(kind_of_stray(name) for name in strays)
     if not classes:
@@ -50,7 +50,7 @@ def walk(root: str, *, key: str, ignored: Counter[str]) -> dict[str, list[Entry]
             where=key,
             mend='make one folder for each class and put its images there',
         )
-    above = _ancestors(root)
+    above = ancestors(root)
     return {name: _walk_class(root, name, set(above), ignored) for name in classes}
 
 
@@ -70,7 +70,7 @@ def _no_folder(root: str, key: str) -> UserError:
     parent = root
     while not os.path.isdir(parent):
         wanted, parent = parent, os.path.dirname(parent)
-    beside = [name for name, _ in _list(parent, Counter()) if os.path.isdir(f'{parent}/{name}')]
+    beside = [name for name, _ in children(parent, Counter()) if os.path.isdir(f'{parent}/{name}')]
     mend = did_you_mean(os.path.basename(wanted), beside)
     if not mend.startswith('did'):
         mend = f'{printable(parent)!r} exists, but holds no {os.path.basename(wanted)!r}'
@@ -103,13 +103,13 @@ def _walk_class(
     todo = [name]
     while todo:
         folder = todo.pop()
-        identity = _identity(os.stat(os.path.join(root, folder)))
-        if identity in seen:
-            ignored[_LOOPS] += 1
+        this = identity(os.stat(os.path.join(root, folder)))
+        if this in seen:
+            ignored[LOOPS] += 1
             continue
-        seen.add(identity)
+        seen.add(this)
         inner = []
-        for child, status in _list(os.path.join(root, folder), ignored):
+        for child, status in children(os.path.join(root, folder), ignored):
             path = f'{folder}/{child}'
             if status is None:
                 entries.append(Entry(path, -1, 0, 0))
@@ -119,17 +119,17 @@ def _walk_class(
                 times = status.st_mtime_ns, status.st_ctime_ns
                 entries.append(Entry(path, status.st_size, *times))
             else:
-                ignored[_PIPES] += 1
+                ignored[PIPES] += 1
         todo += reversed(inner)
     return entries
 
 
-def _list(folder: str, ignored: Counter[str]) -> list[tuple[str, os.stat_result | None]]:
+def children(folder: str, ignored: Counter[str]) -> list[tuple[str, os.stat_result | None]]:
     """Lists what is not hidden or junk in a folder: name and status (None: a broken link)."""
     found: list[tuple[str, os.stat_result | None]] = []
     try:
-        with os.scandir(folder) as children:
-            for child in children:
+        with os.scandir(folder) as entries:
+            for child in entries:
                 if child.name.startswith('.'):
                     ignored['hidden'] += 1
                 elif child.name in IGNORED_FOLDERS:
@@ -152,11 +152,11 @@ def _status(child: os.DirEntry[str]) -> os.stat_result | None:
         return None
 
 
-def _ancestors(root: str) -> set[tuple[int, int]]:
+def ancestors(root: str) -> set[tuple[int, int]]:
     """Identifies the root and every folder above it: a link to one of them is a loop."""
     real = Path(os.path.realpath(root))
-    return {_identity(folder.stat()) for folder in (real, *real.parents)}
+    return {identity(folder.stat()) for folder in (real, *real.parents)}
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
