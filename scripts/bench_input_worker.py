@@ -153,8 +153,8 @@ def stage_epochs(
     from tlflax.data import augment as augmentation
     from tlflax.data import folder as folders
     from tlflax.data import pipeline, sampling
-    from tlflax.data.decode import read_image
     from tlflax.data._tensorflow import tf
+    from tlflax.data.decode import read_image
     from tlflax.data.resize import resize_image
 
     table = folders.scan(folder)
