@@ -22,8 +22,8 @@ data._tensorflow data.resize data.crops data.warp data.colour_ops data.policy_op
 data.augment data.pipeline data.show
 data.export data.tfds_export data.tfds data.function data.mirror data.inputs
 data.loading
-losses steps logistic extraction checkpoints report runner experiment sources making loop prepare trained
-training lanes sweeping probing cli train evaluate predict features sweep probe
+losses steps logistic extraction checkpoints report runner experiment sources making loop prepare
+trained training lanes sweeping probing cli train evaluate predict features sweep probe
 """.split()
 
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}
