@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tlflax.data.folder import ImageTable
-from tlflax.data.split import describe_leak, duplicates_between, stratified_split
+from tlflax.data.split import stratified_split
 from tlflax.errors import UserError
 
 
@@ -140,27 +140,3 @@ def _drawn_from_a(salt):
 def test_fraction_out_of_range_is_a_programming_error(fraction):
     with pytest.raises(ValueError, match='not between 0 and 1'):
         stratified_split(TWENTY, fraction)
-
-
-def test_duplicates_between_splits():
-    train = table({'a': ['1', '2', '2'], 'b': ['3', '4', '5']}, root='/train')
-    val = table({'a': ['2', '9'], 'b': ['5', '1', '5']}, root='/val')
-    found = duplicates_between(train, val)
-    assert found == [
-        ('/train/a/0001.jpg', '/val/a/0000.jpg', 0, 0),
-        ('/train/b/0002.jpg', '/val/b/0000.jpg', 1, 1),
-        ('/train/a/0000.jpg', '/val/b/0001.jpg', 0, 1),
-        ('/train/b/0002.jpg', '/val/b/0002.jpg', 1, 1),
-    ]
-    sentence = describe_leak(found, 'validation')
-    assert sentence.startswith('4 validation images are in the training split too')
-    assert '/val/a/0000.jpg is /train/a/0001.jpg' in sentence
-    assert '1 of them under another label' in sentence
-    assert duplicates_between(train, table({'a': ['7'], 'b': ['8']})) == []
-    assert 'another label' not in describe_leak(found[:2], 'validation')
-
-
-def test_conflicting_copy_is_named_first():
-    train = table({'a': ['x'], 'b': ['x']}, root='/train')
-    val = table({'a': ['x'], 'b': []}, root='/val')
-    assert duplicates_between(train, val) == [('/train/b/0000.jpg', '/val/a/0000.jpg', 1, 0)]

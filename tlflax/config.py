@@ -57,6 +57,12 @@ class DataConfig:
         'an image that cannot be decoded stops the run before it starts, or is skipped and counted',
         choices=('error', 'skip'),
     )
+    audit: str = _key(
+        'warn',
+        'images in two splits or under two labels, and classes out of balance: warn; error: what '
+        'would spoil a result stops the run before it starts; off: do not look',
+        choices=('warn', 'error', 'off'),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

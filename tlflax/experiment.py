@@ -11,7 +11,7 @@ from absl import logging
 
 from tlflax import assets, optim, trees, weights
 from tlflax.config import Config, DataConfig
-from tlflax.data import folder, split
+from tlflax.data import audit, folder, split
 from tlflax.data.folder import ImageTable
 from tlflax.errors import UserError
 from tlflax.models import classifier as classifiers
@@ -49,15 +49,19 @@ def load_table(
     Raises:
         UserError: There is nothing to train with; see `tlflax.data.folder.scan`.
     """
+    root = find_root(spec, key=key)
+    return folder.scan(root, on_bad_image=on_bad_image, key=key, classes=classes)
+
+
+def find_root(spec: str, *, key: str) -> Path:
+    """Returns the folder of class folders that a split's specification stands for."""
     if spec.startswith('demo:'):
-        root = assets.resolve_demo(spec, where=key)
-    elif spec.startswith('tfds:'):
+        return assets.resolve_demo(spec, where=key)
+    if spec.startswith('tfds:'):
         from tlflax.data import tfds  # TensorFlow is imported only where it is needed
 
-        root = tfds.materialise(spec, assets.cache_folder())
-    else:
-        root = Path(spec).expanduser()
-    return folder.scan(root, on_bad_image=on_bad_image, key=key, classes=classes)
+        return tfds.materialise(spec, assets.cache_folder())
+    return Path(spec).expanduser()
 
 
 def load_splits(data: DataConfig) -> Splits:
@@ -95,9 +99,9 @@ def load_splits(data: DataConfig) -> Splits:
     test, rest = _take(data, 'test', train, train, whole=1.0)
     val, rest = _take(data, 'val', train, rest, whole=1.0 - data.test_fraction)
     assert val is not None
-    for name, part in (('val', val), ('test', test)):
-        if part is not None and (twice := split.duplicates_between(rest, part)):
-            logging.warning('WARNING: %s', split.describe_leak(twice, name))
+    if data.audit != 'off':
+        tables = {'train': rest, 'val': val} | ({} if test is None else {'test': test})
+        audit.brief(tables, strict=data.audit == 'error')
     return Splits(rest, val, test)
 
 

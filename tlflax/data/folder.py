@@ -21,10 +21,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Int, Int32, UInt8
 
-from tlflax.data import scans
-from tlflax.data.classes import check_against_training, check_classes, refuse_empty, some
+from tlflax.data import looks, scans
+from tlflax.data.classes import (
+    check_against_training,
+    check_classes,
+    refuse_empty,
+    some,
+    spelled_alike,
+)
 from tlflax.data.decode import printable
 from tlflax.data.scans import Entry, Finding
 from tlflax.data.walk import kind_of_stray, walk
@@ -42,6 +48,7 @@ class ImageTable:
         classes: Class names, by label.
         digests: SHA-256 of each file's bytes, in hexadecimal.
         plain_jpeg: True where TensorFlow's decoder gives Pillow's pixels; the others need Pillow.
+        looks: What each looks like, see `tlflax.data.looks`; None: not known.
     """
 
     root: str
@@ -50,14 +57,17 @@ class ImageTable:
     classes: tuple[str, ...]
     digests: np.ndarray
     plain_jpeg: Bool[np.ndarray, ' n']
+    looks: UInt8[np.ndarray, 'n bytes'] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def select(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'ImageTable':
         """Returns the table of these rows (indices or a mask), with all the classes."""
-        columns = ('paths', 'labels', 'digests', 'plain_jpeg')
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
+        names = ('paths', 'labels', 'digests', 'plain_jpeg', 'looks')
+        columns = {name: getattr(self, name) for name in names}
+        chosen = {name: column[rows] for name, column in columns.items() if column is not None}
+        return dataclasses.replace(self, **chosen)
 
     @property
     def counts(self) -> Int[np.ndarray, ' c']:
@@ -101,6 +111,8 @@ def scan(
     folders = walk(root, key=key, ignored=ignored)
     if classes is None:
         check_classes(folders, root, key)
+        if twins := spelled_alike(folders):
+            logging.warning('%s: class names that differ in spelling only: %s', key, some(twins))
         classes = tuple(folders)
     else:
         check_against_training(folders, classes, key)
@@ -150,19 +162,19 @@ def _tabulate(
     """Makes the table of the good images, which come sorted by class folder."""
     label_of = {name: label for label, name in enumerate(classes)}
     good = [
-        (label_of[entry.path.split('/', 1)[0]], entry.path, finding.digest, finding.info)
+        (label_of[entry.path.split('/', 1)[0]], entry.path, finding.info, finding)
         for entry, finding in zip(entries, findings, strict=True)
         if finding.info is not None
     ]
     good.sort(key=lambda row: row[:2])
-    plain = [info.plain_jpeg for *_, info in good]
     return ImageTable(
         root=root,
-        paths=np.array([os.path.join(root, path) for _, path, _, _ in good], object),
+        paths=np.array([os.path.join(root, path) for _, path, *_ in good], object),
         labels=np.array([label for label, *_ in good], np.int32),
         classes=classes,
-        digests=np.array([digest for _, _, digest, _ in good], object),
-        plain_jpeg=np.array(plain, bool),
+        digests=np.array([finding.digest for *_, finding in good], object),
+        plain_jpeg=np.array([info.plain_jpeg for *_, info, _ in good], bool),
+        looks=looks.table([finding.look for *_, finding in good]),
     )
 
 

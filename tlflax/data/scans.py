@@ -4,22 +4,18 @@ A file is digested and really decoded, so that a run never meets a bad image lat
 is kept in `<TLFLAX_CACHE>/scans/`, so that the next scan of an unchanged file costs one `stat`.
 """
 
+import dataclasses
 import hashlib
 import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import PIL
-from absl import logging
 
 from tlflax import assets
-from tlflax.data import decode, sniff
+from tlflax.data import decode, looks, sniff
+from tlflax.data.findings import Entry, Finding, load, save
 from tlflax.errors import UserError
 from tlflax.progress import progress
 
@@ -31,48 +27,27 @@ IMAGE_EXTENSIONS = (
 
 _CHUNK = 64  # files a task: a task each would cost as much as decoding a small file
 _SAVE_SECONDS = 60.0
-# Findings may change with the decoder, so they are kept for one version of it.
-_VERSION = f'1, Pillow {PIL.__version__}'
-_TEXTS, _NUMBERS = 6, 7  # columns of the file that remembers
-_NO_IMAGE = decode.ImageInfo('', 0, 0, '', 0, False)
 
 
-class Entry(NamedTuple):
-    """A file as the file system describes it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scanned:
+    """What reading found in one split.
 
     Attributes:
-        path: Relative to the root, with '/' between its parts.
-        size: Bytes; -1 where the file cannot be described, for example a broken link.
-        mtime_ns: Time of the last change of the contents.
-        ctime_ns: Time of the last change of anything: shows contents that were replaced by others
-            of the same size whose old modification time was restored.
+        root: The absolute folder that the entries' paths start from.
+        entries: The files.
+        names: The class of each entry.
+        findings: What reading each entry showed.
+        ignored: Counts what was left out, by reason.
+        read: How many files had to be read; the others were known.
     """
 
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class Finding(NamedTuple):
-    """What reading a file showed: an image, a fault, or neither (a stray file, to be ignored).
-
-    Attributes:
-        kind: What the bytes are, see `sniff.sniff`.
-        fault: Why this image cannot be used; '' for a good image or a stray file.
-        digest: SHA-256 of the bytes of a good image, in hexadecimal; else ''.
-        info: Of a good image.
-    """
-
-    kind: str
-    fault: str = ''
-    digest: str = ''
-    info: decode.ImageInfo | None = None
-
-    @property
-    def is_image(self) -> bool:
-        """Whether the file is an image, good or bad, and not a stray."""
-        return bool(self.digest or self.fault)
+    root: str
+    entries: list[Entry]
+    names: list[str]  # class of each entry
+    findings: list[Finding]
+    ignored: Counter[str]
+    read: int
 
 
 def read_all(
@@ -90,8 +65,7 @@ def read_all(
         A finding for each entry, and how many files had to be read.
     """
     place = _place(root)
-    known = _load(place)
-    findings = [known.get(entry) for entry in entries]
+    findings = load(place, entries)
     todo = [row for row, finding in enumerate(findings) if finding is None]
     if not todo:
         return [finding for finding in findings if finding is not None], 0
@@ -104,15 +78,18 @@ def read_all(
                     findings[row] = finding
                 tick(len(rows))
                 if time.monotonic() - saved > _SAVE_SECONDS:
-                    _save(place, entries, findings)
+                    save(place, entries, findings)
                     saved = time.monotonic()
     finally:  # an interrupted scan goes on where it stopped
-        _save(place, entries, findings)
+        save(place, entries, findings)
     return [finding for finding in findings if finding is not None], len(todo)
 
 
 def read_file(root: str, entry: Entry) -> Finding:
-    """Reads, digests and decodes one file; whatever is wrong with it is in the finding."""
+    """Reads, digests and decodes one file; whatever is wrong with it is in the finding.
+
+    Its look is still a thumbnail, for many of them are described at once.
+    """
     looks_like_image = os.path.splitext(entry.path)[1].lower() in IMAGE_EXTENSIONS
     path = os.path.join(root, entry.path)
     try:
@@ -128,10 +105,10 @@ def read_file(root: str, entry: Entry) -> Finding:
         meant = looks_like_image or kind in sniff.OTHER_IMAGES
         return Finding(kind, f'is {sniff.describe(kind)}' if meant else '')
     try:
-        info = decode.probe(data)
+        info, look = decode.examine(data)
     except UserError as error:
         return Finding(kind, error.what)
-    return Finding(kind, '', hashlib.sha256(data).hexdigest(), info)
+    return Finding(kind, '', hashlib.sha256(data).hexdigest(), info, look)
 
 
 def _workers() -> int:
@@ -146,7 +123,12 @@ def _map(
     """Yields the findings of each chunk of rows, in order, with few chunks in flight."""
 
     def read(rows: list[int]) -> list[Finding]:
-        return [read_file(root, entries[row]) for row in rows]
+        found = [read_file(root, entries[row]) for row in rows]
+        described = looks.describe([finding.look for finding in found])
+        return [
+            finding._replace(look=look) if look else finding
+            for finding, look in zip(found, described, strict=True)
+        ]
 
     window = 4 * workers  # an executor takes everything it is given at once
     with ThreadPoolExecutor(workers) as pool:
@@ -159,52 +141,3 @@ def _place(root: str) -> Path:
     """The file that remembers a folder, by where it really is."""
     name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
     return assets.cache_folder() / 'scans' / f'{name}.npz'
-
-
-def _save(place: Path, entries: Sequence[Entry], findings: Iterable[Finding | None]) -> None:
-    """Writes what is known; a cache that cannot be written costs only time, and is said."""
-    texts: list[str] = [_VERSION]
-    numbers: list[tuple[int, ...]] = []
-    for entry, finding in zip(entries, findings, strict=True):
-        if finding is None or not finding.kind:  # what could not be read may be mended unseen
-            continue
-        info = finding.info or _NO_IMAGE
-        texts += (entry.path, finding.kind, finding.fault, finding.digest, info.format, info.mode)
-        numbers.append((*entry[1:], info.width, info.height, info.orientation, info.plain_jpeg))
-    blob = '\0'.join(texts).encode('utf-8', 'surrogateescape')
-    table = np.array(numbers, np.int64).reshape(-1, _NUMBERS)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix='.') as folder:
-            part = os.path.join(folder, place.name)
-            np.savez(part, texts=np.frombuffer(blob, np.uint8), numbers=table)
-            os.replace(part, place)
-    except OSError as error:
-        logging.warning('%s: the scan cannot be remembered: %s', place, error.strerror)
-
-
-def _load(place: Path) -> dict[Entry, Finding]:
-    """Returns what is known; nothing where the file is missing, damaged or of another version."""
-    try:
-        with np.load(place, allow_pickle=False) as file:
-            texts = file['texts'].tobytes().decode('utf-8', 'surrogateescape').split('\0')
-            numbers = file['numbers'].tolist()
-        return _rows(texts, numbers) if texts[0] == _VERSION else {}
-    except FileNotFoundError:
-        return {}
-    except Exception as error:  # a damaged file makes NumPy and zipfile raise nearly anything
-        logging.info('%s: a damaged scan is made again: %s', place, error)
-        return {}
-
-
-def _rows(texts: list[str], numbers: list[list[int]]) -> dict[Entry, Finding]:
-    known = {}
-    rows = zip(*[iter(texts[1:])] * _TEXTS, strict=True)
-    for row, (size, mtime, ctime, width, height, orientation, plain) in zip(
-        rows, numbers, strict=True
-    ):
-        path, kind, fault, digest, file_format, mode = (row[0], *map(sys.intern, row[1:]))
-        image = (file_format, width, height, mode, orientation, bool(plain))
-        info = decode.ImageInfo(*image) if digest else None
-        known[Entry(path, size, mtime, ctime)] = Finding(kind, fault, digest, info)
-    return known
