@@ -91,7 +91,7 @@ def copies(images: Images) -> Iterator[Problem]:
         ('near_conflict', 'warning', alike.conflicts,
          'images look like one under another label', 'see which label is right'),
         ('repeat', 'warning', same.repeats,
-         'files are copies of another in their split, byte for byte',
+         'files are copies of another of their class and split, byte for byte',
          'remove them, or they count twice'),
         ('near_repeat', 'note', alike.repeats,
          'images look like another of their class and split', apart),

@@ -139,7 +139,7 @@ class Found:
     Attributes:
         leaks: Copies in two splits.
         conflicts: Copies under two labels.
-        repeats: Copies within a split.
+        repeats: Copies within a class of a split.
         complete: False where the search ended before it had found all.
     """
 
@@ -160,10 +160,10 @@ def exact(images: Images) -> Found:
     later, extra, labels = [], [], []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         rows = order[start:end]
-        splits = images.splits[rows]
-        later.append(int((splits != splits[0]).sum()))
-        extra.append(len(rows) - len(set(splits.tolist())))
-        labels.append(len(set(images.labels[rows].tolist())))
+        splits, kinds = images.splits[rows].tolist(), images.labels[rows].tolist()
+        later.append(sum(split != splits[0] for split in splits))
+        extra.append(len(rows) - len(set(zip(splits, kinds, strict=True))))
+        labels.append(len(set(kinds)))
 
     def twins(counts: Sequence[int]) -> Twins:
         groups = np.flatnonzero(counts)
