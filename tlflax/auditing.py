@@ -3,16 +3,17 @@
 import dataclasses
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 from tlflax import experiment
 from tlflax.config import DataConfig
 from tlflax.data import audit, scans, twins
 from tlflax.data.classes import check_classes, refuse_empty
-from tlflax.data.problems import Problem
+from tlflax.data.problems import CODES, LEVELS, Problem
 from tlflax.data.scans import Scanned
 from tlflax.data.walk import Ignored, walk
-from tlflax.errors import UserError
+from tlflax.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +31,32 @@ class Audit:
     summary: dict[str, Any]
     seconds: float
     read: int
+
+    def figures(self, accepted: Collection[str] = ()) -> dict[str, Any]:
+        """Returns all counts, for JSON; errors with codes among `accepted` spoil nothing."""
+        counts: dict[str, dict[str, int]] = {level: {} for level in LEVELS}
+        for problem in self.problems:
+            level = counts[problem.level]
+            level[problem.code] = level.get(problem.code, 0) + problem.count
+        return {
+            'spoilt': bool(counts['error'].keys() - set(accepted)),
+            **counts,
+            'splits': self.summary,
+            'seconds': round(self.seconds, 2),
+            'files_read': self.read,
+        }
+
+
+def check_accepted(codes: Collection[str]) -> None:
+    """Refuses names of problems that there are not.
+
+    Raises:
+        UserError: Names the first, and what it may have been meant to be.
+    """
+    for code in codes:
+        if code not in CODES:
+            what = f'{code!r} is no kind of problem'
+            raise UserError(what, where='--accept', mend=did_you_mean(code, CODES))
 
 
 def run(data: DataConfig) -> Audit:

@@ -15,7 +15,7 @@ from tlflax import auditing, cli
 from tlflax.config import DataConfig, resolve
 from tlflax.data import audit_report
 from tlflax.data.problems import CODES
-from tlflax.errors import UserError, did_you_mean
+from tlflax.errors import UserError
 
 
 def _main(arguments: list[str]) -> None:
@@ -25,12 +25,8 @@ def _main(arguments: list[str]) -> None:
             where='command line',
             mend='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
         )
-    accepted = set(flags.FLAGS.accept)
-    for code in accepted - set(CODES):
-        raise UserError(
-            f'{code!r} is no kind of problem', where='--accept', mend=did_you_mean(code, CODES)
-        )
-    report = flags.FLAGS.report
+    accepted, report = flags.FLAGS.accept, flags.FLAGS.report
+    auditing.check_accepted(accepted)
     if report:
         audit_report.check_format(report)
     found = auditing.run(_data())
@@ -38,11 +34,9 @@ def _main(arguments: list[str]) -> None:
     if report:
         audit_report.write(report, found.problems, found.summary)
         print(f'everything is in {report}')
-    spoilt = any(p.level == 'error' and p.code not in accepted for p in found.problems)
-    counts = audit_report.counts(found.problems)
-    figures = {'seconds': round(found.seconds, 2), 'files_read': found.read}
-    print(json.dumps({'spoilt': spoilt, **counts, 'splits': found.summary, **figures}))
-    sys.exit(1 if spoilt else 0)
+    figures = found.figures(accepted)
+    print(json.dumps(figures))
+    sys.exit(1 if figures['spoilt'] else 0)
 
 
 def _data() -> DataConfig:

@@ -20,15 +20,6 @@ def text(problems: Sequence[Problem], summary: dict[str, Any]) -> str:
     return '\n'.join([*_splits(summary), *_counts(summary), *_problems(problems)])
 
 
-def counts(problems: Sequence[Problem]) -> dict[str, dict[str, int]]:
-    """Returns for each level how many images, files or classes each kind of problem concerns."""
-    found: dict[str, dict[str, int]] = {'error': {}, 'warning': {}, 'note': {}}
-    for problem in problems:
-        level = found[problem.level]
-        level[problem.code] = level.get(problem.code, 0) + problem.count
-    return found
-
-
 def check_format(path: str) -> None:
     """Refuses a report file before the work is done in vain.
 

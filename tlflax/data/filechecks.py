@@ -2,11 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from tlflax.data.decode import ImageInfo, printable
-from tlflax.data.findings import Entry, Finding
+from tlflax.data.decode import printable
+from tlflax.data.findings import Finding
 from tlflax.data.problems import Problem
 from tlflax.data.scans import Scanned
 from tlflax.data.walk import HIDDEN, LOOPS, Ignored, kind_of_stray
@@ -26,35 +26,61 @@ _EXTENSIONS = {
 _KIND_OF = {extension: kind for kind, names in _EXTENSIONS.items() for extension in names}
 
 
+_CHECKS = {
+    'bad_image': (
+        'error', 'images cannot be used',
+        'replace or remove them, or leave them out with --config.data.on_bad_image=skip',
+    ),
+    'small': (
+        'warning', f'images have a side of fewer than {SMALL} pixels',
+        'see whether anything can be told from them',
+    ),
+    'extension': (
+        'note', 'images are not what their extension says',
+        'rename them, for other programs; here the contents decide',
+    ),
+    'stretched': (
+        'note', f'images are over {STRETCHED:.0f} times as long as wide',
+        "data.resize='pad' keeps their shape",
+    ),
+    'empty_file': ('note', 'files without an image extension are empty', ''),
+    'not_an_image': ('note', 'files are no images and are ignored', ''),
+}  # fmt: skip
+
+
 def check(split: str, scanned: Scanned) -> Iterator[Problem]:
     """Yields what is wrong with the files of a split, and what was left out of it."""
-
-    def collect(fault: Callable[[Entry, Finding], str | None]) -> list[dict[str, Any]]:
-        found = zip(scanned.entries, scanned.findings, strict=True)
-        said = ((entry.path, fault(entry, finding)) for entry, finding in found)
-        return [_item(split, path, words) for path, words in said if words is not None]
-
-    checks: tuple[tuple[str, str, Callable[[Entry, Finding], str | None], str, str], ...] = (
-        ('bad_image', 'error', _bad, 'images cannot be used',
-         'replace or remove them, or leave them out with --config.data.on_bad_image=skip'),
-        ('small', 'warning', _small, f'images have a side of fewer than {SMALL} pixels',
-         'see whether anything can be told from them'),
-        ('extension', 'note', _lies, 'images are not what their extension says',
-         'rename them, for other programs; here the contents decide'),
-        ('stretched', 'note', _stretched, f'images are over {STRETCHED:.0f} times as long as wide',
-         "data.resize='pad' keeps their shape"),
-        ('empty_file', 'note', _empty, 'files without an image extension are empty', ''),
-        ('not_an_image', 'note', _stray, 'files are no images and are ignored', ''),
-    )  # fmt: skip
-    for code, level, fault, what, mend in checks:
-        if items := collect(fault):
-            kinds = ''
+    found: dict[str, list[dict[str, Any]]] = {code: [] for code in _CHECKS}
+    for entry, finding in zip(scanned.entries, scanned.findings, strict=True):
+        for code, fault in _faults(entry.path, finding):
+            found[code].append(_item(split, entry.path, fault))
+    for code, (level, what, mend) in _CHECKS.items():
+        if items := found[code]:
+            sentence = f'{split}: {len(items):,} {what}'
             if code == 'not_an_image':
-                tally = Counter(kind_of_stray(item['path']) for item in items)
-                kinds = f' ({", ".join(f"{n} {kind}" for kind, n in tally.most_common(5))})'
-            sentence = f'{split}: {len(items):,} {what}{kinds}'
+                tally = Counter(kind_of_stray(item['path']) for item in items).most_common(5)
+                sentence += f' ({", ".join(f"{count:,} {kind}" for kind, count in tally)})'
             yield Problem(code, level, len(items), sentence, mend, items)
     yield from _left_out(split, scanned)
+
+
+def _faults(path: str, finding: Finding) -> Iterator[tuple[str, str]]:
+    """Yields what is wrong with a file: a key of `_CHECKS`, and words for it."""
+    info = finding.info
+    if info is None:
+        if finding.fault:
+            yield 'bad_image', finding.fault
+        else:
+            yield 'empty_file' if finding.kind == 'empty' else 'not_an_image', ''
+        return
+    short, long = sorted((info.width, info.height))
+    if short < SMALL:
+        yield 'small', f'has {info.width}x{info.height} pixels'
+    if long > STRETCHED * short:
+        yield 'stretched', f'has {info.width}x{info.height} pixels'
+    extension = os.path.splitext(path)[1].lower()
+    if _KIND_OF.get(extension, finding.kind) != finding.kind:
+        yield 'extension', f'is a {finding.kind}'
 
 
 def _left_out(split: str, scanned: Scanned) -> Iterator[Problem]:
@@ -71,38 +97,3 @@ def _left_out(split: str, scanned: Scanned) -> Iterator[Problem]:
 def _item(split: str, path: str, fault: str) -> dict[str, Any]:
     item = {'split': split, 'path': printable(path)}
     return item | {'fault': fault} if fault else item
-
-
-def _bad(entry: Entry, finding: Finding) -> str | None:
-    return finding.fault or None
-
-
-def _small(entry: Entry, finding: Finding) -> str | None:
-    info = finding.info
-    return _size(info) if info is not None and min(info.width, info.height) < SMALL else None
-
-
-def _stretched(entry: Entry, finding: Finding) -> str | None:
-    info = finding.info
-    if info is None:
-        return None
-    short, long = sorted((info.width, info.height))
-    return _size(info) if long > STRETCHED * short else None
-
-
-def _size(info: ImageInfo) -> str:
-    return f'has {info.width}x{info.height} pixels'
-
-
-def _lies(entry: Entry, finding: Finding) -> str | None:
-    extension = os.path.splitext(entry.path)[1].lower()
-    meant = _KIND_OF.get(extension, finding.kind)
-    return f'is a {finding.kind}' if finding.digest and finding.kind != meant else None
-
-
-def _empty(entry: Entry, finding: Finding) -> str | None:
-    return '' if finding.kind == 'empty' and not finding.is_image else None
-
-
-def _stray(entry: Entry, finding: Finding) -> str | None:
-    return '' if finding.kind != 'empty' and not finding.is_image else None
