@@ -307,6 +307,23 @@ def test_fractions_are_audited_as_they_are_drawn(tmp_path):
     assert not found['spoilt']
 
 
+def test_format_and_colour_mode_that_tell_the_class(tmp_path):
+    ending = {'a': 'png', 'b': 'jpg'}
+    files = {f'{c}__{i}_{ending[c]}': 40 * k + i for k, c in enumerate('ab') for i in range(12)}
+    train = save(tmp_path / 'train', **files)
+    text, found = audit(train=train)
+    assert found['warning'] == {'shortcut': 24}
+    assert 'the file format alone tells the class of 24 of 24 images (PNG: a, JPEG: b)' in text
+    for seed in range(12):
+        picture(seed).save(train / 'a' / f'{seed}.png')
+        picture(40 + seed).convert('L').save(train / 'b' / f'{seed}.jpg')
+        picture(80 + seed).convert('L').save(train / 'b' / f'{seed}.png')
+        picture(120 + seed).save(train / 'a' / f'{seed}.jpg')
+    text, found = audit(train=train)
+    assert 'the colour mode alone tells the class of 48 of 48 images' in text
+    assert 'format alone' not in text
+
+
 def test_splits_of_a_config_file(tmp_path):
     train = save(tmp_path / 'train', a__1_png=1, b__2_png=2)
     config = Path(__file__).parents[1] / 'configs' / 'traffic.py'

@@ -35,6 +35,7 @@ def audit(
     for name, scanned in splits.items():
         problems += filechecks.check(name, scanned)
         problems += _empty_classes(name, scanned)
+    problems += filechecks.shortcuts(*next(iter(splits.items())))
     problems += [*_classes(images), *balance(images), *copies(images)]
     return sorted(problems, key=lambda problem: problem.rank)
 

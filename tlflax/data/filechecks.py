@@ -13,6 +13,8 @@ from tlflax.data.walk import HIDDEN, LOOPS, Ignored, kind_of_stray
 
 SMALL = 16  # pixels of the shorter side, below which it is a warning
 STRETCHED = 4.0  # longer over shorter side, above which it is a note
+TELLING = 0.5  # of what guessing the largest class gets wrong, the part that a shortcut gets right
+FEWEST = 20  # images from which on it is judged
 
 _EXTENSIONS = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
@@ -81,6 +83,27 @@ def _faults(path: str, finding: Finding) -> Iterator[tuple[str, str]]:
     extension = os.path.splitext(path)[1].lower()
     if _KIND_OF.get(extension, finding.kind) != finding.kind:
         yield 'extension', f'is a {finding.kind}'
+
+
+def shortcuts(split: str, scanned: Scanned) -> Iterator[Problem]:
+    """Yields the properties of files that tell the class, so that the network may learn them."""
+    for field, what in (('format', 'file format'), ('mode', 'colour mode')):
+        counts: dict[str, Counter[str]] = {}
+        classes: Counter[str] = Counter()
+        for name, finding in zip(scanned.names, scanned.findings, strict=True):
+            if finding.info is not None:
+                counts.setdefault(getattr(finding.info, field), Counter())[name] += 1
+                classes[name] += 1
+        total = classes.total()
+        guessed = {value: names.most_common(1)[0] for value, names in counts.items()}
+        right = sum(count for _, count in guessed.values())
+        blind = max(classes.values(), default=0)
+        if total >= FEWEST and right - blind >= TELLING * (total - blind) > 0:
+            most = sorted(guessed.items(), key=lambda pair: -pair[1][1])[:3]
+            pairs = ', '.join(f'{value}: {printable(name)}' for value, (name, _) in most)
+            sentence = f'{split}: the {what} alone tells the class of {right:,} of {total:,} images'
+            mend = 'convert all images alike, or the network may learn that instead'
+            yield Problem('shortcut', 'warning', right, f'{sentence} ({pairs})', mend)
 
 
 def _left_out(split: str, scanned: Scanned) -> Iterator[Problem]:

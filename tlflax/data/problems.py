@@ -10,8 +10,9 @@ from typing import Any
 LEVELS = ('error', 'warning', 'note')
 CODES = (
     'leak', 'conflict', 'near_leak', 'near_conflict', 'classes', 'empty_class', 'spelling',
-    'bad_image', 'folder', 'few', 'imbalance', 'repeat', 'cut_off', 'small', 'extension',
-    'near_repeat', 'stretched', 'loop', 'empty_file', 'not_an_image', 'hidden', 'left_out',
+    'bad_image', 'folder', 'few', 'imbalance', 'shortcut', 'repeat', 'cut_off', 'small',
+    'extension', 'near_repeat', 'stretched', 'loop', 'empty_file', 'not_an_image', 'hidden',
+    'left_out',
 )  # fmt: skip
 """What is checked, the worst first."""
 
