@@ -2,8 +2,8 @@
 
     python scripts/bench_audit.py [--quick] [--files=N] [--folder=DIR]
 
-Generates small JPEGs, each another picture, in a train and a val folder of 100 classes; a few are
-in both, as they are and coded anew, and the audit has to find these and no others. `python -m
+Generates small JPEGs, each another picture, in train and val folders of up to 100 classes; a few
+are in both, as they are and coded anew, and the audit has to find these and no others. `python -m
 tlflax.data` then runs twice, as a user runs it: the first audit reads everything, the second only
 asks the file system what changed. Peak memory is that of the whole process, libraries included
 (`idle`: what it takes for a few dozen images). The part that grows in memory is measured alone, for
@@ -36,7 +36,7 @@ from tlflax.data import audit, decode, findings, looks, twins
 from tlflax.data.findings import Entry, Finding
 from tlflax.data.scans import Scanned
 
-CLASSES, COPIES = 100, 20
+COPIES = 20
 SIZE, GRID = (64, 48), (12, 9)
 
 
@@ -48,13 +48,13 @@ def picture(rng: np.random.Generator) -> Image.Image:
 
 def write(folder: Path, files: int) -> None:
     """Writes so many images, a tenth of them for validation, and some copies of training images."""
-    rng = np.random.default_rng(0)
+    rng, classes = np.random.default_rng(0), max(2, min(100, files // 200))
     for split in ('train', 'val'):
-        for name in range(CLASSES):
+        for name in range(classes):
             (folder / split / f'class {name:03}').mkdir(parents=True)
     for number in range(files - 2 * COPIES):
         split = 'train' if number % 10 else 'val'
-        place = folder / split / f'class {number // 10 % CLASSES:03}' / f'{number:06}.jpg'
+        place = folder / split / f'class {number // 10 % classes:03}' / f'{number:06}.jpg'
         image = picture(rng)
         image.save(place, quality=85)
         if number % 10 == 1 and number < 20 * COPIES:  # every other one coded anew

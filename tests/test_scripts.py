@@ -156,3 +156,14 @@ def test_bench_scale_stays_within_its_memory(tmp_path):
     assert list(found['sizes']) == ['10000', '100000']
     assert found['within_bound'] is True
     assert not list(tmp_path.iterdir())
+
+
+# bench_audit
+
+
+def test_bench_audit_finds_what_it_planted(tmp_path):
+    found = figures('bench_audit', '--quick', '--files=600', f'--folder={tmp_path}')
+    assert found['real']['files'] == 600
+    assert found['real']['peak_mib'] > found['real']['idle_mib'] / 2 > 10
+    assert found['remembered']['files'] == 100_000
+    assert not list(tmp_path.iterdir())

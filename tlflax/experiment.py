@@ -128,7 +128,7 @@ def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:
         UserError: See `load_splits`.
     """
     if not data.val:
-        return load_splits(data).val
+        return load_splits(dataclasses.replace(data, audit='off')).val
     return load_table(
         data.val, key='config.data.val', on_bad_image=data.on_bad_image, classes=classes
     )
