@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import make_folders, small_config
 
-from tlflax import experiment, loop, sources, sweeping, trained, trees
+from tlflax import loop, sources, sweeping, trained, trees
 from tlflax.config import resolve
-from tlflax.data import sampling
+from tlflax.data import loading, sampling
 from tlflax.train import train_and_evaluate
 
 TIMES = {'epoch_seconds', 'images_per_second'}
@@ -59,14 +59,14 @@ def assert_same_run(workdir, other, tolerance):
 
 def with_weights(monkeypatch, weight_of):
     """Gives the training images the weights that a manifest would."""
-    real = experiment.load_splits
+    real = loading.load_splits
 
     def load(data):
         splits = real(data)
         weights = np.array([weight_of(path) for path in splits.train.paths], np.float32)
         return dataclasses.replace(splits, train=dataclasses.replace(splits.train, weights=weights))
 
-    monkeypatch.setattr(experiment, 'load_splits', load)
+    monkeypatch.setattr(loading, 'load_splits', load)
 
 
 def test_live_resident_and_streamed_training_are_one(folders, tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_only_what_balanced_epochs_draw_is_computed(folders, tmp_path, caplog):
     config = small_config(folders, train__epochs=1, train__balanced_sampling=True)
     config.augment.horizontal_flip = False
     train_and_evaluate(config, tmp_path / 'w')
-    labels = experiment.load_splits(resolve(config).data).train.labels
+    labels = loading.load_splits(resolve(config).data).train.labels
     drawn = np.unique(sampling.epoch_order(0, 0, labels, balanced=True))
     assert len(drawn) < 20
     assert f'computing features of {len(drawn)} of {len(drawn)} views of 20' in caplog.text

@@ -190,3 +190,14 @@ def test_bench_accelerator_runs_on_a_cpu_with_its_peer():
 
 def test_operations_of_direct_convolution_are_the_published_number():
     assert load('bench_accelerator').direct_operations(224) == pytest.approx(2 * 15.35e9, rel=1e-3)
+
+
+# bench_audit
+
+
+def test_bench_audit_finds_what_it_planted(tmp_path):
+    found = figures('bench_audit', '--quick', '--files=600', f'--folder={tmp_path}')
+    assert found['real']['files'] == 600
+    assert found['real']['peak_mib'] > found['real']['idle_mib'] / 2 > 10
+    assert found['remembered']['files'] == 100_000
+    assert not list(tmp_path.iterdir())

@@ -9,11 +9,8 @@ import pytest
 
 from tlflax.data.folder import ImageTable
 from tlflax.data.split import (
-    describe_leak,
-    duplicates_between,
     fold_numbers,
     fold_split,
-    scenes_between,
     stratified_split,
     units,
 )
@@ -158,30 +155,6 @@ def test_fraction_out_of_range_is_a_programming_error(fraction):
         stratified_split(TWENTY, fraction)
 
 
-def test_duplicates_between_splits():
-    train = table({'a': ['1', '2', '2'], 'b': ['3', '4', '5']}, root='/train')
-    val = table({'a': ['2', '9'], 'b': ['5', '1', '5']}, root='/val')
-    found = duplicates_between(train, val)
-    assert found == [
-        ('/train/a/0001.jpg', '/val/a/0000.jpg', 0, 0),
-        ('/train/b/0002.jpg', '/val/b/0000.jpg', 1, 1),
-        ('/train/a/0000.jpg', '/val/b/0001.jpg', 0, 1),
-        ('/train/b/0002.jpg', '/val/b/0002.jpg', 1, 1),
-    ]
-    sentence = describe_leak(found, 'validation')
-    assert sentence.startswith('4 validation images are in the training split too')
-    assert '/val/a/0000.jpg is /train/a/0001.jpg' in sentence
-    assert '1 of them under another label' in sentence
-    assert duplicates_between(train, table({'a': ['7'], 'b': ['8']})) == []
-    assert 'another label' not in describe_leak(found[:2], 'validation')
-
-
-def test_conflicting_copy_is_named_first():
-    train = table({'a': ['x'], 'b': ['x']}, root='/train')
-    val = table({'a': ['x'], 'b': []}, root='/val')
-    assert duplicates_between(train, val) == [('/train/b/0000.jpg', '/val/a/0000.jpg', 1, 0)]
-
-
 @pytest.mark.parametrize(('folds', 'sizes'), [(2, (23, 100)), (5, (23, 100, 7)), (10, (40, 11))])
 def test_folds_are_disjoint_exhaustive_and_stratified(folds, sizes):
     whole = table({f'class {n}': names(n, f'{n}.') for n in sizes})
@@ -300,13 +273,6 @@ def test_nothing_to_take(scene, words):
     whole = table({'a': ['a1', 'a1'], 'b': ['b1']}, scene=scene)
     with pytest.raises(UserError, match=f'config.data.val_fraction: no class has {words}'):
         stratified_split(whole, 0.5)
-
-
-def test_scenes_between():
-    a = table({'a': ['11', '21', 'x']}, scene=lambda item: '' if item == 'x' else item[0])
-    b = table({'a': ['12', '31', 'y']}, scene=lambda item: '' if item == 'y' else item[0])
-    assert scenes_between(a, b) == ['1']
-    assert scenes_between(a, table({'a': ['12']})) == []
 
 
 @pytest.mark.parametrize('scene', [None, lambda item: f'{item[:-1]}{int(item[-1]) // 2}'])

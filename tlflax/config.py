@@ -73,6 +73,12 @@ class DataConfig:
     max_pixels: int = _key(
         178_956_970, 'an image of more pixels is a bad image (decompression bombs)', at_least=1
     )
+    audit: str = _key(
+        'warn',
+        'images in two splits or under two labels, and classes out of balance: warn; error: what '
+        'would spoil a result stops the run before it starts; off: do not look',
+        choices=('warn', 'error', 'off'),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,40 +10,34 @@ from absl import logging
 from tlflax.data.decode import printable
 from tlflax.data.listing import Listing
 from tlflax.data.scans import Scanned
+from tlflax.data.walk import Report, stop
 from tlflax.errors import UserError, did_you_mean
 
 _SPLITS = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'eval'))
 _SHOWN = 5  # names in a message
 
 
-def check_classes(listing: Listing, key: str) -> None:
+def check_classes(listing: Listing, key: str, report: Report = stop) -> None:
     """Refuses, before anything is read, classes that cannot make a classifier.
 
     Args:
         listing: The files of the training split.
         key: The configuration key that gave it, for messages.
-
-    Raises:
-        UserError: A single class, an empty one, splits instead of classes, or a name that is
-            not UTF-8.
+        report: Is given each fault: a single class, an empty one, splits instead of classes, or a
+            name that is not UTF-8. Raises it by default.
     """
     classes, source = listing.classes, printable(listing.source)
     for name in classes:
         if any('\ud800' <= char <= '\udfff' for char in name):  # bytes that Python could not read
             what = f'the name of the class folder {printable(name)!r} is not UTF-8'
-            raise UserError(what, where=key, mend='rename it')
-    if all(name.lower() in _SPLITS for name in classes):
-        raise UserError(
-            f'{source!r} holds splits, not classes: {some(classes)}',
-            where=key,
-            mend='give a split each to --config.data.train, --config.data.val, --config.data.test',
-        )
+            report(UserError(what, where=key, mend='rename it'))
+    if classes and all(name.lower() in _SPLITS for name in classes):
+        what = f'{source!r} holds splits, not classes: {some(classes)}'
+        mend = 'give a split each to --config.data.train, --config.data.val, --config.data.test'
+        report(UserError(what, where=key, mend=mend))
     if len(classes) == 1:
-        raise _single_class(listing, source, key)
-    refuse_empty(listing.empty, key)
-    alike = Counter(_plain(name) for name in classes)
-    if twins := [name for name in classes if alike[_plain(name)] > 1]:
-        logging.warning('%s: class names that differ in spelling only: %s', key, some(twins))
+        report(_single_class(listing, source, key))
+    refuse_empty(listing.empty, key, report)
 
 
 def _single_class(listing: Listing, source: str, key: str) -> UserError:
@@ -57,6 +51,13 @@ def _single_class(listing: Listing, source: str, key: str) -> UserError:
         where=key,
         mend=hint if len(inner) > 1 else 'add a folder for each other class',
     )
+
+
+def spelled_alike(names: Iterable[str]) -> list[str]:
+    """Returns the class names that differ from another in case, spaces or Unicode form only."""
+    names = list(names)
+    alike = Counter(_plain(name) for name in names)
+    return [name for name in names if alike[_plain(name)] > 1]
 
 
 def check_against_training(names: Iterable[str], classes: Sequence[str], key: str) -> None:
@@ -78,12 +79,12 @@ def check_against_training(names: Iterable[str], classes: Sequence[str], key: st
     what = f'classes that training does not have: {some(unknown)}'
     if missing:
         what += f' (and training has {some(missing)}, which are not here)'
-    hints = [f'{printable(name)!r}: {_near_class(name, classes)}' for name in unknown[:_SHOWN]]
+    hints = [f'{printable(name)!r}: {near_class(name, classes)}' for name in unknown[:_SHOWN]]
     mend = f'rename or remove these classes ({"; ".join(hints)})'
     raise UserError(what, where=key, mend=mend)
 
 
-def _near_class(name: str, classes: Sequence[str]) -> str:
+def near_class(name: str, classes: Sequence[str]) -> str:
     """Did-you-mean for a class name, blind to case, spaces, underscores and Unicode form."""
     for choice in classes:
         if _plain(choice) == _plain(name):
@@ -97,14 +98,11 @@ def _plain(name: str) -> str:
     return letters.replace(' ', '_').replace('-', '_')
 
 
-def refuse_empty(names: Sequence[str], key: str) -> None:
-    """Raises a UserError that names the classes in `names`, if there are any."""
+def refuse_empty(names: Sequence[str], key: str, report: Report = stop) -> None:
+    """Reports a fault that names the classes in `names`, if there are any."""
     if names:
-        raise UserError(
-            f'{len(names)} classes without a usable image: {some(names)}',
-            where=key,
-            mend='add images to them or remove them',
-        )
+        what = f'{len(names)} classes without a usable image: {some(names)}'
+        report(UserError(what, where=key, mend='add images to them or remove them'))
 
 
 def report_bad(scanned: Scanned, listing: Listing, on_bad_image: str, key: str) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from tlflax.data import colour, sniff
+from tlflax.data import colour, looks, sniff
 from tlflax.errors import UserError
 
 MAX_PIXELS = 178_956_970  # where Pillow too stops by default: half a gigabyte of RGB
@@ -102,7 +102,8 @@ def read_image(
 def probe(source: Source, *, max_pixels: int = MAX_PIXELS, name: str = 'image') -> ImageInfo:
     """Reads the header and makes sure, by decoding, that `read_image` will succeed.
 
-    JPEGs are decoded at an eighth of their size: every coefficient is still read, in half the time.
+    JPEGs are decoded at down to an eighth of their size: every coefficient is still read, in half
+    the time.
 
     Args:
         source: A path, or the whole file as bytes.
@@ -112,23 +113,40 @@ def probe(source: Source, *, max_pixels: int = MAX_PIXELS, name: str = 'image') 
     Raises:
         UserError: As `read_image`.
     """
+    return examine(source, max_pixels=max_pixels, name=name)[0]
+
+
+def examine(
+    source: Source,
+    *,
+    background: tuple[int, int, int] = (0, 0, 0),
+    max_pixels: int = MAX_PIXELS,
+    name: str = 'image',
+) -> tuple[ImageInfo, bytes]:
+    """Does what `probe` does; returns the pixels of a thumbnail besides, see `looks`."""
     data, name = _bytes(source, name)
     with _blaming(data, name):
         image, layout, plain = _open(data, max_pixels)
         width, height = image.size
         mode, file_format = image.mode, str(image.format)
-        is_jpeg = file_format in _JPEG
+        is_jpeg, drafted = file_format in _JPEG, None
         if is_jpeg:
-            image.draft(None, (1, 1))
+            drafted = image.draft(None, (looks.SIDE, looks.SIDE))  # no smaller than that
         image.load()
+        plain_rgb = is_jpeg and image.mode == 'RGB'
+        rgb = image if plain_rgb else colour.to_rgb(image, layout, background)
+        # Its last row or column may stand for a part of a pixel.
+        thumb = looks.thumbnail(rgb, drafted[1] if drafted else None)
         if not is_jpeg:
-            colour.to_rgb(image, layout, (0, 0, 0))
             width, height = image.size  # a TIFF turns itself on loading
         orientation = _orientation(image)
+        if orientation != 1:
+            thumb = thumb.transpose(_UPRIGHT[orientation])
         if orientation >= 5:
             width, height = height, width
         plain = plain and orientation == 1 and 3 * width * height < _TF_MAX_BYTES
-        return ImageInfo(file_format, width, height, mode, orientation, plain)
+        info = ImageInfo(file_format, width, height, mode, orientation, plain)
+        return info, thumb.tobytes()
 
 
 def _bytes(source: Source, name: str) -> tuple[bytes, str]:

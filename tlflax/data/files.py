@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tlflax.data.decode import MAX_PIXELS, printable, probe
+from tlflax.data.findings import Entry
 from tlflax.data.folder import ImageTable
 from tlflax.data.scans import read_file
-from tlflax.data.walk import Entry
 from tlflax.errors import UserError
 
 

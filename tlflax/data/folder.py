@@ -21,22 +21,23 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
-from tlflax.data import scans
+from tlflax.data import looks, scans
 from tlflax.data.classes import (
     check_against_training,
     check_classes,
     refuse_empty,
     report_bad,
     some,
+    spelled_alike,
 )
 from tlflax.data.decode import MAX_PIXELS, printable
 from tlflax.data.listing import Listing
 from tlflax.data.scans import Scanned
-from tlflax.data.walk import kind_of_stray, walk
+from tlflax.data.walk import Ignored, Report, kind_of_stray, stop, walk
 
-_COLUMNS = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups')
+_COLUMNS = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups', 'looks')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ class ImageTable:
         weights: The factor of each image's training loss, from a manifest; None: 1.
         groups: The scene of each image, a string: images of one scene go to one side of a split.
             None: each image is a scene of its own.
+        looks: What each looks like, see `tlflax.data.looks`; None: not known.
     """
 
     root: str
@@ -63,6 +65,7 @@ class ImageTable:
     plain_jpeg: Bool[np.ndarray, ' n']
     weights: Float32[np.ndarray, ' n'] | None = None
     groups: np.ndarray | None = None
+    looks: UInt8[np.ndarray, 'n bytes'] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -122,15 +125,20 @@ def scan(
     return tabulate(scanned, listing, key=key, on_bad_image=on_bad_image, classes=classes)
 
 
-def list_folder(root: str | os.PathLike[str], *, key: str) -> Listing:
+def list_folder(root: str | os.PathLike[str], *, key: str, report: Report = stop) -> Listing:
     """Lists a folder of class folders.
 
+    Args:
+        root: The folder that holds one folder for each class.
+        key: The configuration key that gave `root`, for messages.
+        report: Is given each fault, see `walk`. Raises it by default.
+
     Raises:
-        UserError: No such folder, no class folders, or images outside them.
+        UserError: No such folder.
     """
     root = os.path.abspath(os.path.expanduser(os.fspath(root)))
-    ignored: Counter[str] = Counter()
-    folders = walk(root, key=key, ignored=ignored)
+    ignored = Ignored()
+    folders = walk(root, key=key, ignored=ignored, report=report)
     return Listing(
         root=root,
         source=root,
@@ -149,12 +157,20 @@ def check(listing: Listing, *, key: str, classes: Sequence[str] | None) -> None:
     """
     if classes is None:
         check_classes(listing, key)
+        if twins := spelled_alike(listing.classes):
+            logging.warning('%s: class names that differ in spelling only: %s', key, some(twins))
     else:
         check_against_training(listing.classes, classes, key)
 
 
-def read(listing: Listing, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Scanned:
-    """Reads the files of a listing, those that are not known yet."""
+def read(
+    listing: Listing,
+    *,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = (0, 0, 0),
+) -> Scanned:
+    """Reads the files of a listing, those that are not known yet: see `scans.read_all`."""
     start = time.monotonic()
     findings, count = scans.read_all(
         listing.root,
@@ -163,6 +179,7 @@ def read(listing: Listing, *, workers: int | None = None, max_pixels: int = MAX_
         memory=listing.source,
         listed=listing.lines is not None,
         max_pixels=max_pixels,
+        background=background,
     )
     ignored = listing.ignored.copy()
     ignored.update(
@@ -204,12 +221,25 @@ def tabulate(
     """
     report_bad(scanned, listing, on_bad_image, key)
     classes = listing.classes if classes is None else tuple(classes)
+    table = table_of(scanned, listing, classes)
+    _check_counts(table, listing, key)
+    return table
+
+
+def table_of(scanned: Scanned, listing: Listing, classes: tuple[str, ...]) -> ImageTable:
+    """Makes the table of the good images, whatever else is wrong.
+
+    Args:
+        scanned: What reading the listing found.
+        listing: What was read.
+        classes: Class names by label; all of the listing's are among them.
+    """
     label_of = {name: label for label, name in enumerate(classes)}
     good = [row for row, finding in enumerate(scanned.findings) if finding.info is not None]
     good.sort(key=lambda row: (label_of[scanned.names[row]], scanned.entries[row].path))
     infos = [info for row in good if (info := scanned.findings[row].info)]
     paths = [os.path.join(scanned.root, scanned.entries[row].path) for row in good]
-    table = ImageTable(
+    return ImageTable(
         root=scanned.root,
         paths=np.array(paths, object),
         labels=np.array([label_of[scanned.names[row]] for row in good], np.int32),
@@ -218,9 +248,8 @@ def tabulate(
         plain_jpeg=np.array([info.plain_jpeg for info in infos], bool),
         weights=None if listing.weights is None else listing.weights[good],
         groups=None if listing.groups is None else listing.groups[good],
+        looks=looks.table([scanned.findings[row].look for row in good]),
     )
-    _check_counts(table, listing, key)
-    return table
 
 
 def _check_counts(table: ImageTable, listing: Listing, key: str) -> None:

@@ -10,6 +10,7 @@ from tlflax.data import folder, manifest, mirror, pattern, scenes
 from tlflax.data.folder import ImageTable
 from tlflax.data.listing import Listing
 from tlflax.data.scans import Scanned
+from tlflax.data.walk import Report, stop
 from tlflax.errors import UserError, did_you_mean
 
 NAMES = ('train', 'val', 'test')
@@ -47,7 +48,9 @@ class Input:
         return scenes.by_pattern(table, data.group) if data.group else table
 
 
-def list_input(spec: str, *, key: str, known: Known | None = None) -> Listing:
+def list_input(
+    spec: str, *, key: str, known: Known | None = None, report: Report = stop
+) -> Listing:
     """Lists the files of one split, and fetches or writes them first where needed.
 
     Args:
@@ -55,6 +58,8 @@ def list_input(spec: str, *, key: str, known: Known | None = None) -> Listing:
         key: The configuration key it came from: for messages, and for which split of a manifest is
             meant.
         known: What has been read already; is added to.
+        report: Is given what is wrong with parts of it: a folder, or a line of a manifest. Raises
+            it by default.
 
     Raises:
         UserError: There is no such thing, or it cannot be had.
@@ -63,24 +68,26 @@ def list_input(spec: str, *, key: str, known: Known | None = None) -> Listing:
     if manifest.is_manifest(path) and not mirror.is_url(spec):
         known = {} if known is None else known
         if path not in known:
-            known[path] = manifest.read_manifest(path, key=key)
+            known[path] = manifest.read_manifest(path, key=key, report=report)
         return manifest.list_manifest(path, known[path], split=_part(spec, key, known[path], part))
     if spec.startswith('demo:'):
-        return folder.list_folder(assets.resolve_demo(spec, where=key), key=key)
+        root = assets.resolve_demo(spec, where=key)
+        return folder.list_folder(root, key=key, report=report)
     if spec.startswith('tfds:'):
         from tlflax.data import tfds  # TensorFlow is imported only where it is needed
 
-        return folder.list_folder(tfds.materialise(spec, assets.cache_folder()), key=key)
+        root = tfds.materialise(spec, assets.cache_folder())
+        return folder.list_folder(root, key=key, report=report)
     if spec.startswith('py:'):
         from tlflax.data import function
 
         root = function.materialise(spec, assets.cache_folder(), key=key)
-        return folder.list_folder(root, key=key)
+        return folder.list_folder(root, key=key, report=report)
     if mirror.is_url(spec):
         spec = mirror.fetch(spec, assets.cache_folder(), key=key)
     if pattern.is_pattern(spec):
-        return pattern.list_pattern(spec, key=key)
-    return folder.list_folder(Path(spec).expanduser(), key=key)
+        return pattern.list_pattern(spec, key=key, report=report)
+    return folder.list_folder(Path(spec).expanduser(), key=key, report=report)
 
 
 def _part(spec: str, key: str, rows: list[manifest.Row], part: str) -> str | None:

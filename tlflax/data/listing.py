@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 from jaxtyping import Float32
 
-from tlflax.data.scans import Entry
+from tlflax.data.findings import Entry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,15 +2,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-
-from absl import logging
+from collections.abc import Mapping, Sequence
 
 from tlflax.config import DataConfig
-from tlflax.data import folder, manifest, scenes, split
-from tlflax.data.classes import some
+from tlflax.data import audit, folder, manifest, scenes, split
 from tlflax.data.folder import ImageTable
 from tlflax.data.inputs import NAMES, Input, Known, list_input
+from tlflax.data.listing import Listing
+from tlflax.data.walk import Report, stop
 from tlflax.errors import UserError
 
 
@@ -45,16 +44,19 @@ def load_table(
     """
     listing = list_input(spec, key=key)
     folder.check(listing, key=key, classes=classes)
-    scanned = folder.read(listing, max_pixels=data.max_pixels)
-    return Input(key, listing, scanned).table(data, classes)
+    return _read(listing, key, data).table(data, classes)
 
 
-def read_inputs(data: DataConfig, *, strict: bool = True) -> dict[str, Input]:
+def read_inputs(
+    data: DataConfig, *, strict: bool = True, report: Report = stop
+) -> dict[str, Input]:
     """Reads every split that is named, not those that are taken out of the training split.
 
     Args:
         data: Names them.
         strict: Refuse, before anything is read, what is not fit for training.
+        report: Is given what is wrong with an input, which is then read as far as it goes. Raises
+            it by default.
 
     Returns:
         What 'train' and, where they are named, 'val' and 'test' hold.
@@ -70,24 +72,32 @@ def read_inputs(data: DataConfig, *, strict: bool = True) -> dict[str, Input]:
             mend='give a folder with one sub-folder of images for each class',
         )
     known: Known = {}
-    listings = {'train': list_input(data.train, key='config.data.train', known=known)}
-    specs = {name: _named(data, name, known) for name in NAMES[1:]}
+    train = list_input(data.train, key='config.data.train', known=known, report=report)
+    listings = {'train': train}
     if strict:
-        folder.check(listings['train'], key='config.data.train', classes=None)
-        _check_one_way(data, specs)
-    classes = listings['train'].classes
-    for name, spec in specs.items():
-        if spec:
-            key = f'config.data.{name}'
-            listings[name] = list_input(spec, key=key, known=known)
-            if strict:
-                folder.check(listings[name], key=key, classes=classes)
-    return {
-        name: Input(
-            f'config.data.{name}', listing, folder.read(listing, max_pixels=data.max_pixels)
-        )
-        for name, listing in listings.items()
-    }
+        folder.check(train, key='config.data.train', classes=None)
+    specs: dict[str, str] = {}
+    for name in NAMES[1:]:
+        try:
+            specs[name] = _named(data, name, known)
+            _check_one_way(data, name, specs[name], strict)
+        except UserError as error:
+            report(error)
+    for name in filter(specs.get, specs):
+        key = f'config.data.{name}'
+        try:
+            listings[name] = list_input(specs[name], key=key, known=known, report=report)
+        except UserError as error:
+            report(error)
+            continue
+        if strict:
+            folder.check(listings[name], key=key, classes=train.classes)
+    return {name: _read(listing, f'config.data.{name}', data) for name, listing in listings.items()}
+
+
+def _read(listing: Listing, key: str, data: DataConfig) -> Input:
+    scanned = folder.read(listing, max_pixels=data.max_pixels, background=data.background)
+    return Input(key, listing, scanned)
 
 
 def _named(data: DataConfig, name: str, known: Known) -> str:
@@ -110,37 +120,42 @@ def load_splits(data: DataConfig) -> Splits:
     Raises:
         UserError: A split is missing or given twice, or its images are not fit for training.
     """
-    _check_fractions(data)
+    check_fractions(data)
     found = read_inputs(data)
     train = found['train'].table(data)
-    tables = {name: found[name].table(data, train.classes) for name in NAMES[1:] if name in found}
-    rest, test, val = train, tables.get('test'), tables.get('val')
+    others = {name: found[name].table(data, train.classes) for name in NAMES[1:] if name in found}
+    tables = divide({'train': train, **others}, data)
+    if data.audit != 'off':
+        audit.brief(tables, strict=data.audit == 'error')
+    return Splits(tables['train'], tables['val'], tables.get('test'))
+
+
+def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, ImageTable]:
+    """Takes what is not named out of the training split: the test images, then validation.
+
+    Args:
+        tables: The splits that are named, training among them.
+        data: Fractions or folds, see `check_fractions`.
+
+    Returns:
+        The splits, training first.
+
+    Raises:
+        UserError: See `tlflax.data.split` and `tlflax.data.scenes.check_scenes`.
+    """
+    parts = dict(tables)
     if data.test_fraction or data.val_fraction or data.folds:
-        scenes.check_scenes(train)
-    if data.test_fraction:
-        rest, test = split.stratified_split(rest, data.test_fraction, salt='test')
-    if data.folds:
-        rest, val = split.fold_split(rest, data.folds, data.fold)
-    elif data.val_fraction:
+        scenes.check_scenes(parts['train'])
+    if data.test_fraction and 'test' not in tables:
+        parts['train'], parts['test'] = split.stratified_split(
+            parts['train'], data.test_fraction, salt='test'
+        )
+    if data.folds and 'val' not in tables:
+        parts['train'], parts['val'] = split.fold_split(parts['train'], data.folds, data.fold)
+    elif data.val_fraction and 'val' not in tables:
         fraction = data.val_fraction / (1.0 - data.test_fraction)
-        rest, val = split.stratified_split(rest, fraction, salt='val')
-    assert val is not None
-    _warn_of_leaks(rest, val, test)
-    return Splits(rest, val, test)
-
-
-def _warn_of_leaks(rest: ImageTable, val: ImageTable, test: ImageTable | None) -> None:
-    """Warns of contents and scenes that training shares with another split."""
-    for name, part in (('val', val), ('test', test)):
-        if part is None:
-            continue
-        if twice := split.duplicates_between(rest, part):
-            logging.warning('WARNING: %s', split.describe_leak(twice, name))
-        if shared := split.scenes_between(rest, part):
-            logging.warning(
-                'WARNING: %d scenes of the %s split are in the training split too: %s',
-                *(len(shared), name, some(shared)),
-            )
+        parts['train'], parts['val'] = split.stratified_split(parts['train'], fraction, salt='val')
+    return {name: parts[name] for name in NAMES if name in parts}
 
 
 def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:
@@ -150,12 +165,16 @@ def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:
         UserError: See `load_splits`.
     """
     if not data.val:
-        return load_splits(data).val
+        return load_splits(dataclasses.replace(data, audit='off')).val
     return load_table(data.val, key='config.data.val', data=data, classes=classes)
 
 
-def _check_fractions(data: DataConfig) -> None:
-    """Refuses fractions and folds that make no sense by themselves."""
+def check_fractions(data: DataConfig) -> None:
+    """Refuses fractions and folds that make no sense by themselves.
+
+    Raises:
+        UserError: They leave nothing to train with, or there is no such fold.
+    """
     if data.val_fraction + data.test_fraction >= 1:
         raise UserError(
             'the fractions leave nothing to train with',
@@ -173,21 +192,20 @@ def _check_fractions(data: DataConfig) -> None:
         raise UserError(f'there is no fold {data.fold}', where='config.data.fold', mend=mend)
 
 
-def _check_one_way(data: DataConfig, specs: dict[str, str]) -> None:
-    """Refuses a split that is named in no way, or in two."""
-    for name, spec in specs.items():
-        ways = [f'{name}_fraction'] if getattr(data, f'{name}_fraction') else []
-        ways += ['folds'] if name == 'val' and data.folds else []
-        ways = [name, *ways] if spec else ways
-        if len(ways) > 1:
-            raise UserError(
-                f'more than one way to say what the {name} split is',
-                where=' and '.join(f'config.data.{way}' for way in ways),
-                mend='keep one of them',
-            )
-        if name == 'val' and not ways:
-            raise UserError(
-                'no validation images are named',
-                where='config.data.val',
-                mend='give a folder like the training one, or config.data.val_fraction=0.2',
-            )
+def _check_one_way(data: DataConfig, name: str, spec: str, needed: bool) -> None:
+    """Refuses a split that is named in two ways, or in none though it is needed."""
+    ways = [f'{name}_fraction'] if getattr(data, f'{name}_fraction') else []
+    ways += ['folds'] if name == 'val' and data.folds else []
+    ways = [name, *ways] if spec else ways
+    if len(ways) > 1:
+        raise UserError(
+            f'more than one way to say what the {name} split is',
+            where=' and '.join(f'config.data.{way}' for way in ways),
+            mend='keep one of them',
+        )
+    if name == 'val' and needed and not ways:
+        raise UserError(
+            'no validation images are named',
+            where='config.data.val',
+            mend='give a folder like the training one, or config.data.val_fraction=0.2',
+        )

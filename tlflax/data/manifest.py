@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlflax.data.decode import printable
+from tlflax.data.findings import Entry
 from tlflax.data.listing import Listing
-from tlflax.data.scans import Entry
+from tlflax.data.walk import Report, stop
 from tlflax.errors import UserError, did_you_mean
 
 _TABLES = ('.csv', '.tsv')
@@ -51,25 +52,32 @@ def is_manifest(spec: str) -> bool:
     return spec.lower().endswith(_TABLES + _LINES) and not os.path.isdir(spec)
 
 
-def read_manifest(path: str | os.PathLike[str], *, key: str) -> list[Row]:
+def read_manifest(path: str | os.PathLike[str], *, key: str, report: Report = stop) -> list[Row]:
     """Reads a manifest; no image is touched.
 
     Args:
         path: The file, in UTF-8. What its columns are, the first line of a CSV says (separated by
             commas, semicolons or tabs), and each line of JSON for itself.
         key: The configuration key that gave it, for messages.
+        report: Is given the fault of each line that is not fit, with file and line. Raises it by
+            default; where it does not, the line is left out.
 
     Returns:
         Its rows, in order; `split`, `weight` and `group` are None where there is no such column.
 
     Raises:
-        UserError: It cannot be read, or a line is not fit: names file and line.
+        UserError: It cannot be read, its columns are not named, or it names no image.
     """
     path = os.path.abspath(os.path.expanduser(os.fspath(path)))
     parse = _parse_table if path.lower().endswith(_TABLES) else _parse_lines
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = [_row(path, line, fields) for line, fields in parse(path, file)]
+            rows = []
+            for line, fields in parse(path, file, report):
+                try:
+                    rows.append(_row(path, line, fields))
+                except UserError as error:
+                    report(error)
     except OSError as error:
         what = f'the manifest {printable(path)!r} cannot be read: {error.strerror}'
         raise UserError(what, where=key, mend='check its path and permissions') from error
@@ -78,8 +86,7 @@ def read_manifest(path: str | os.PathLike[str], *, key: str) -> list[Row]:
         raise UserError(what, where=printable(path), mend='save it as UTF-8') from error
     if not rows:
         raise UserError('the manifest names no image', where=printable(path), mend='add lines')
-    _check_rows(path, rows)
-    return rows
+    return _check_rows(path, rows, report)
 
 
 def list_manifest(
@@ -118,7 +125,9 @@ def splits(rows: Iterable[Row]) -> set[str]:
     return {row.split for row in rows if row.split is not None}
 
 
-def _parse_table(path: str, file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parse_table(
+    path: str, file: Iterable[str], report: Report
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the line number and the fields of each line of a CSV, by column."""
     lines = iter(file)
     first = next(lines, '')
@@ -129,13 +138,10 @@ def _parse_table(path: str, file: Iterable[str]) -> Iterator[tuple[int, dict[str
             line = reader.line_num + 1
             if not any(cells):
                 continue
-            if len(cells) > len(header) or len(cells) < len(header):
-                raise _unfit(
-                    path,
-                    line,
-                    f'{len(cells)} fields where the first line names {len(header)} columns',
-                    'quote a field that holds a separator',
-                )
+            if len(cells) != len(header):
+                what = f'{len(cells)} fields where the first line names {len(header)} columns'
+                report(_unfit(path, line, what, 'quote a field that holds a separator'))
+                continue
             yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise _unfit(path, reader.line_num + 1, f'no CSV ({error})', 'mend its quotes') from error
@@ -159,23 +165,32 @@ def _header(path: str, first: str) -> tuple[list[str], str]:
     raise _unfit(path, 1, f'no column {missing!r} (it names {named})', mend)
 
 
-def _parse_lines(path: str, file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parse_lines(
+    path: str, file: Iterable[str], report: Report
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the line number and the known fields of each JSON object."""
     for line, text in enumerate(file, start=1):
         if not text.strip():
             continue
         try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise _unfit(path, line, f'no JSON ({error})', 'write one object a line') from error
-        if not isinstance(fields, dict):
-            raise _unfit(path, line, 'no JSON object', 'write {"path": ..., "label": ...}')
-        for name in _NEEDED:
-            if name not in fields:
-                mend = did_you_mean(name, list(fields))
-                mend = mend if mend.startswith('did') else 'add it'
-                raise _unfit(path, line, f'no {name!r}', mend)
-        yield line, fields
+            yield line, _fields(path, line, text)
+        except UserError as error:
+            report(error)
+
+
+def _fields(path: str, line: int, text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unfit(path, line, f'no JSON ({error})', 'write one object a line') from error
+    if not isinstance(fields, dict):
+        raise _unfit(path, line, 'no JSON object', 'write {"path": ..., "label": ...}')
+    for name in _NEEDED:
+        if name not in fields:
+            mend = did_you_mean(name, list(fields))
+            mend = mend if mend.startswith('did') else 'add it'
+            raise _unfit(path, line, f'no {name!r}', mend)
+    return fields
 
 
 def _row(path: str, line: int, fields: dict[str, Any]) -> Row:
@@ -223,20 +238,28 @@ def _weight(path: str, line: int, text: str | None) -> float | None:
     return weight
 
 
-def _check_rows(path: str, rows: list[Row]) -> None:
-    """Refuses a file that is named twice, lines without a split, and weights that are all 0."""
+def _check_rows(path: str, rows: list[Row], report: Report) -> list[Row]:
+    """Refuses a file that is named twice, lines without a split, and weights that are all 0.
+
+    Returns:
+        The rows that are fit.
+    """
     seen: dict[str, Row] = {}
+    fit = []
     some_split = any(row.split is not None for row in rows)
     for row in rows:
         if (first := seen.setdefault(row.path, row)) is not row:
             what = f'{printable(row.path)!r} is named in line {first.line} too'
             if first.label != row.label:
                 what += f', as {first.label!r} there and {row.label!r} here'
-            raise _unfit(path, row.line, what, 'remove one of them')
-        if some_split and row.split is None:
-            raise _unfit(path, row.line, 'no split, and other lines name one', 'name one')
+            report(_unfit(path, row.line, what, 'remove one of them'))
+        elif some_split and row.split is None:
+            report(_unfit(path, row.line, 'no split, and other lines name one', 'name one'))
+        else:
+            fit.append(row)
     if all(row.weight == 0 for row in rows):
-        raise UserError('every weight is 0', where=printable(path), mend='give some above 0')
+        report(UserError('every weight is 0', where=printable(path), mend='give some above 0'))
+    return fit
 
 
 def _entry(root: str, path: str) -> Entry:

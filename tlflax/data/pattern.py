@@ -11,12 +11,11 @@ twice, both must be the same.
 import os
 import re
 import stat
-from collections import Counter
 
 from tlflax.data.decode import printable
+from tlflax.data.findings import Entry
 from tlflax.data.listing import Listing
-from tlflax.data.scans import Entry
-from tlflax.data.walk import LOOPS, PIPES, ancestors, children, identity
+from tlflax.data.walk import LOOPS, PIPES, Ignored, Report, ancestors, children, identity, stop
 from tlflax.errors import UserError
 
 _CLASS = '{class}'
@@ -38,12 +37,13 @@ def split_base(spec: str) -> tuple[str, str]:
     )
 
 
-def list_pattern(spec: str, *, key: str) -> Listing:
+def list_pattern(spec: str, *, key: str, report: Report = stop) -> Listing:
     """Lists the files that a pattern matches.
 
     Args:
         spec: The pattern.
         key: The configuration key that gave it, for messages.
+        report: Is given each folder that cannot be read. Raises it by default.
 
     Raises:
         UserError: It has no `{class}`, there is no such folder, or nothing matches.
@@ -55,10 +55,10 @@ def list_pattern(spec: str, *, key: str) -> Listing:
         raise UserError(
             f'no such folder: {printable(base)!r}', where=key, mend=f'mend the pattern {spec!r}'
         )
-    ignored: Counter[str] = Counter()
+    ignored = Ignored()
     found = [
         (entry, match['label'])
-        for entry in _walk(base, matchers, ignored)
+        for entry in _walk(base, matchers, ignored, report)
         if (match := matchers[-1].fullmatch(entry.path))
     ]
     if not found:
@@ -123,7 +123,9 @@ def _translate(part: str, before: str) -> str:
     return result
 
 
-def _walk(base: str, matchers: list[re.Pattern[str]], ignored: Counter[str]) -> list[Entry]:
+def _walk(
+    base: str, matchers: list[re.Pattern[str]], ignored: Ignored, report: Report
+) -> list[Entry]:
     """Lists the files below a folder, entering only folders that the pattern may lead through.
 
     A link to a folder above is not followed.
@@ -134,7 +136,7 @@ def _walk(base: str, matchers: list[re.Pattern[str]], ignored: Counter[str]) -> 
         folder, above = todo.pop()
         depth = folder.count('/') + 1 if folder else 0
         deeper = []
-        for name, status in children(os.path.join(base, folder), ignored):
+        for name, status in children(base, folder, ignored, report):
             path = f'{folder}/{name}' if folder else name
             if status is None:
                 entries.append(Entry(path, -1, 0, 0))
@@ -142,11 +144,11 @@ def _walk(base: str, matchers: list[re.Pattern[str]], ignored: Counter[str]) -> 
                 times = status.st_mtime_ns, status.st_ctime_ns
                 entries.append(Entry(path, status.st_size, *times))
             elif not stat.S_ISDIR(status.st_mode):
-                ignored[PIPES] += 1
+                ignored.note(PIPES, path)
             elif not _leads_on(path, depth, matchers):
                 continue
             elif (this := identity(status)) in above:
-                ignored[LOOPS] += 1
+                ignored.note(LOOPS, path)
             else:
                 deeper.append((path, above | {this}))
         todo += reversed(deeper)

@@ -7,21 +7,15 @@ is kept in `<TLFLAX_CACHE>/scans/`, so that the next scan of an unchanged file c
 import dataclasses
 import hashlib
 import os
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import PIL
-from absl import logging
 
 from tlflax import assets
-from tlflax.data import decode, sniff
+from tlflax.data import decode, looks, sniff
+from tlflax.data.findings import Entry, Finding, load, save
 from tlflax.errors import UserError
 from tlflax.progress import progress
 
@@ -33,48 +27,6 @@ IMAGE_EXTENSIONS = (
 
 _CHUNK = 64  # files a task: a task each would cost as much as decoding a small file
 _SAVE_SECONDS = 60.0
-# Findings may change with the decoder, so they are kept for one version of it.
-_VERSION = f'2, Pillow {PIL.__version__}'
-_TEXTS, _NUMBERS = 6, 7  # columns of the file that remembers
-_NO_IMAGE = decode.ImageInfo('', 0, 0, '', 0, False)
-
-
-class Entry(NamedTuple):
-    """A file as the file system describes it.
-
-    Attributes:
-        path: Relative to the root, with '/' between its parts.
-        size: Bytes; -1 where the file cannot be described, for example a broken link.
-        mtime_ns: Time of the last change of the contents.
-        ctime_ns: Time of the last change of anything: shows contents that were replaced by others
-            of the same size whose old modification time was restored.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class Finding(NamedTuple):
-    """What reading a file showed: an image, a fault, or neither (a stray file, to be ignored).
-
-    Attributes:
-        kind: What the bytes are, see `sniff.sniff`.
-        fault: Why this image cannot be used; '' for a good image or a stray file.
-        digest: SHA-256 of the bytes of a good image, in hexadecimal; else ''.
-        info: Of a good image.
-    """
-
-    kind: str
-    fault: str = ''
-    digest: str = ''
-    info: decode.ImageInfo | None = None
-
-    @property
-    def is_image(self) -> bool:
-        """Whether the file is an image, good or bad, and not a stray."""
-        return bool(self.digest or self.fault)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,6 +58,7 @@ def read_all(
     memory: str = '',
     listed: bool = False,
     max_pixels: int = decode.MAX_PIXELS,
+    background: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[list[Finding], int]:
     """Reads the files that are not known yet.
 
@@ -117,19 +70,20 @@ def read_all(
         memory: The absolute path under which the findings are remembered; `root` by default.
         listed: See `read_file`.
         max_pixels: Larger images are faults.
+        background: See `read_file`.
 
     Returns:
         A finding for each entry, and how many files had to be read.
     """
-    place = _place(memory or root, listed, max_pixels)
-    known = _load(place)
-    findings = [known.get(entry) for entry in entries]
+    place = _place(memory or root, listed, max_pixels, background)
+    findings = load(place, entries)
     todo = [row for row, finding in enumerate(findings) if finding is None]
     if not todo:
         return [finding for finding in findings if finding is not None], 0
 
     def read(rows: list[int]) -> list[Finding]:
-        return [read_file(root, entries[row], listed=listed, max_pixels=max_pixels) for row in rows]
+        options = {'listed': listed, 'max_pixels': max_pixels, 'background': background}
+        return _described([read_file(root, entries[row], **options) for row in rows])
 
     saved = time.monotonic()
     chunks = [todo[at : at + _CHUNK] for at in range(0, len(todo), _CHUNK)]
@@ -140,23 +94,31 @@ def read_all(
                     findings[row] = finding
                 tick(len(rows))
                 if time.monotonic() - saved > _SAVE_SECONDS:
-                    _save(place, entries, findings)
+                    save(place, entries, findings)
                     saved = time.monotonic()
     finally:  # an interrupted scan goes on where it stopped
-        _save(place, entries, findings)
+        save(place, entries, findings)
     return [finding for finding in findings if finding is not None], len(todo)
 
 
 def read_file(
-    root: str, entry: Entry, *, listed: bool = False, max_pixels: int = decode.MAX_PIXELS
+    root: str,
+    entry: Entry,
+    *,
+    listed: bool = False,
+    max_pixels: int = decode.MAX_PIXELS,
+    background: tuple[int, int, int] = (0, 0, 0),
 ) -> Finding:
     """Reads, digests and decodes one file; whatever is wrong with it is in the finding.
+
+    Its look is still a thumbnail, for many of them are described at once.
 
     Args:
         root: The folder that the entry's path starts from.
         entry: The file.
         listed: Somebody listed it as an image, so it is no stray whatever its name and contents.
         max_pixels: A larger image is a fault.
+        background: The RGB colour, 0..255, that is seen behind transparent pixels.
     """
     looks_like_image = listed or os.path.splitext(entry.path)[1].lower() in IMAGE_EXTENSIONS
     path = os.path.join(root, entry.path)
@@ -173,10 +135,19 @@ def read_file(
         meant = looks_like_image or kind in sniff.OTHER_IMAGES
         return Finding(kind, f'is {sniff.describe(kind)}' if meant else '')
     try:
-        info = decode.probe(data, max_pixels=max_pixels)
+        info, look = decode.examine(data, max_pixels=max_pixels, background=background)
     except UserError as error:
         return Finding(kind, error.what)
-    return Finding(kind, '', hashlib.sha256(data).hexdigest(), info)
+    return Finding(kind, '', hashlib.sha256(data).hexdigest(), info, look)
+
+
+def _described(found: list[Finding]) -> list[Finding]:
+    """Makes looks of the thumbnails."""
+    described = looks.describe([finding.look for finding in found])
+    return [
+        finding._replace(look=look) if look else finding
+        for finding, look in zip(found, described, strict=True)
+    ]
 
 
 def _workers() -> int:
@@ -196,59 +167,10 @@ def _map(
             yield from zip(part, pool.map(read, part), strict=True)
 
 
-def _place(memory: str, listed: bool, max_pixels: int) -> Path:
-    """The file that remembers a folder, by where it really is and by what counts as a fault."""
+def _place(memory: str, listed: bool, max_pixels: int, background: tuple[int, int, int]) -> Path:
+    """The file that remembers a folder, by where it really is and by how it is read."""
     real = os.fsencode(os.path.realpath(memory))
-    if listed or max_pixels != decode.MAX_PIXELS:
-        real += f'\0{listed} {max_pixels}'.encode()
+    if (listed, max_pixels, tuple(background)) != (False, decode.MAX_PIXELS, (0, 0, 0)):
+        real += f'\0{listed} {max_pixels} {tuple(background)}'.encode()
     name = hashlib.sha256(real).hexdigest()[:24]
     return assets.cache_folder() / 'scans' / f'{name}.npz'
-
-
-def _save(place: Path, entries: Sequence[Entry], findings: Iterable[Finding | None]) -> None:
-    """Writes what is known; a cache that cannot be written costs only time, and is said."""
-    texts: list[str] = [_VERSION]
-    numbers: list[tuple[int, ...]] = []
-    for entry, finding in zip(entries, findings, strict=True):
-        if finding is None or not finding.kind:  # what could not be read may be mended unseen
-            continue
-        info = finding.info or _NO_IMAGE
-        texts += (entry.path, finding.kind, finding.fault, finding.digest, info.format, info.mode)
-        numbers.append((*entry[1:], info.width, info.height, info.orientation, info.plain_jpeg))
-    blob = '\0'.join(texts).encode('utf-8', 'surrogateescape')
-    table = np.array(numbers, np.int64).reshape(-1, _NUMBERS)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix='.') as folder:
-            part = os.path.join(folder, place.name)
-            np.savez(part, texts=np.frombuffer(blob, np.uint8), numbers=table)
-            os.replace(part, place)
-    except OSError as error:
-        logging.warning('%s: the scan cannot be remembered: %s', place, error.strerror)
-
-
-def _load(place: Path) -> dict[Entry, Finding]:
-    """Returns what is known; nothing where the file is missing, damaged or of another version."""
-    try:
-        with np.load(place, allow_pickle=False) as file:
-            texts = file['texts'].tobytes().decode('utf-8', 'surrogateescape').split('\0')
-            numbers = file['numbers'].tolist()
-        return _rows(texts, numbers) if texts[0] == _VERSION else {}
-    except FileNotFoundError:
-        return {}
-    except Exception as error:  # a damaged file makes NumPy and zipfile raise nearly anything
-        logging.info('%s: a damaged scan is made again: %s', place, error)
-        return {}
-
-
-def _rows(texts: list[str], numbers: list[list[int]]) -> dict[Entry, Finding]:
-    known = {}
-    rows = zip(*[iter(texts[1:])] * _TEXTS, strict=True)
-    for row, (size, mtime, ctime, width, height, orientation, plain) in zip(
-        rows, numbers, strict=True
-    ):
-        path, kind, fault, digest, file_format, mode = (row[0], *map(sys.intern, row[1:]))
-        image = (file_format, width, height, mode, orientation, bool(plain))
-        info = decode.ImageInfo(*image) if digest else None
-        known[Entry(path, size, mtime, ctime)] = Finding(kind, fault, digest, info)
-    return known

@@ -1,4 +1,4 @@
-"""Splits a table of images, and finds what two splits share.
+"""Splits a table of images.
 
 What is never torn apart is a *unit*: all copies of one content and, where the scenes of images are
 known, all images of one scene.
@@ -185,47 +185,3 @@ def _divide(table: ImageTable, inside: Bool[np.ndarray, ' n']) -> tuple[ImageTab
 
 def _rank(salt: str, name: str) -> bytes:
     return hashlib.sha256(f'{salt}\0{name}'.encode()).digest()
-
-
-def scenes_between(a: ImageTable, b: ImageTable) -> list[str]:
-    """Returns the scenes that both tables show, sorted."""
-    if a.groups is None or b.groups is None:
-        return []
-    return sorted((set(a.groups) & set(b.groups)) - {''})
-
-
-def duplicates_between(a: ImageTable, b: ImageTable) -> list[tuple[str, str, int, int]]:
-    """Finds the files of `b` whose exact bytes are in `a`.
-
-    Returns:
-        (path in a, path in b, label in a, label in b) for each such file of `b`, in the order of
-        `b`. Of several copies in `a`, one with another label is named if there is one.
-    """
-    shared = set(a.digests) & set(b.digests)
-    copies: dict[str, list[int]] = {}
-    for row in np.flatnonzero([digest in shared for digest in a.digests]).tolist():
-        copies.setdefault(a.digests[row], []).append(row)
-    found = []
-    for path, digest, label in zip(b.paths, b.digests, b.labels.tolist(), strict=True):
-        if digest in shared:
-            rows = copies[digest]
-            row = next((row for row in rows if a.labels[row] != label), rows[0])
-            found.append((a.paths[row], path, int(a.labels[row]), label))
-    return found
-
-
-def describe_leak(duplicates: list[tuple[str, str, int, int]], split: str) -> str:
-    """Makes the warning sentence for what `duplicates_between` found, which is not nothing.
-
-    Args:
-        duplicates: Pairs of a training image and an image of the other split.
-        split: What the other split is called.
-    """
-    first, second, *_ = duplicates[0]
-    conflicts = sum(a != b for _, _, a, b in duplicates)
-    return (
-        f'{len(duplicates)} {split} images are in the training split too, byte for byte, so the '
-        f'{split} results will look better than they are '
-        f'(first: {printable(second)} is {printable(first)})'
-        + (f'; {conflicts} of them under another label' if conflicts else '')
-    )

@@ -1,0 +1,184 @@
+"""How the audit grows: first and second audit of 10^5 generated images, and 10^6 remembered ones.
+
+    python scripts/bench_audit.py [--quick] [--files=N] [--folder=DIR]
+
+Generates small JPEGs, each another picture, in train and val folders of up to 100 classes; a few
+are in both, as they are and coded anew, and the audit has to find these and no others. `python -m
+tlflax.data` then runs twice, as a user runs it: the first audit reads everything, the second only
+asks the file system what changed. Peak memory is that of the whole process, libraries included
+(`idle`: what it takes for a few dozen images). The part that grows in memory is measured alone, for
+a million made-up findings: save and load what is remembered, gather it, and search the looks for
+copies. CPU seconds are given too, for they do not depend on what else the machine does. The last
+line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5 made-up ones
+and less than one minute.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tlflax.data import audit, decode, findings, looks, twins
+from tlflax.data.findings import Entry, Finding
+from tlflax.data.scans import Scanned
+
+COPIES = 20
+SIZE, GRID = (64, 48), (12, 9)
+
+
+def picture(rng: np.random.Generator) -> Image.Image:
+    """Returns smooth random colours, as different from one to the next as photographs are."""
+    pixels = rng.integers(0, 256, (GRID[1], GRID[0], 3), np.uint8)
+    return Image.fromarray(pixels).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+def write(folder: Path, files: int) -> None:
+    """Writes so many images, a tenth of them for validation, and some copies of training images."""
+    rng, classes = np.random.default_rng(0), max(2, min(100, files // 200))
+    for split in ('train', 'val'):
+        for name in range(classes):
+            (folder / split / f'class {name:03}').mkdir(parents=True)
+    for number in range(files - 2 * COPIES):
+        split = 'train' if number % 10 else 'val'
+        place = folder / split / f'class {number // 10 % classes:03}' / f'{number:06}.jpg'
+        image = picture(rng)
+        image.save(place, quality=85)
+        if number % 10 == 1 and number < 20 * COPIES:  # every other one coded anew
+            copy = folder / 'val' / place.parent.name / f'copy {number}.jpg'
+            if number // 10 % 2:
+                image.resize((SIZE[0] // 2, SIZE[1] // 2)).save(copy, quality=75)
+            else:
+                shutil.copy(place, copy)
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Audits the folders in a process of its own; returns its last line, seconds and memory."""
+    code = (
+        'import resource, runpy, sys\n'
+        'try:\n    runpy.run_module("tlflax.data", run_name="__main__", alter_sys=True)\n'
+        'finally:\n    used = resource.getrusage(resource.RUSAGE_SELF)\n'
+        '    print(used.ru_maxrss, used.ru_utime + used.ru_stime)'
+    )
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, '-c', code, f'--train={folder}/train', f'--val={folder}/val'],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, 'TLFLAX_CACHE': str(folder / 'cache')},
+    )
+    seconds = time.perf_counter() - began
+    *_, found, used = done.stdout.splitlines()
+    peak, cpu = used.split()
+    return {
+        'seconds': seconds,
+        'cpu_seconds': float(cpu),
+        'peak_mib': _mib(int(peak)),
+        'rc': done.returncode,
+        'found': json.loads(found),
+    }
+
+
+def real(folder: Path, files: int) -> dict[str, Any]:
+    """Generates and audits files twice; checks what is found."""
+    write(folder / 'idle', 12 + 2 * COPIES)
+    write(folder / 'many', files)
+    idle, first, second = run(folder / 'idle'), run(folder / 'many'), run(folder / 'many')
+    for audited in (first, second):
+        copies = audited['found']['warning'] | audited['found']['error']
+        if (audited['rc'], copies) != (1, {'leak': COPIES, 'near_leak': COPIES}):
+            raise AssertionError(f'the audit found {copies}')
+    if (first['found']['files_read'], second['found']['files_read']) != (files, 0):
+        raise AssertionError('files were read again')
+    return {
+        'files': files,
+        'first_seconds': first['seconds'],
+        'first_cpu_seconds': first['cpu_seconds'],
+        'files_per_second': files / first['found']['seconds'],
+        'second_seconds': second['seconds'],
+        'second_cpu_seconds': second['cpu_seconds'],
+        'idle_cpu_seconds': idle['cpu_seconds'],
+        'peak_mib': max(first['peak_mib'], second['peak_mib']),
+        'idle_mib': idle['peak_mib'],
+    }
+
+
+def remembered(folder: Path, files: int) -> dict[str, float]:
+    """Saves, loads and audits made-up findings; seconds of each and the peak of memory."""
+    rng = np.random.default_rng(0)
+    before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    info = decode.ImageInfo('JPEG', 500, 375, 'RGB', 1, True)
+    made = rng.integers(0, 256, (files, looks.BYTES), np.uint8)
+    entries = [Entry(f'class {n % 1000:04}/image {n:07}.jpg', n, n, n) for n in range(files)]
+    found = [
+        Finding('JPEG', '', hashlib.sha256(b'%d' % n).hexdigest(), info, made[n].tobytes())
+        for n in range(files)
+    ]
+    place, seconds = folder / 'scan.npz', {}
+
+    def timed(name: str, action: Callable[[], Any]) -> Any:
+        began, cpu = time.perf_counter(), time.process_time()
+        result = action()
+        seconds[f'{name}_seconds'] = time.perf_counter() - began
+        seconds[f'{name}_cpu_seconds'] = time.process_time() - cpu
+        return result
+
+    timed('save', lambda: findings.save(place, entries, found))
+    told = hash(tuple(found))
+    found.clear()  # a second copy would count as memory
+    found += timed('load', lambda: findings.load(place, entries))
+    if hash(tuple(found)) != told:
+        raise AssertionError('what was remembered is not what was found')
+    names = [entry.path.split('/')[0] for entry in entries]
+    half, train = files // 10, Counter[str]()
+    splits = {
+        'val': Scanned('/val', entries[:half], names[:half], found[:half], train, 0),
+        'train': Scanned('/train', entries[half:], names[half:], found[half:], train, 0),
+    }
+    images = timed('gather', lambda: twins.of_scans(splits))
+    timed('exact', lambda: twins.exact(images))
+    timed('alike', lambda: twins.alike(images))
+    timed('audit', lambda: audit.audit(splits, images, []))
+    peak = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return {'files': files, **seconds, 'peak_mib': peak, 'before_mib': before}
+
+
+def _mib(peak: int) -> float:
+    return peak / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--quick', action='store_true', help='3,000 files')
+    parser.add_argument('--files', type=int, help='how many to generate; default 100,000')
+    parser.add_argument('--folder', type=Path, help='where to write; default: a temporary folder')
+    options = parser.parse_args()
+    files = options.files or (3_000 if options.quick else 100_000)
+    print(f'{platform.machine()}, {os.cpu_count()} cores', flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix='bench_audit-') as scratch:
+        found = real(Path(scratch), files)
+        for key, value in found.items():
+            print(f'{key:18} {value:12,.1f}', flush=True)
+        scale = remembered(Path(scratch), 10**5 if options.quick else 10**6)
+        for key, value in scale.items():
+            print(f'remembered {key:15} {value:12,.1f}')
+    print(json.dumps({'quick': options.quick, 'real': found, 'remembered': scale}))
+
+
+if __name__ == '__main__':
+    main()
