@@ -10,6 +10,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from tlflax.config import Config, to_dict
 from tlflax.errors import UserError
 
 _PACKAGES = ('tlflax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -67,7 +68,9 @@ class Workdir:
         path = self.path / 'config.json'
         if not path.exists():
             return
-        theirs, ours = _leaves(read_json(path)), _leaves(json.loads(json.dumps(_finite(config))))
+        # Keys that came after the run was started had their defaults in it.
+        theirs = {**_plain(to_dict(Config())), **_leaves(read_json(path))}
+        ours = _plain(config)
         differ = [
             f'{key} was {theirs.get(key)!r} and is {ours.get(key)!r}'
             for key in sorted(theirs.keys() | ours.keys())
@@ -153,6 +156,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's leaves as they look once written and read."""
+    return _leaves(json.loads(json.dumps(_finite(config))))
 
 
 def _leaves(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
