@@ -185,6 +185,18 @@ def test_splits_that_cannot_be_made_are_a_problem_among_others(photos, keys, wor
     assert words in text
 
 
+@pytest.mark.parametrize('keys', [{}, {'val_fraction': 0.2}, {'folds': 3, 'group': 'x'}])
+def test_sets_without_a_good_image(tmp_path, keys):
+    (tmp_path / 'nothing').mkdir()
+    text, found = audit(train=tmp_path / 'nothing', **keys)
+    assert 'has no class folders' in text
+    for name in 'ab':
+        (tmp_path / 'bad' / name).mkdir(parents=True)
+        (tmp_path / 'bad' / name / '1.jpg').touch()
+    text, found = audit(train=tmp_path / 'bad', **keys)
+    assert (found['error']['bad_image'], found['error']['empty_class']) == (2, 2)
+
+
 def test_scenes_in_two_splits(photos, tmp_path):
     keys = {'train': photos / 'train', 'val': photos / 'val', 'group': r'^\w/([12])\.'}
     _, found = audit(**keys)

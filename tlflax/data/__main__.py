@@ -47,9 +47,10 @@ def _audit(config: Config, accepted: list[str], report: str | None) -> None:
 
 
 def _show(config: Config, path: str) -> None:
+    table = loading.load_train(config.data)
     from tlflax.data import show  # TensorFlow is imported only where it is needed
 
-    show.draw_grid(loading.load_train(config.data), config, path)
+    show.draw_grid(table, config, path)
     print(f'{path} shows training images, and what the first epochs make of them')
 
 
