@@ -152,7 +152,7 @@ def stage_epochs(
     from tlflax.config import AugmentConfig
     from tlflax.data import augment as augmentation
     from tlflax.data import folder as folders
-    from tlflax.data import pipeline, sampling
+    from tlflax.data import reading, sampling
     from tlflax.data._tensorflow import tf
     from tlflax.data.decode import read_image
     from tlflax.data.resize import resize_image
@@ -178,7 +178,7 @@ def stage_epochs(
     resize = functools.partial(resize_image, size=SIZE, mode='stretch', antialias=True)
     files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))
     # The very function of which the pipeline is made.
-    decode = each(files, functools.partial(pipeline._decode, by_pillow=read_image))
+    decode = each(files, functools.partial(reading.decode_file, by_pillow=read_image))
     decoded = decode.cache()
     resized = each(decoded, resize).cache()
     stages = {

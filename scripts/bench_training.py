@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from tlflax import assets, trees, weights
+from tlflax import assets, machine, trees, weights
 from tlflax.errors import EXIT_CODE, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,7 +198,7 @@ def summarise(tlflax: dict[str, list[Run]], keras: Run | None) -> dict[str, Any]
         'ratio': ratio,
         'accuracy': accuracy,
         'seconds': {'tlflax': seconds, 'keras': peer},
-        'cores': _cores(),
+        'cores': machine.cores(),
     }
 
 
@@ -240,7 +240,7 @@ def main() -> int:
         parser.error('--keras-epochs: the first epoch is not like the others, so 2 or more')
     if options.cold_repeats < 1:
         parser.error('--cold-repeats: at least 1')
-    print(f'{platform.processor() or platform.machine()}, {_cores()} cores', flush=True)
+    print(f'{platform.processor() or platform.machine()}, {machine.cores()} cores', flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix='bench_training-') as scratch:
             setting = prepare(Path(scratch), options.quick)
@@ -268,10 +268,6 @@ def _told(name: str, run: Run) -> Run:
         flush=True,
     )
     return run
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 if __name__ == '__main__':

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlflax import assets
-from tlflax.models import frozen, plan, vgg
+from tlflax import assets, machine
+from tlflax.models import plan, vgg
 from tlflax.models.frozen import Plan
 
 SIZE = 224
@@ -75,9 +75,9 @@ def measure_peak() -> Peak:
         b = jnp.asarray(a)
         rates.append(2 * n**3 / _best(functools.partial(np.matmul, a, a)))
         rates.append(2 * n**3 / _best(functools.partial(xla, b)))
-    source = np.ones((frozen.cores(), 32 << 20), np.float32)
+    source = np.ones((machine.cores(), 32 << 20), np.float32)
     target = np.empty_like(source)
-    with ThreadPoolExecutor(frozen.cores()) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         seconds = _best(lambda: list(pool.map(np.copyto, target, source)), 6)
     return Peak(max(rates), 2 * source.nbytes / seconds)
 
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=16)
     batch = parser.parse_args().batch
     peak = measure_peak()
-    print(f'{frozen.cores()} cores: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
+    print(f'{machine.cores()} cores: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
     print(f'{peak.bytes / 1e9:.1f} GB/s copied (read + written)')
     folder = assets.cache_folder() / 'plans'
     params = jax.eval_shape(vgg.init, jax.random.key(0))

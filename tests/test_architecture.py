@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / 'tlflax'
 
 # Each module may import only those before it.
 ORDER = """
-errors mirrors progress config trees stopping assets metrics
+errors machine mirrors progress config trees stopping assets metrics
 data.streams data.ranges data.geometry data.policies data.sampling data.mixing
 data.sniff data.colour data.looks data.decode data.findings data.scans data.walk data.listing
 data.classes data.folder data.manifest data.pattern data.split data.scenes data.files
@@ -20,11 +20,12 @@ models.preprocess models.vgg models.winograd models.frozen models.plan models.co
 models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.crops data.warp data.colour_ops data.policy_ops
-data.augment data.pipeline data.show
+data.augment data.reading data.pipeline data.show
 data.export data.tfds_export data.tfds data.function data.mirror data.inputs
 data.loading auditing
-losses steps logistic extraction checkpoints report runner experiment sources loop prepare trained
-training lanes sweeping probing cli train evaluate predict features sweep probe data.__main__
+losses steps logistic extraction checkpoints report runner experiment sources making loop prepare
+trained training lanes sweeping probing cli train evaluate predict features sweep probe
+data.__main__
 """.split()
 
 TF_HOMES = {name for name in ORDER if name.startswith('data.')}

@@ -69,9 +69,11 @@ def with_weights(monkeypatch, weight_of):
     monkeypatch.setattr(loading, 'load_splits', load)
 
 
-def run_every_way(folders, tmp_path, monkeypatch, **changes):
-    """Trains live, from features on the device, and from features that are streamed."""
-    config = small_config(folders, optim__name='sgd', optim__learning_rate=1e-3, **changes)
+def test_live_resident_and_streamed_training_are_one(folders, tmp_path, monkeypatch):
+    """With weights of examples and classes, and everything else."""
+    with_weights(monkeypatch, lambda path: 0.25 + int(path[-5]) % 3)
+    config = small_config(folders, train__epochs=2, **EVERYTHING)
+    config.optim.name, config.optim.learning_rate = 'sgd', 1e-3
     train_and_evaluate(config, tmp_path / 'resident')
     config.features.cache = 'False'
     train_and_evaluate(config, tmp_path / 'live')
@@ -83,11 +85,6 @@ def run_every_way(folders, tmp_path, monkeypatch, **changes):
     assert_same_run(tmp_path / 'live', tmp_path / 'resident', 1e-5)
 
 
-def test_live_resident_and_streamed_training_are_one(folders, tmp_path, monkeypatch):
-    with_weights(monkeypatch, lambda path: 0.25 + int(path[-5]) % 3)
-    run_every_way(folders, tmp_path, monkeypatch, **EVERYTHING)
-
-
 def test_example_weights_are_class_weights_where_classes_share_them(folders, tmp_path, monkeypatch):
     by_class = {'green': 0.5, 'red': 1.0, 'yellow': 4.0}
     config = small_config(folders, optim__name='sgd', optim__learning_rate=1e-3)
@@ -95,13 +92,14 @@ def test_example_weights_are_class_weights_where_classes_share_them(folders, tmp
     config.loss.weights_by_class = tuple(by_class.items())
     train_and_evaluate(config, tmp_path / 'by_class')
     with_weights(monkeypatch, lambda path: by_class[path.split('/')[-2]])
-    run_every_way(folders, tmp_path, monkeypatch)
-    assert_same_run(tmp_path / 'resident', tmp_path / 'by_class', 1e-6)
+    config.loss.class_weights, config.loss.weights_by_class = 'none', ()
+    train_and_evaluate(config, tmp_path / 'by_example')
+    assert_same_run(tmp_path / 'by_example', tmp_path / 'by_class', 1e-6)
 
 
 def test_sweeps_know_example_weights(folders, tmp_path, monkeypatch):
     with_weights(monkeypatch, lambda path: 0.25 + int(path[-5]) % 3)
-    config = small_config(folders, optim__learning_rate=1e-4)
+    config = small_config(folders, train__epochs=2, optim__learning_rate=1e-4)
     sweep = sweeping.prepare_sweep(resolve(config), [{}, {'loss.logit_adjustment': 1.0}])
     assert sorted(sweep.train()) == [0, 1]
     train_and_evaluate(config, tmp_path / 'alone')
@@ -156,7 +154,9 @@ def test_only_what_balanced_epochs_draw_is_computed(folders, tmp_path, caplog):
 
 
 def test_evaluation_is_plain_cross_entropy(folders, tmp_path):
-    result = train_and_evaluate(small_config(folders, **EVERYTHING), tmp_path / 'w')
+    result = train_and_evaluate(
+        small_config(folders, train__epochs=1, **EVERYTHING), tmp_path / 'w'
+    )
     restored = trained.load(tmp_path / 'w')
     photos = sorted((folders / 'Test').glob('*/*.jpg'))
     right = [p.probabilities[p.path.split('/')[-2]] for p in restored.predict(photos)]

@@ -6,11 +6,11 @@ from helpers import make_folders, picture, small_config
 from PIL import Image
 from scipy import stats
 
-from tlflax.config import AugmentConfig
+from tlflax import prepare, sources
+from tlflax.config import AugmentConfig, resolve
 from tlflax.data import augment, folder, mixing, pipeline
 from tlflax.data._tensorflow import tf
 from tlflax.errors import UserError
-from tlflax.train import train_and_evaluate
 
 SIZE = (24, 32)
 FORMAT = {'image_size': SIZE, 'resize': 'stretch', 'antialias': True, 'batch_size': 4}
@@ -139,9 +139,9 @@ def test_batches_are_mixtures_of_what_would_be_seen_unmixed(photos, settings):
 
 @pytest.mark.parametrize('settings', [MIXUP, CUTMIX, BOTH], ids=['mixup', 'cutmix', 'both'])
 def test_mixing_depends_on_seed_epoch_and_row_alone(photos, settings, monkeypatch):
-    monkeypatch.setattr(pipeline, '_cores', lambda: 1)
+    monkeypatch.setattr(pipeline.machine, 'cores', lambda: 1)
     first = by_row(epoch(photos, settings))
-    monkeypatch.setattr(pipeline, '_cores', lambda: 4)
+    monkeypatch.setattr(pipeline.machine, 'cores', lambda: 4)
     whole = list(epoch(photos, settings, batch_size=8))
     shards = [
         batch
@@ -191,11 +191,17 @@ def test_mixed_images_run_live_and_say_so(tmp_path, caplog):
     caplog.set_level('INFO')
     make_folders(tmp_path / 'd' / 'Train', 4, seed=1)
     make_folders(tmp_path / 'd' / 'Test', 2, seed=2)
-    config = small_config(tmp_path / 'd', augment__mixup=0.2, train__epochs=1)
-    train_and_evaluate(config, tmp_path / 'w')
+    config = small_config(tmp_path / 'd', augment__mixup=0.2)
+    prepared = prepare.build(resolve(config), prepare.load(resolve(config)))
+    source = prepared.maker.train(prepared.splits.train)
+    assert isinstance(source, sources.ComputedSource)
     assert 'mixed images' in caplog.text
     assert 'endless' not in caplog.text
-    assert 'training: computing features' not in caplog.text
+    batch = next(iter(source.train_batches(0, 0)))
+    assert batch['mix'].shape == batch['mix_label'].shape == (8,)
+    with pytest.raises(UserError, match='mixup and cutmix cannot be kept'):
+        prepared.maker.train_resident(prepared.splits.train, [0])
     config.features.cache = True
+    prepared = prepare.build(resolve(config), prepare.load(resolve(config)))
     with pytest.raises(UserError, match='features of mixed images cannot be kept'):
-        train_and_evaluate(config, tmp_path / 'v')
+        prepared.maker.train(prepared.splits.train)

@@ -215,7 +215,7 @@ def images_by_row(batches):
 @pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
 def test_augmentation_depends_on_seed_epoch_and_row_alone(photos, augment, monkeypatch):
     def run(epoch=0, seed=0, workers=2, **changes):
-        monkeypatch.setattr(pipeline, '_cores', lambda: workers)
+        monkeypatch.setattr(pipeline.machine, 'cores', lambda: workers)
         return images_by_row(
             pipeline.train_epoch(
                 photos, augment=augment, seed=seed, epoch=epoch, **FORMAT | changes

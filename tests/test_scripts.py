@@ -93,6 +93,21 @@ def test_input_sides_go_through_all_images(side, tmp_path):
     assert done.stdout == '39\n', done.stderr
 
 
+def test_each_augmentation_has_its_rate(tmp_path):
+    make_folders(tmp_path, per_class=2)
+    code = f"""if True:
+        from pathlib import Path
+        from bench_input_worker import AUGMENTATIONS, SIDES
+        epochs = SIDES['augmentations'](Path({str(tmp_path)!r}))
+        assert set(AUGMENTATIONS) < set(epochs)
+        print(epochs['cutmix'](), epochs['ten crops'](), epochs['stage: erasing']())
+    """
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == '6 6 6\n', done.stderr
+
+
 # bench_training
 
 

@@ -14,10 +14,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tlflax import assets
+from tlflax import assets, machine
 from tlflax.config import default_config
 from tlflax.errors import EXIT_CODE, UserError, did_you_mean
-from tlflax.models import frozen
 
 _PACKAGE = str(Path(__file__).parent)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -118,7 +117,7 @@ def device_per_core() -> None:
     To be called before JAX computes anything. A number chosen in `XLA_FLAGS` stays.
     """
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', frozen.cores())
+        jax.config.update('jax_num_cpu_devices', machine.cores())
 
 
 def _ours_or_error(record: logging.LogRecord) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tlflax import experiment, losses, report, runner, sources
+from tlflax import experiment, losses, making, report, runner
 from tlflax.config import Config, to_dict
 from tlflax.data import loading, ranges
 from tlflax.errors import UserError
@@ -30,7 +30,7 @@ class Run:
     pretrained: Pretrained
     learner: experiment.Learner
     runner: runner.Runner
-    maker: sources.Maker
+    maker: making.Maker
     meta: dict[str, Any]
 
     @property
@@ -83,7 +83,7 @@ def build(config: Config, material: Material) -> Run:
             classes=classes,
         ),
     )
-    maker = sources.Maker(
+    maker = making.Maker(
         config, pretrained.digest, this_runner, backbone_learns='backbone' in learner.trainable
     )
     return Run(

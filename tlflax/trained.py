@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
-from tlflax import experiment, losses, metrics, runner, sources, trees
+from tlflax import experiment, losses, making, metrics, runner, trees
 from tlflax.checkpoints import Checkpoints
 from tlflax.config import Config, resolve
 from tlflax.data import files, loading, sampling
@@ -165,9 +165,9 @@ class Trained:
         )
         return views
 
-    def _maker(self, this_runner: Runner) -> sources.Maker:
+    def _maker(self, this_runner: Runner) -> making.Maker:
         learns = 'backbone' in self.trainable
-        return sources.Maker(self.config, self.weights_digest, this_runner, learns)
+        return making.Maker(self.config, self.weights_digest, this_runner, learns)
 
     def _runner(self) -> Runner:
         return Runner(

@@ -5,19 +5,19 @@ all of one shape, as NumPy arrays; nothing here is random, so any step can be th
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from tlflax import machine
 from tlflax.config import AugmentConfig
 from tlflax.data import augment as augmentation
-from tlflax.data import crops, mixing, ranges, sampling
+from tlflax.data import crops, mixing, ranges, reading, sampling
 from tlflax.data._tensorflow import tf
-from tlflax.data.decode import MAX_PIXELS, printable, read_image
+from tlflax.data.decode import MAX_PIXELS, read_image
 from tlflax.data.folder import ImageTable
-from tlflax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -240,7 +240,7 @@ def _assemble(
             # A process may have nothing but padding in the last batch.
             image = next(images) if mask.any() else np.zeros((0, *image_size, 3), np.uint8)
         except tf.errors.OpError:
-            _explain(table, reads[step][reads[step] >= 0], max_pixels)
+            reading.explain(table, reads[step][reads[step] >= 0], max_pixels)
             raise
         if len(image) < len(rows):
             missing = np.zeros((len(rows) - len(image), *image_size, 3), np.uint8)
@@ -267,7 +267,7 @@ def _dataset(
         return read_image(os.fsdecode(path), background=background, max_pixels=max_pixels)
 
     def view(item: dict[str, Any]) -> tf.Tensor:
-        image = _decode(item['path'], item['plain_jpeg'], by_pillow)
+        image = reading.decode_file(item['path'], item['plain_jpeg'], by_pillow)
         image = crops.resize(
             image,
             item['parameters'],
@@ -285,7 +285,7 @@ def _dataset(
             return image
         return augmentation.mix(image, lambda: view(item['partner']), item['mix'], item['box'])
 
-    workers = _cores()
+    workers = machine.cores()
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = workers
@@ -293,48 +293,3 @@ def _dataset(
     dataset = tf.data.Dataset.from_tensor_slices(items)
     dataset = dataset.map(load, num_parallel_calls=workers).batch(batch_size).prefetch(_AHEAD)
     return dataset.with_options(options)
-
-
-def _cores() -> int:
-    """Processor cores this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _decode(
-    path: tf.Tensor, plain_jpeg: tf.Tensor, by_pillow: Callable[[bytes], np.ndarray]
-) -> tf.Tensor:
-    """u8[?, ?, 3] from a file, with the pixels of `read_image`, which is slower for a JPEG."""
-    image = tf.cond(
-        plain_jpeg,
-        lambda: _decode_jpeg(path),
-        lambda: tf.numpy_function(by_pillow, [path], tf.uint8),
-    )
-    image.set_shape([None, None, 3])
-    return image
-
-
-def _decode_jpeg(path: tf.Tensor) -> tf.Tensor:
-    # Pillow too uses the accurate transform; TensorFlow's default is faster and less exact.
-    return tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method='INTEGER_ACCURATE')
-
-
-def _explain(table: ImageTable, rows: Int64[np.ndarray, ' m'], max_pixels: int) -> None:
-    """Raises a UserError naming the first of these files that cannot be decoded, if there is one.
-
-    An error from inside tf.data names no file.
-    """
-    for path, plain_jpeg in zip(table.paths[rows], table.plain_jpeg[rows], strict=True):
-        read_image(path, max_pixels=max_pixels)
-        try:
-            # Its decoder takes other formats too, some with one axis more.
-            sound = not plain_jpeg or _decode_jpeg(tf.constant(os.fsencode(path))).shape.rank == 3
-        except tf.errors.OpError:
-            sound = False
-        if not sound:
-            raise UserError(
-                'cannot be decoded as the plain JPEG that was found at the start',
-                where=printable(path),
-                mend='run again if it has changed since, else save it anew as PNG',
-            )

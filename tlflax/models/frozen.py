@@ -8,7 +8,6 @@ rows of them are worked on at a time, and for every layer the size of its tiles;
 
 import functools
 import itertools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from tlflax import machine
 from tlflax.models import vgg, winograd
 from tlflax.models.winograd import DIRECT, Layer, Tiling
 
@@ -105,7 +105,7 @@ def compiled(
     """
     prepared = prepare(params, plan)
     program = jax.jit(lambda prepared, x: features(prepared, before(x), plan, layer=layer))
-    pool = ThreadPoolExecutor(cores(), thread_name_prefix='backbone')
+    pool = ThreadPoolExecutor(machine.cores(), thread_name_prefix='backbone')
 
     @functools.cache  # compiled before the threads start, which would each do it
     def executable(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[Prepared, Images], Array]:
@@ -123,14 +123,9 @@ def compiled(
     return run
 
 
-def cores() -> int:
-    """Returns the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
 def split(batch: int) -> list[slice]:
     """Returns the rows of a batch that each thread computes; one share where there is no gain."""
-    workers = min(cores(), batch // IMAGES_PER_WORKER)
+    workers = min(machine.cores(), batch // IMAGES_PER_WORKER)
     if workers < 2 or jax.default_backend() != 'cpu':
         return [slice(0, batch)]
     edges = [batch * i // workers for i in range(workers + 1)]

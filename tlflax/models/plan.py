@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from tlflax import machine
 from tlflax.models import frozen, vgg
 from tlflax.models.frozen import DIRECT_PLAN, BlockPlan, Plan
 from tlflax.models.winograd import DIRECT, Layer, Tiling
@@ -75,7 +76,7 @@ def describe(widths: tuple[int, ...], shape: Shape) -> dict[str, Any]:
     return {
         'format': FORMAT,
         'processor': _processor(),
-        'cores': frozen.cores(),
+        'cores': machine.cores(),
         'jax': jax.__version__,
         'widths': list(widths),
         'shape': list(shape),
