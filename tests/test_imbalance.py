@@ -79,7 +79,7 @@ def test_live_resident_and_streamed_training_are_one(folders, tmp_path, monkeypa
     train_and_evaluate(config, tmp_path / 'live')
     config.features.cache = 'auto'
     with monkeypatch.context() as patch:
-        patch.setattr(sources, '_RESIDENT_BYTES', 0)
+        patch.setattr(sources, 'resident_limit', lambda: 0)
         train_and_evaluate(config, tmp_path / 'streamed')
     assert_same_run(tmp_path / 'streamed', tmp_path / 'resident', 1e-5)
     assert_same_run(tmp_path / 'live', tmp_path / 'resident', 1e-5)

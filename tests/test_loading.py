@@ -122,7 +122,8 @@ def test_scenes_and_copies_in_two_named_splits_are_a_warning(photos, tmp_path, s
     assert said == []
     load_splits(data(train=str(photos), val=str(val), group=r'(s\d+)_'))
     assert said == [
-        "WARNING: 2 scenes of the val split are in the training split too: 's00', 's01'"
+        "WARNING: 2 scenes of the val split are in the training split too: 's00', 's01' (first: "
+        "train green/s00_f0.png ~ val green/s00_f0.png (scene 's00')); keep each in one split"
     ]
 
 

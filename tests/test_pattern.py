@@ -89,8 +89,11 @@ def test_links_that_loop_end_and_folders_off_the_way_are_not_entered(root, monke
     entered = []
     from tlflax.data import pattern
 
-    real = pattern.children
-    monkeypatch.setattr(pattern, 'children', lambda f, i: entered.append(f) or real(f, i))
+    def spy(base, folder, *rest, real=pattern.children):
+        entered.append(os.path.join(base, folder))
+        return real(base, folder, *rest)
+
+    monkeypatch.setattr(pattern, 'children', spy)
     list_pattern(f'{root}/*/jan/{{class}}/*.jpg', key='k')
     inner = {os.path.relpath(folder, root) for folder in entered}
     assert inner == {'.', '2023', '2024', 'flat', 'two', '2023/jan', '2023/jan/cat'}

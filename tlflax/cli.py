@@ -1,5 +1,6 @@
 """What every entry point shares: quiet libraries, plain log lines, errors as one sentence."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -56,9 +57,21 @@ def parse(argv: Sequence[str]) -> list[str]:
         ) from error
 
 
-def config_flag() -> None:
-    """Defines `--config=FILE` and its overrides `--config.key=value`."""
-    config_flags.DEFINE_config_file('config', None, 'Python file with get_config().')
+def config_flag(*, file_needed: bool = True) -> None:
+    """Defines `--config=FILE` and its overrides `--config.key=value`.
+
+    Args:
+        file_needed: Where it is not, and none is given, the overrides change the defaults.
+    """
+    words = 'Python file with get_config().'
+    given = any(argument.lstrip('-').partition('=')[0] == 'config' for argument in sys.argv[1:])
+    if file_needed or given:
+        config_flags.DEFINE_config_file('config', None, words)
+        return
+    with contextlib.suppress(UserError):  # `parse` says what is wrong
+        for argument in sys.argv[1:]:
+            _check_override(argument)
+        config_flags.DEFINE_config_dict('config', default_config(), words)
 
 
 def _check_override(argument: str) -> None:

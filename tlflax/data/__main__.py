@@ -2,7 +2,8 @@
 
 Says what would spoil a result: images in two splits or under two labels, look-alikes, bad files,
 classes that differ. The last line is one JSON object. Exit code 0: nothing would spoil a result;
-1: something would; 2: the command cannot be carried out.
+1: something would; 2: the command cannot be carried out. With `--show=FILE.png` it draws what
+augmentation makes of some training images instead.
 """
 
 import dataclasses
@@ -12,8 +13,8 @@ import sys
 from absl import flags
 
 from tlflax import auditing, cli
-from tlflax.config import DataConfig, resolve
-from tlflax.data import audit_report
+from tlflax.config import Config, resolve
+from tlflax.data import audit_report, loading
 from tlflax.data.problems import CODES
 from tlflax.errors import UserError
 
@@ -25,11 +26,17 @@ def _main(arguments: list[str]) -> None:
             where='command line',
             mend='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
         )
-    accepted, report = flags.FLAGS.accept, flags.FLAGS.report
+    if flags.FLAGS.show:
+        _show(_config(), flags.FLAGS.show)
+    else:
+        _audit(_config(), flags.FLAGS.accept, flags.FLAGS.report)
+
+
+def _audit(config: Config, accepted: list[str], report: str | None) -> None:
     auditing.check_accepted(accepted)
     if report:
         audit_report.check_format(report)
-    found = auditing.run(_data())
+    found = auditing.run(config.data)
     print(audit_report.text(found.problems, found.summary))
     if report:
         audit_report.write(report, found.problems, found.summary)
@@ -39,17 +46,24 @@ def _main(arguments: list[str]) -> None:
     sys.exit(1 if figures['spoilt'] else 0)
 
 
-def _data() -> DataConfig:
-    """The splits that the flags name, or the config file."""
+def _show(config: Config, path: str) -> None:
+    table = loading.load_train(config.data)
+    from tlflax.data import show  # TensorFlow is imported only where it is needed
+
+    show.draw_grid(table, config, path)
+    print(f'{path} shows training images, and what the first epochs make of them')
+
+
+def _config() -> Config:
+    """The config file or the defaults, with the splits that the flags name."""
+    config = resolve(flags.FLAGS.config)
     given = {name: getattr(flags.FLAGS, name) for name in ('train', 'val', 'test')}
     given = {name: spec for name, spec in given.items() if spec is not None}
-    if flags.FLAGS.config is not None:
-        return dataclasses.replace(resolve(flags.FLAGS.config).data, **given)
-    return DataConfig(**given)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
 
 
 if __name__ == '__main__':
-    cli.config_flag()
+    cli.config_flag(file_needed=False)
     flags.DEFINE_string('train', None, 'Training images: as config.data.train, see docs/data.md.')
     flags.DEFINE_string('val', None, 'Validation images.')
     flags.DEFINE_string('test', None, 'Test images.')
@@ -57,4 +71,5 @@ if __name__ == '__main__':
         'report', None, 'Write everything to this file: .json for programs, .html with the images.'
     )
     flags.DEFINE_list('accept', [], f'Errors that do not count: {", ".join(CODES)}.')
+    flags.DEFINE_string('show', None, 'Draw augmented training images to this .png instead.')
     cli.run(_main)

@@ -66,11 +66,7 @@ def read_inputs(
             is named in no way or in two, or see `tlflax.data.folder.check`.
     """
     if not data.train:
-        raise UserError(
-            'no training images are named',
-            where='config.data.train',
-            mend='give a folder with one sub-folder of images for each class',
-        )
+        raise _no_training_images()
     known: Known = {}
     train = list_input(data.train, key='config.data.train', known=known, report=report)
     listings = {'train': train}
@@ -93,6 +89,15 @@ def read_inputs(
         if strict:
             folder.check(listings[name], key=key, classes=train.classes)
     return {name: _read(listing, f'config.data.{name}', data) for name, listing in listings.items()}
+
+
+def _no_training_images() -> UserError:
+    """The error of a configuration that names none."""
+    return UserError(
+        'no training images are named',
+        where='config.data.train',
+        mend='give a folder with one sub-folder of images for each class',
+    )
 
 
 def _read(listing: Listing, key: str, data: DataConfig) -> Input:
@@ -156,6 +161,17 @@ def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, Imag
         fraction = data.val_fraction / (1.0 - data.test_fraction)
         parts['train'], parts['val'] = split.stratified_split(parts['train'], fraction, salt='val')
     return {name: parts[name] for name in NAMES if name in parts}
+
+
+def load_train(data: DataConfig) -> ImageTable:
+    """Returns the images that are named for training, undivided.
+
+    Raises:
+        UserError: See `load_table`.
+    """
+    if not data.train:
+        raise _no_training_images()
+    return load_table(data.train, key='config.data.train', data=data)
 
 
 def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:

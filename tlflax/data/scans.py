@@ -5,6 +5,7 @@ is kept in `<TLFLAX_CACHE>/scans/`, so that the next scan of an unchanged file c
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import time
@@ -81,9 +82,12 @@ def read_all(
     if not todo:
         return [finding for finding in findings if finding is not None], 0
 
+    read_one = functools.partial(
+        read_file, listed=listed, max_pixels=max_pixels, background=background
+    )
+
     def read(rows: list[int]) -> list[Finding]:
-        options = {'listed': listed, 'max_pixels': max_pixels, 'background': background}
-        return _described([read_file(root, entries[row], **options) for row in rows])
+        return _described([read_one(root, entries[row]) for row in rows])
 
     saved = time.monotonic()
     chunks = [todo[at : at + _CHUNK] for at in range(0, len(todo), _CHUNK)]

@@ -43,7 +43,7 @@ def by_pattern(table: ImageTable, pattern: str) -> ImageTable:
     part = 1 if compiled.groups else 0
     matches = [compiled.search(path) for path in paths]
     groups = [(match[part] or '') if match else '' for match in matches]
-    if not any(groups):
+    if paths and not any(groups):
         raise UserError(
             f'{pattern!r} finds a scene in no path, such as {printable(paths[0])!r}',
             where=_KEY,

@@ -77,7 +77,8 @@ def fold_split(table: ImageTable, folds: int, fold: int) -> tuple[ImageTable, Im
             mend='use fewer folds, or add images',
         )
     rest, part = _divide(table, inside)
-    if without := [table.classes[label] for label in np.flatnonzero(part.counts == 0)]:
+    lost = np.flatnonzero((part.counts == 0) & (table.counts > 0))
+    if without := [table.classes[label] for label in lost]:
         logging.warning('fold %d has no image of %d classes: %s', fold, len(without), some(without))
     return rest, part
 
