@@ -1,5 +1,7 @@
 """MixUp and CutMix: the papers' numbers, the same for every batch size, and batches to match."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers import make_folders, picture, small_config
@@ -11,6 +13,7 @@ from tlflax.config import AugmentConfig, resolve
 from tlflax.data import augment, folder, mixing, pipeline
 from tlflax.data._tensorflow import tf
 from tlflax.errors import UserError
+from tlflax.train import train_and_evaluate
 
 SIZE = (24, 32)
 FORMAT = {'image_size': SIZE, 'resize': 'stretch', 'antialias': True, 'batch_size': 4}
@@ -205,3 +208,18 @@ def test_mixed_images_run_live_and_say_so(tmp_path, caplog):
     prepared = prepare.build(resolve(config), prepare.load(resolve(config)))
     with pytest.raises(UserError, match='features of mixed images cannot be kept'):
         prepared.maker.train(prepared.splits.train)
+
+
+def test_whole_run_with_mixed_labels_learns_and_counts_shares(tmp_path):
+    make_folders(tmp_path / 'd' / 'Train', 6, seed=1)
+    make_folders(tmp_path / 'd' / 'Test', 3, seed=2)
+    config = small_config(tmp_path / 'd', augment__mixup=1.0, train__epochs=3)
+    result = train_and_evaluate(config, tmp_path / 'w')
+    lines = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert result['val']['accuracy'] > 0.7
+    # Of a mixture, an answer is right by its share, so the sum is no whole number of images.
+    shares = [record['train_accuracy'] * 18 for record in records]
+    assert max(abs(share - round(share)) for share in shares) > 1e-3
+    # No answer has the cross-entropy of a mixture's own entropy or less.
+    assert records[-1]['train_loss'] > 0.1

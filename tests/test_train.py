@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,19 @@ def test_workdir_of_another_config(finished):
     other.train.seed = 7
     with pytest.raises(UserError, match=r'train\.seed was 0 and is 7'):
         train_and_evaluate(other, workdir)
+
+
+def test_workdir_from_before_a_key_was_there(finished, tmp_path):
+    workdir, config, result = finished
+    shutil.copytree(workdir, tmp_path / 'w')
+    kept = json.loads((tmp_path / 'w' / 'config.json').read_text())
+    del kept['train']['balanced_sampling'], kept['loss']
+    (tmp_path / 'w' / 'config.json').write_text(json.dumps(kept))
+    assert train_and_evaluate(config, tmp_path / 'w') == result
+    other = config.copy_and_resolve_references()
+    other.loss.name = 'focal'
+    with pytest.raises(UserError, match=r"loss\.name was 'cross_entropy' and is 'focal'"):
+        train_and_evaluate(other, tmp_path / 'w')
 
 
 def test_changed_images_are_noticed(tmp_path, monkeypatch):
