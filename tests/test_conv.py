@@ -49,15 +49,22 @@ def test_convolution_and_its_gradients_are_those_of_float64(size, channels):
     close(got_kernel, of_kernel)
 
 
-def test_many_kernels_side_by_side_are_each_alone():
-    x, _, weight = problem(7, 7)
+@pytest.mark.parametrize('shared', [True, False])
+def test_many_kernels_side_by_side_are_each_alone_to_the_last_bit(shared):
+    """Adam makes much of the last bit, and a head of a sweep has to be its solo run."""
+    images = np.stack([problem(7, 7, seed)[0] for seed in range(3)])
     kernels = np.stack([problem(7, 7, seed)[1] for seed in range(3)])
+    weight = problem(7, 7)[2]
 
-    def gradient(kernel):
+    def gradient(x, kernel):
         return jax.grad(lambda k: jnp.sum(conv.conv3x3_before_pool(x, k) * weight))(kernel)
 
-    for got, kernel in zip(jax.jit(jax.vmap(gradient))(kernels), kernels, strict=True):
-        close(got, exact(x, kernel, weight)[2])
+    axes, x = ((None, 0), images[0]) if shared else ((0, 0), images)
+    found = jax.jit(jax.vmap(gradient, in_axes=axes))(x, kernels)
+    for number, got in enumerate(found):
+        own = images[0 if shared else number]
+        np.testing.assert_array_equal(got, jax.jit(gradient)(own, kernels[number]))
+        close(got, exact(own, kernels[number], weight)[2])
 
 
 def test_tiles_are_those_with_the_fewest_products():

@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tlflax import assets, machine
+from tlflax import assets
 from tlflax.config import default_config
 from tlflax.errors import EXIT_CODE, UserError, did_you_mean
 
@@ -109,15 +109,6 @@ def keep_compiled_programs() -> None:
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         jax.config.update('jax_compilation_cache_dir', str(assets.cache_folder() / 'programs'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-
-
-def device_per_core() -> None:
-    """Makes JAX see each processor core as a device, for programs that share work among devices.
-
-    To be called before JAX computes anything. A number chosen in `XLA_FLAGS` stays.
-    """
-    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', machine.cores())
 
 
 def _ours_or_error(record: logging.LogRecord) -> bool:

@@ -20,7 +20,6 @@ from tlflax.report import Workdir
 
 
 def _main(arguments: list[str]) -> None:
-    cli.device_per_core()  # heads are spread over them; one program would use one core at a time
     config, sweep = flags.FLAGS.config, flags.FLAGS.sweep
     if config is None or not sweep or arguments:
         raise UserError(

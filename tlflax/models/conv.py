@@ -72,6 +72,9 @@ def _products(
     return _products_forward(tiles, kernel)[0]
 
 
+# Under `jax.vmap` one after the other: batched, XLA would add up in another order, and a head among
+# many would not learn what it learns alone. On a CPU that costs nothing.
+@jax.custom_batching.sequential_vmap
 def _products_forward(tiles: Array, kernel: Array) -> tuple[Array, _Operands]:
     transform = _kernel_transform(tiles.shape[0])
     wide = jnp.matmul(transform, kernel.reshape(9, -1), precision=_HIGHEST)
@@ -82,12 +85,20 @@ def _products_forward(tiles: Array, kernel: Array) -> tuple[Array, _Operands]:
 def _products_backward(operands: _Operands, gradient: Array) -> _Operands:
     """The transposed products; written out, for XLA's own choice for the kernel is half as fast."""
     tiles, wide = operands
-    _, channels, features = wide.shape
+    return _gradient_of_tiles(gradient, wide), _gradient_of_kernel(gradient, tiles)
+
+
+@jax.custom_batching.sequential_vmap
+def _gradient_of_tiles(gradient: Array, wide: Array) -> Float[Array, 'positions t c']:
+    return _batched(gradient, wide, 2, 2)
+
+
+@jax.custom_batching.sequential_vmap
+def _gradient_of_kernel(gradient: Array, tiles: Array) -> Float[Array, '3 3 c d']:
     by_feature = _batched(gradient, tiles, 1, 1)  # [positions, d, c]: the fast one of two layouts
-    transform = _kernel_transform(tiles.shape[0])
-    kernel = jnp.matmul(transform.T, by_feature.reshape(len(wide), -1), precision=_HIGHEST)
-    kernel = kernel.reshape(3, 3, features, channels).swapaxes(2, 3)
-    return _batched(gradient, wide, 2, 2), kernel
+    transform = _kernel_transform(len(tiles)).T
+    kernel = jnp.matmul(transform, by_feature.reshape(len(tiles), -1), precision=_HIGHEST)
+    return kernel.reshape(3, 3, *by_feature.shape[1:]).swapaxes(2, 3)
 
 
 _products.defvjp(_products_forward, _products_backward)
