@@ -16,7 +16,7 @@ data.streams data.ranges data.geometry data.policies data.sampling data.mixing
 data.sniff data.colour data.looks data.decode data.findings data.scans data.walk data.listing
 data.classes data.folder data.manifest data.pattern data.split data.scenes data.files
 data.near data.twins data.problems data.filechecks data.audit data.audit_report
-models.preprocess models.vgg models.winograd models.frozen models.plan models.conv models.heads
+models.preprocess models.vgg models.winograd models.frozen models.plan models.heads
 models.classifier
 containers layouts weights optim rows segments store quota
 data._tensorflow data.resize data.crops data.warp data.colour_ops data.policy_ops

@@ -14,9 +14,34 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tlflax.errors import UserError, did_you_mean
-from tlflax.models import conv, winograd
 
 Shape = tuple[int, ...]
+
+
+def conv3x3_before_pool(
+    x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c k']
+) -> Float[Array, 'b 2*(h//2) 2*(w//2) k']:
+    """3x3 stride-1 SAME convolution as a matrix product for each row of the kernel.
+
+    Leaves out an odd last row and column, which 2x2 pooling would drop. On a CPU, XLA runs the
+    gradients of small convolutions slowly, and every convolution inside `lax.scan` on one thread;
+    products are fast in both places.
+    """
+    b, h, w, c = x.shape
+    height, width = h // 2 * 2, w // 2 * 2
+    x = x.transpose(1, 2, 0, 3)  # some rows of the map are a matrix as they lie in memory
+    terms = []
+    for i in range(3):
+        first, last = max(0, i - 1), min(h, height + i - 1)
+        above = first - (i - 1)
+        # The channels last: XLA's product for the gradient is the fast one of two.
+        row = kernel[i].transpose(0, 2, 1).reshape(-1, c)
+        taps = jnp.einsum('nc,kc->nk', x[first:last].reshape(-1, c), row)
+        taps = taps.reshape(last - first, w, b, 3, -1)
+        edges = (above, height - (last - first) - above), (1, 1), (0, 0), (0, 0), (0, 0)
+        taps = jnp.pad(taps, edges)
+        terms += [taps[:, j : j + width, :, j] for j in range(3)]
+    return sum(terms[1:], start=terms[0]).transpose(2, 0, 1, 3)
 
 
 def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
@@ -26,7 +51,7 @@ def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) ->
     def direct(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, *args, **kwargs)[:, :height, :width]
 
-    return lax.platform_dependent(x, kernel, cpu=conv.conv3x3_before_pool, default=direct)
+    return lax.platform_dependent(x, kernel, cpu=conv3x3_before_pool, default=direct)
 
 
 def _conv3x3(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Conv:
@@ -58,7 +83,7 @@ def _dropout(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def _pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h//2 w//2 c']:
-    return winograd.max_pool(x)  # its gradient is several times as fast as that of nnx.max_pool
+    return nnx.max_pool(x, (2, 2), strides=(2, 2))
 
 
 class ConvHead(nnx.Module):

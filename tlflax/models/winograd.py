@@ -134,20 +134,6 @@ def _every(x: Array, axis: int, start: int, step: int, count: int) -> Array:
     return lax.slice_in_dim(x, start, start + (count - 1) * step + 1, step, axis)
 
 
-def input_tiles(x: Float[Array, 'b h w c'], tile: int) -> Float[Array, 'n*n b*t c']:
-    """Cuts padded images, whose size less 2 is a multiple of `tile`, into transformed tiles.
-
-    The transform is linear, so `jax.grad` may go through it.
-    """
-    batch, height, width, channels = x.shape
-    size, tall, wide = tile + 2, (height - 2) // tile, (width - 2) // tile
-    transform = matrices(tile).input
-    rows = jnp.stack(_mirrored_rows(transform, [_every(x, 1, k, tile, tall) for k in range(size)]))
-    columns = [_every(rows, 3, k, tile, wide) for k in range(size)]
-    tiles = jnp.stack(_mirrored_rows(transform, columns), axis=1)
-    return tiles.reshape(size * size, batch * tall * wide, channels)
-
-
 def _products(
     rows: Float[Array, '*n b r w c'],
     kernel: Float[Array, 'positions c d'],
