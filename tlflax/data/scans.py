@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tlflax import assets
+from tlflax import assets, machine
 from tlflax.data import decode, looks, sniff
 from tlflax.data.findings import Entry, Finding, load, save
 from tlflax.errors import UserError
@@ -156,8 +156,7 @@ def _described(found: list[Finding]) -> list[Finding]:
 
 def _workers() -> int:
     """As many as there are cores for this process: more get into each other's way."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return min(32, cores or 1)
+    return min(32, machine.cores())
 
 
 def _map(
