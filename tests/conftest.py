@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from absl import logging
 
 # tlflax's own cache, so that the real weights and images are downloaded once, not in each test run
 REAL_CACHE = os.environ.get('TLFLAX_CACHE')
@@ -52,3 +53,14 @@ def traffic_lights_dir(real_cache) -> Path:
     from tlflax import assets
 
     return assets.fetch('traffic_lights', cache=real_cache)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What was logged, as 'LEVEL message'."""
+    lines = []
+    for level in ('info', 'warning'):
+        monkeypatch.setattr(
+            logging, level, lambda text, *args, level=level: lines.append(f'{level} {text % args}')
+        )
+    return lines

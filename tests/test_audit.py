@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.fft
-from absl import logging
 from helpers import run_module
 from PIL import Image
 
@@ -369,17 +368,6 @@ def test_every_unreadable_folder_is_reported(tmp_path, monkeypatch):
 
 
 # before training
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """What was logged, as 'LEVEL message'."""
-    lines = []
-    for level in ('info', 'warning'):
-        monkeypatch.setattr(
-            logging, level, lambda text, *args, level=level: lines.append(f'{level} {text % args}')
-        )
-    return lines
 
 
 def test_brief_audit_before_training(tmp_path, said):

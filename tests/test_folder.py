@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import logging
 from PIL import Image
 
 from tlflax.data import folder, scans
@@ -24,17 +23,6 @@ def cache(tmp_path, monkeypatch):
     """A cache folder for each test."""
     monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
     return tmp_path / 'cache'
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """What was logged, as 'LEVEL message'."""
-    lines = []
-    for level in ('info', 'warning'):
-        monkeypatch.setattr(
-            logging, level, lambda text, *args, level=level: lines.append(f'{level} {text % args}')
-        )
-    return lines
 
 
 def image_bytes(seed, fmt='JPEG', size=(9, 7)):

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import make_folders, small_config
+from helpers import Stops, make_folders, small_config
 
 from tlflax import loop, sources, sweeping, trained, trees
 from tlflax.config import resolve
@@ -117,25 +117,12 @@ def test_fine_tuning_weighs_too(folders, tmp_path):
     assert result['val']['balanced_accuracy'] == pytest.approx(1 / 3)
 
 
-class _Stop:
-    """Stands in for signal handlers: says when to stop by itself."""
-
-    def __init__(self, answers):
-        self._answers = answers
-
-    def __enter__(self):
-        return lambda: next(self._answers)
-
-    def __exit__(self, *_):
-        return None
-
-
 @pytest.mark.parametrize(('cache', 'answers'), [('False', 4), ('auto', 2)])
 def test_balanced_run_goes_on_exactly(folders, tmp_path, monkeypatch, cache, answers):
     config = small_config(folders, features__cache=cache, **EVERYTHING)
     train_and_evaluate(config, tmp_path / 'whole')
     stops = iter([False] * answers + [True] + [False] * 1000)
-    monkeypatch.setattr(loop, '_signals', lambda: _Stop(stops))
+    monkeypatch.setattr(loop, '_signals', lambda: Stops(stops))
     with pytest.raises(loop.Interrupted):
         train_and_evaluate(config, tmp_path / 'parts')
     train_and_evaluate(config, tmp_path / 'parts')

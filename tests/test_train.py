@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import make_folders, run_module, small_config
+from helpers import Stops, make_folders, run_module, small_config
 
 from tlflax import loop, trained
 from tlflax.checkpoints import Checkpoints
@@ -115,7 +115,7 @@ def test_interrupted_run_goes_on_exactly(folders, tmp_path, monkeypatch, cache, 
     config = small_config(folders, features__cache=cache)
     train_and_evaluate(config, tmp_path / 'whole')
     stops = iter([False] * answers + [True] + [False] * 1000)
-    monkeypatch.setattr(loop, '_signals', lambda: _Stop(stops))
+    monkeypatch.setattr(loop, '_signals', lambda: Stops(stops))
     with pytest.raises(loop.Interrupted) as interrupted:
         train_and_evaluate(config, tmp_path / 'parts')
     assert not (tmp_path / 'parts' / 'result.json').exists()
@@ -127,19 +127,6 @@ def test_interrupted_run_goes_on_exactly(folders, tmp_path, monkeypatch, cache, 
         last_params(tmp_path / 'parts'),
         last_params(tmp_path / 'whole'),
     )
-
-
-class _Stop:
-    """Stands in for signal handlers: says when to stop by itself."""
-
-    def __init__(self, answers):
-        self._answers = answers
-
-    def __enter__(self):
-        return lambda: next(self._answers)
-
-    def __exit__(self, *_):
-        return None
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -381,7 +368,7 @@ def test_changed_images_are_noticed(tmp_path, monkeypatch):
     make_folders(tmp_path / 'Test', 2, seed=3)
     config = small_config(tmp_path)
     stops = iter([False] * 3 + [True] * 1000)
-    monkeypatch.setattr(loop, '_signals', lambda: _Stop(stops))
+    monkeypatch.setattr(loop, '_signals', lambda: Stops(stops))
     with pytest.raises(loop.Interrupted):
         train_and_evaluate(config, tmp_path / 'w')
     (tmp_path / 'Train' / 'red' / '000.jpg').unlink()
