@@ -1,6 +1,6 @@
 """One side of scripts/bench_input.py, in a process of its own.
 
-    python scripts/bench_input_worker.py {tlflax,keras,torch,augmentations}
+    python scripts/bench_input_worker.py {tlflax,stages,keras,torch,augmentations}
 
 For each line on stdin, a folder of class folders of JPEGs, it goes through the images once and
 answers with a line of JSON: images a second by name. A folder's first epoch does not count.
@@ -56,13 +56,12 @@ Epoch = Callable[[], int]  # goes through the images once and returns their numb
 
 
 def tlflax_epochs(folder: Path) -> dict[str, Epoch]:
-    """Returns tlflax's pipelines and the stages of them."""
+    """Returns tlflax's pipelines."""
     return {
         'tlflax': tlflax_epoch(folder),
         'tlflax_no_antialias': tlflax_epoch(folder, antialias=False),
         'tlflax_no_augmentation': tlflax_epoch(folder, horizontal_flip=False),
         'tlflax_full_augmentation': tlflax_epoch(folder, **FULL),
-        **stage_epochs(folder),
     }
 
 
@@ -195,6 +194,7 @@ def stage_epochs(
 
 SIDES: dict[str, Callable[[Path], dict[str, Epoch]]] = {
     'tlflax': tlflax_epochs,
+    'stages': stage_epochs,
     'keras': keras_epochs,
     'torch': torch_epochs,
     'augmentations': augmentation_epochs,

@@ -4,8 +4,9 @@ Decode, resize and augment run in float32 and are rounded once. Batches come in 
 all of one shape, as NumPy arrays; nothing here is random, so any step can be the first.
 """
 
+import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
@@ -22,6 +23,7 @@ from tlflax.data.folder import ImageTable
 Batch = dict[str, np.ndarray]
 
 _DEFAULT = AugmentConfig()
+_IN_FLIGHT = 4  # images begun for each core, lest a slow one holds up the others
 _AHEAD = 2  # batches ready before they are asked for: what this pipeline holds is bounded
 
 
@@ -262,6 +264,29 @@ def _dataset(
     max_pixels: int,
 ) -> tf.data.Dataset:
     """A tf.data pipeline over images u8[b, h, w, 3]; the last batch may be short."""
+    load = _loader(image_size, resize, antialias, augment, background, max_pixels)
+    workers = machine.cores()
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False  # nothing here is left to it, and at times it halts the rest
+    options.experimental_optimization.apply_default_optimizations = False  # slower to start
+    options.threading.private_threadpool_size = workers + 1  # one often waits for another
+    options.threading.max_intra_op_parallelism = 1  # one image, one thread
+    dataset = tf.data.Dataset.from_tensor_slices(items)
+    dataset = dataset.map(load, num_parallel_calls=_IN_FLIGHT * workers)
+    return dataset.batch(batch_size).prefetch(_AHEAD).with_options(options)
+
+
+@functools.lru_cache(maxsize=16)  # tracing it takes longer than a few batches
+def _loader(
+    image_size: tuple[int, int],
+    resize: str,
+    antialias: bool,
+    augment: AugmentConfig,
+    background: tuple[int, int, int],
+    max_pixels: int,
+) -> Callable[[dict[str, Any]], tf.Tensor]:
+    """What makes one image u8[h, w, 3] of one of `_items`."""
 
     def by_pillow(path: bytes) -> np.ndarray:
         return read_image(os.fsdecode(path), background=background, max_pixels=max_pixels)
@@ -278,18 +303,10 @@ def _dataset(
         )
         return augmentation.apply(image, item['parameters'], augment)
 
-    @tf.autograph.experimental.do_not_convert
     def load(item: dict[str, Any]) -> tf.Tensor:
         image = view(item)
         if 'partner' not in item:
             return image
         return augmentation.mix(image, lambda: view(item['partner']), item['mix'], item['box'])
 
-    workers = machine.cores()
-    options = tf.data.Options()
-    options.deterministic = True
-    options.threading.private_threadpool_size = workers
-    options.threading.max_intra_op_parallelism = 1  # one image, one thread
-    dataset = tf.data.Dataset.from_tensor_slices(items)
-    dataset = dataset.map(load, num_parallel_calls=workers).batch(batch_size).prefetch(_AHEAD)
-    return dataset.with_options(options)
+    return tf.function(load, autograph=False)

