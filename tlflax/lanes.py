@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from tlflax import experiment, loop, losses, steps, training, trees
+from tlflax import experiment, loop, losses, machine, steps, training, trees
 from tlflax.prepare import Run
 from tlflax.runner import SCAN, Source
 from tlflax.sources import require_resident
@@ -27,6 +27,8 @@ from tlflax.stopping import EarlyStopping
 
 Traced = Any  # np.float32 on the host, a tracer where a configuration wants a float
 Saved = tuple[steps.TrainState, loop.Position]
+
+_FEW = 4  # cores
 
 
 @dataclasses.dataclass(eq=False)
@@ -150,12 +152,32 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
     first = jax.eval_shape(init, run.learner.trainable)
     axes = jax.tree.map(lambda leaf: None if _is_counter(leaf) else 0, first)
     rows_axis = None if shared_order else 0
-    both = jax.vmap(train, in_axes=(axes, 0, 0, None, rows_axis), out_axes=(axes, 0))
+    side_by_side = _in_turn if _one_fills(run.runner.mesh) else jax.vmap
+    both = side_by_side(train, in_axes=(axes, 0, 0, None, rows_axis))
+
+    def train_all(*operands: Any) -> tuple[steps.TrainState, steps.Sums]:
+        state, sums = both(*operands)
+        return jax.tree.map(lambda leaf: leaf[0] if _is_counter(leaf) else leaf, state), sums
+
     return Program(
-        jax.jit(both, donate_argnums=0),
-        jax.jit(jax.vmap(evaluate, in_axes=(axes, 0, None, None))),
+        jax.jit(train_all, donate_argnums=0),
+        jax.jit(side_by_side(evaluate, in_axes=(axes, 0, None, None))),
         shared_order,
     )
+
+
+def _one_fills(mesh: Mesh) -> bool:
+    """Whether one head at a time keeps the whole machine busy.
+
+    On two cores, 32 heads by batched products took 1.2 times as long. More cores have nothing to do
+    in the small layers of one head.
+    """
+    return mesh.size == 1 and mesh.devices.item().platform == 'cpu' and machine.cores() <= _FEW
+
+
+def _in_turn(function: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
+    """`jax.vmap`, but a loop over the members inside the program."""
+    return jax.vmap(jax.custom_batching.sequential_vmap(function), in_axes=in_axes)
 
 
 def train_group(members: Sequence[Member], val: Source, program: Program) -> Iterator[Member]:
