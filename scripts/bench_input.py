@@ -177,7 +177,9 @@ def main() -> int:
             return EXIT_CODE
         if 'photographs' in options.data:
             folders['photographs'] = write_photographs(Path(scratch) / 'photographs', count)
-        rates = measure(folders, [*installed(), 'stages'], options.repeats or (3 if options.quick else 7))
+        rates = measure(
+            folders, [*installed(), 'stages'], options.repeats or (3 if options.quick else 7)
+        )
     for data, found in rates.items():
         show(data, found)
     print(json.dumps({'quick': options.quick, **ratios(rates), 'images_per_second': rates}))

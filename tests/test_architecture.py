@@ -24,7 +24,7 @@ data.augment data.reading data.pipeline data.show
 data.export data.tfds_export data.tfds data.function data.mirror data.inputs
 data.loading auditing
 losses steps logistic extraction checkpoints report runner experiment sources making loop prepare
-trained training lanes sweeping probing cli train evaluate predict features sweep probe
+trained training across lanes sweeping probing cli train evaluate predict features sweep probe
 data.__main__
 """.split()
 

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from tlflax.config import AugmentConfig
-from tlflax.data import crops, folder, pipeline, sampling
+from tlflax.data import _tensorflow, crops, folder, pipeline, sampling
+from tlflax.data import resize as resizing
+from tlflax.data._tensorflow import tf
 from tlflax.errors import UserError
 
 SIZE = (24, 32)
@@ -90,6 +92,46 @@ def test_pixels_are_pillows(tmp_path, resize, size):
     for path, image in zip(table.paths, images, strict=True):
         expected = np.asarray(reference(path, size, resize), int)
         assert abs(image - expected).max() <= 1, path
+
+
+@pytest.mark.parametrize('size', [(61, 97), (20, 400)])
+@pytest.mark.parametrize('mode', ['stretch', 'pad', 'crop'])
+def test_rows_and_columns_by_themselves_are_one_resize_to_the_last_bit(monkeypatch, size, mode):
+    """The cache knows nothing of how a resize is computed, so it may not change a bit."""
+
+    def at_once(image, size, scale, offset, antialias):
+        return tf.raw_ops.ScaleAndTranslate(
+            images=image[None],
+            size=size,
+            scale=tf.cast(scale, tf.float32),
+            translation=tf.cast(offset, tf.float32),
+            kernel_type='triangle',
+            antialias=antialias,
+        )[0]
+
+    image = np.random.default_rng(0).integers(0, 256, (131, 203, 3), np.uint8)
+    ours = resizing.resize_image(tf.constant(image), size, mode, antialias=True)
+    monkeypatch.setattr(resizing, '_resample', at_once)
+    np.testing.assert_array_equal(
+        ours, resizing.resize_image(tf.constant(image), size, mode, antialias=True)
+    )
+
+
+def test_only_notices_are_held_back(capfd):
+    with _tensorflow._without_notices():
+        os.write(2, b'I0000 port.cc:153] oneDNN custom operations are on.\na real error\n')
+    os.write(2, b'after\n')
+    assert capfd.readouterr().err == 'a real error\nafter\n'
+
+
+def test_epochs_of_one_setting_are_traced_once(photos):
+    pipeline._loader.cache_clear()
+    for epoch in range(3):
+        joined(
+            pipeline.train_epoch(photos, augment=AugmentConfig(), seed=0, epoch=epoch, **FORMAT),
+            'index',
+        )
+    assert pipeline._loader.cache_info().misses == 1
 
 
 @pytest.mark.parametrize('size', [(24, 32), (96, 128)])

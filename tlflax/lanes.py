@@ -1,9 +1,10 @@
 """Many heads side by side: what one compiled program does for all members of a group.
 
 Members of a group share everything static (head, optimiser, schedule, batch size); what differs is
-a number (seed, learning rates, weight decay, those of the loss), so that `jax.vmap` turns one
-head's epoch into that of all. Each member sees its own order of examples, drops its own units,
-stops by itself and ends as it would alone. On several devices, members are spread over them.
+a number (seed, learning rates, weight decay, those of the loss), so that one program serves all:
+`jax.vmap` of one head's epoch on accelerators, that epoch itself on a CPU (`tlflax.across`). Each
+member sees its own order of examples, drops its own units, stops by itself and ends as it would
+alone. On several devices, members are spread over them.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from tlflax import experiment, loop, losses, machine, steps, training, trees
+from tlflax import across, experiment, loop, losses, steps, training, trees
 from tlflax.prepare import Run
 from tlflax.runner import SCAN, Source
 from tlflax.sources import require_resident
@@ -27,8 +28,6 @@ from tlflax.stopping import EarlyStopping
 
 Traced = Any  # np.float32 on the host, a tracer where a configuration wants a float
 Saved = tuple[steps.TrainState, loop.Position]
-
-_FEW = 4  # cores
 
 
 @dataclasses.dataclass(eq=False)
@@ -152,39 +151,21 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
     first = jax.eval_shape(init, run.learner.trainable)
     axes = jax.tree.map(lambda leaf: None if _is_counter(leaf) else 0, first)
     rows_axis = None if shared_order else 0
-    side_by_side = _in_turn if _one_fills(run.runner.mesh) else jax.vmap
-    both = side_by_side(train, in_axes=(axes, 0, 0, None, rows_axis))
+    mesh = run.runner.mesh
+    both = across.members(train, (axes, 0, 0, None, rows_axis), mesh, donate=True)
 
     def train_all(*operands: Any) -> tuple[steps.TrainState, steps.Sums]:
         state, sums = both(*operands)
         return jax.tree.map(lambda leaf: leaf[0] if _is_counter(leaf) else leaf, state), sums
 
-    return Program(
-        jax.jit(train_all, donate_argnums=0),
-        jax.jit(side_by_side(evaluate, in_axes=(axes, 0, None, None))),
-        shared_order,
-    )
-
-
-def _one_fills(mesh: Mesh) -> bool:
-    """Whether one head at a time keeps the whole machine busy.
-
-    On two cores, 32 heads by batched products took 1.2 times as long. More cores have nothing to do
-    in the small layers of one head.
-    """
-    return mesh.size == 1 and mesh.devices.item().platform == 'cpu' and machine.cores() <= _FEW
-
-
-def _in_turn(function: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
-    """`jax.vmap`, but a loop over the members inside the program."""
-    return jax.vmap(jax.custom_batching.sequential_vmap(function), in_axes=in_axes)
+    return Program(train_all, across.members(evaluate, (axes, 0, None, None), mesh), shared_order)
 
 
 def train_group(members: Sequence[Member], val: Source, program: Program) -> Iterator[Member]:
     """Trains members side by side until the last has stopped; yields each as it finishes.
 
-    One that has stopped is carried along until half of the lanes are idle; then the others go on in
-    fewer, so that the number of compilations grows with the logarithm of the group's size.
+    Where fewer lanes are another program, one that has stopped is carried along until half of them
+    are idle, so that the number of compilations grows with the logarithm of the group's size.
     """
     mesh, rule = members[0].run.runner.mesh, training.stopping_rule(members[0].run.config)
     group, lanes = list(members), _stack(members)
@@ -208,7 +189,8 @@ def train_group(members: Sequence[Member], val: Source, program: Program) -> Ite
                 yield group[lane]
         going = [lane for lane, member in enumerate(group) if not member.finished]
         _log(group[running[0]], running, going, seconds)
-        if 2 * len(going) <= len(group):
+        enough = len(group) - 1 if across.one_by_one(mesh) else len(group) // 2
+        if len(going) <= enough:
             group, lanes = [group[lane] for lane in going], _take(lanes, going, mesh)
 
 

@@ -23,7 +23,7 @@ from tlflax.data.folder import ImageTable
 Batch = dict[str, np.ndarray]
 
 _DEFAULT = AugmentConfig()
-_IN_FLIGHT = 4  # images begun for each core, lest a slow one holds up the others
+_IN_FLIGHT = 8  # images begun for each core, lest a slow one holds up the others
 _AHEAD = 2  # batches ready before they are asked for: what this pipeline holds is bounded
 
 
@@ -270,7 +270,7 @@ def _dataset(
     options.deterministic = True
     options.autotune.enabled = False  # nothing here is left to it, and at times it halts the rest
     options.experimental_optimization.apply_default_optimizations = False  # slower to start
-    options.threading.private_threadpool_size = workers + 1  # one often waits for another
+    options.threading.private_threadpool_size = workers + 2  # some wait for others
     options.threading.max_intra_op_parallelism = 1  # one image, one thread
     dataset = tf.data.Dataset.from_tensor_slices(items)
     dataset = dataset.map(load, num_parallel_calls=_IN_FLIGHT * workers)
