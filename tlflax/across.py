@@ -64,4 +64,7 @@ def _split(operands: Operands, in_axes: Operands) -> list[Operands]:
     # On the host a row is a view; on the device it would take a program of its own.
     pairs = [(np.asarray(leaf) if own else leaf, own) for leaf, own in pairs]
     count = next(len(leaf) for leaf, own in pairs if own)
-    return [tree.unflatten([leaf[i] if own else leaf for leaf, own in pairs]) for i in range(count)]
+    return [
+        jax.tree.unflatten(tree, [leaf[i] if own else leaf for leaf, own in pairs])
+        for i in range(count)
+    ]
