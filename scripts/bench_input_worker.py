@@ -151,19 +151,17 @@ def stage_epochs(
     from tlflax.config import AugmentConfig
     from tlflax.data import augment as augmentation
     from tlflax.data import folder as folders
-    from tlflax.data import reading, sampling
+    from tlflax.data import pipeline, reading, sampling
     from tlflax.data._tensorflow import tf
     from tlflax.data.decode import read_image
     from tlflax.data.resize import resize_image
 
     table = folders.scan(folder)
     table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
-    options = tf.data.Options()  # the pipeline's
-    options.threading.private_threadpool_size = CORES
-    options.threading.max_intra_op_parallelism = 1
 
     def each(dataset: Any, function: Any) -> Any:
-        return dataset.map(tf.autograph.experimental.do_not_convert(function), CORES)
+        function = tf.autograph.experimental.do_not_convert(function)
+        return dataset.map(function, pipeline.in_flight())
 
     def augmented(images: Any, config: AugmentConfig) -> Any:
         drawn = sampling.draw(config, 0, 0, len(table))
@@ -172,7 +170,7 @@ def stage_epochs(
         return each(pairs, functools.partial(augmentation.apply, augment=config))
 
     def count(dataset: Any) -> int:
-        return int(dataset.with_options(options).reduce(0, lambda number, _: number + 1))
+        return int(dataset.with_options(pipeline.options()).reduce(0, lambda number, _: number + 1))
 
     resize = functools.partial(resize_image, size=SIZE, mode='stretch', antialias=True)
     files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))

@@ -95,7 +95,7 @@ class Program:
 
     Attributes:
         train: (state, frozen, numbers, resident, rows) to the new state and sums [lanes, steps];
-            the old state is donated.
+            the old state may be donated.
         evaluate: (state, frozen, resident, rows) to sums [lanes, steps] and counts
             [lanes, classes].
         shared_order: All members have one seed, so the rows have no axis of members.

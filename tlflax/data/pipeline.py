@@ -265,16 +265,24 @@ def _dataset(
 ) -> tf.data.Dataset:
     """A tf.data pipeline over images u8[b, h, w, 3]; the last batch may be short."""
     load = _loader(image_size, resize, antialias, augment, background, max_pixels)
-    workers = machine.cores()
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False  # nothing here is left to it, and at times it halts the rest
-    options.experimental_optimization.apply_default_optimizations = False  # slower to start
-    options.threading.private_threadpool_size = workers + 2  # some wait for others
-    options.threading.max_intra_op_parallelism = 1  # one image, one thread
-    dataset = tf.data.Dataset.from_tensor_slices(items)
-    dataset = dataset.map(load, num_parallel_calls=_IN_FLIGHT * workers)
-    return dataset.batch(batch_size).prefetch(_AHEAD).with_options(options)
+    dataset = tf.data.Dataset.from_tensor_slices(items).map(load, num_parallel_calls=in_flight())
+    return dataset.batch(batch_size).prefetch(_AHEAD).with_options(options())
+
+
+def in_flight() -> int:
+    """How many images are begun at a time."""
+    return _IN_FLIGHT * machine.cores()
+
+
+def options() -> tf.data.Options:
+    """How the pipeline is run."""
+    how = tf.data.Options()
+    how.deterministic = True
+    how.autotune.enabled = False  # nothing here is left to it, and at times it halts the rest
+    how.experimental_optimization.apply_default_optimizations = False  # slower to start
+    how.threading.private_threadpool_size = machine.cores() + 2  # some wait for others
+    how.threading.max_intra_op_parallelism = 1  # one image, one thread
+    return how
 
 
 @functools.lru_cache(maxsize=16)  # tracing it takes longer than a few batches
