@@ -32,8 +32,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import UInt8
 
-from tlflax import steps
-from tlflax.models import classifier, vgg
+from tlflax.models import classifier
+from tlflax.models.vgg import network as vgg
+from tlflax.train import steps
 
 Images = UInt8[np.ndarray, 'b h w 3']
 Side = Callable[[list[Images]], Iterator[np.ndarray]]

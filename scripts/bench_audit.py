@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tlflax.data import audit, decode, findings, looks, twins
-from tlflax.data.findings import Entry, Finding
-from tlflax.data.scans import Scanned
+from tlflax.data.audit import checks, duplicates
+from tlflax.data.images import decode, perceptual_hash, scan_cache
+from tlflax.data.images.scan import Scanned
+from tlflax.data.images.scan_cache import Entry, Finding
 
 COPIES = 20
 SIZE, GRID = (64, 48), (12, 9)
@@ -122,7 +123,7 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     info = decode.ImageInfo('JPEG', 500, 375, 'RGB', 1, True)
-    made = rng.integers(0, 256, (files, looks.BYTES), np.uint8)
+    made = rng.integers(0, 256, (files, perceptual_hash.BYTES), np.uint8)
     entries = [Entry(f'class {n % 1000:04}/image {n:07}.jpg', n, n, n) for n in range(files)]
     found = [
         Finding('JPEG', '', hashlib.sha256(b'%d' % n).hexdigest(), info, made[n].tobytes())
@@ -137,10 +138,10 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
         seconds[f'{name}_cpu_seconds'] = time.process_time() - cpu
         return result
 
-    timed('save', lambda: findings.save(place, entries, found))
+    timed('save', lambda: scan_cache.save(place, entries, found))
     told = hash(tuple(found))
     found.clear()  # a second copy would count as memory
-    found += timed('load', lambda: findings.load(place, entries))
+    found += timed('load', lambda: scan_cache.load(place, entries))
     if hash(tuple(found)) != told:
         raise AssertionError('what was remembered is not what was found')
     names = [entry.path.split('/')[0] for entry in entries]
@@ -149,10 +150,10 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
         'val': Scanned('/val', entries[:half], names[:half], found[:half], train, 0),
         'train': Scanned('/train', entries[half:], names[half:], found[half:], train, 0),
     }
-    images = timed('gather', lambda: twins.of_scans(splits))
-    timed('exact', lambda: twins.exact(images))
-    timed('alike', lambda: twins.alike(images))
-    timed('audit', lambda: audit.audit(splits, images, []))
+    images = timed('gather', lambda: duplicates.of_scans(splits))
+    timed('exact', lambda: duplicates.exact(images))
+    timed('alike', lambda: duplicates.alike(images))
+    timed('audit', lambda: checks.audit(splits, images, []))
     peak = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return {'files': files, **seconds, 'peak_mib': peak, 'before_mib': before}
 

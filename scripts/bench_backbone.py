@@ -28,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import roofline
 
-from tlflax import weights
-from tlflax.models import preprocess, vgg
+from tlflax.models import preprocess
+from tlflax.models.vgg import network
+from tlflax.models.weights import pretrained
 
 SIZE = 224
 CHECKED = 2  # images compared with float64
@@ -81,11 +82,11 @@ class Contestant:
         self._process.wait()
 
 
-def exact(params: vgg.Params, x: np.ndarray) -> np.ndarray:
+def exact(params: network.Params, x: np.ndarray) -> np.ndarray:
     """block5_pool by direct convolution in float64, in NumPy alone."""
     x = x.astype(np.float64)
-    for block in range(1, len(vgg.DEPTHS) + 1):
-        for name in vgg.conv_names(block):
+    for block in range(1, len(network.DEPTHS) + 1):
+        for name in network.conv_names(block):
             kernel, bias = (np.asarray(params[name][k], np.float64) for k in ('kernel', 'bias'))
             height, width = x.shape[1:3]
             padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -103,13 +104,13 @@ def exact(params: vgg.Params, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def load_params(path: str | None) -> vgg.Params:
+def load_params(path: str | None) -> network.Params:
     """Returns the convolutions of a weights file, or random ones that keep activations' size."""
     if path:
-        return weights.load(path, top=False).params
+        return pretrained.load(path, top=False).params
     rng = np.random.default_rng(0)
-    params: vgg.Params = {}
-    for name, shape in vgg.shapes().items():
+    params: network.Params = {}
+    for name, shape in network.shapes().items():
         layer, leaf = name.split('/')
         scale = np.sqrt(2 / np.prod(shape[:-1])) if leaf == 'kernel' else 0.1
         array = rng.standard_normal(shape, np.float32) * np.float32(scale)

@@ -41,11 +41,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from tlflax import extraction, optim, prepare, steps, trees
-from tlflax.config import Config, resolve
-from tlflax.losses import Loss
-from tlflax.models import heads, vgg
+from tlflax.config.parse import resolve
+from tlflax.config.schema import Config
+from tlflax.features import extract
+from tlflax.models import heads
 from tlflax.models.classifier import Classifier
+from tlflax.models.vgg import network as vgg
+from tlflax.train import optim, setup, steps
+from tlflax.train.losses import Loss
+from tlflax.utils import trees
 
 SHAPE, CLASSES, BATCH = (7, 7, 512), 3, 32
 RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
@@ -208,17 +212,17 @@ def write_problem(folder: Path, n: int, epochs: int) -> list[dict[str, Any]]:
 
 def fill_cache(config: Config) -> None:
     """Puts synthetic features where the program looks for those of the images."""
-    prepared = prepare.build(config, prepare.load(config))
-    store = extraction.open_store(
+    prepared = setup.build(config, setup.load(config))
+    store = extract.open_store(
         config,
         weights_digest=prepared.pretrained.digest,
         preprocess='caffe',
         backbone=prepared.pretrained.params,
     )
     for seed, table in enumerate((prepared.splits.train, prepared.splits.val)):
-        views = extraction.training_views(config.augment, seed=0, n=len(table), samples=1)
+        views = extract.training_views(config.augment, seed=0, n=len(table), samples=1)
         for name in views.names:
-            store.append(extraction.keys(table.digests, name), synthetic(table.labels, seed))
+            store.append(extract.keys(table.digests, name), synthetic(table.labels, seed))
     store.flush()
 
 

@@ -5,7 +5,7 @@
 Every side reads JPEGs from class folders, resizes them to 224x224 bilinearly, flips half of them
 and makes shuffled batches of 32, with as many workers as there are cores:
 
-- tlflax: `tlflax.data.pipeline.train_epoch` with the defaults of the configuration;
+- tlflax: `tlflax.data.pipeline.tf_data.train_epoch` with the defaults of the configuration;
 - keras: `image_dataset_from_directory`, then a `RandomFlip` layer by `map`;
 - torch: `DataLoader` over Pillow's `resize` and `transpose`, its workers kept between epochs.
 
@@ -37,8 +37,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tlflax import assets
-from tlflax.errors import EXIT_CODE, UserError
+from tlflax.utils import assets
+from tlflax.utils.errors import EXIT_CODE, UserError
 
 PHOTO = (375, 500)  # (height, width), the most common of ImageNet
 PHOTOS, QUICK_PHOTOS = 512, 128

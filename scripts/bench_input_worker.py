@@ -67,14 +67,14 @@ def tlflax_epochs(folder: Path) -> dict[str, Epoch]:
 
 def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epoch:
     """Returns tlflax's training epoch; `augment` is added to the default flips."""
-    from tlflax.config import AugmentConfig
-    from tlflax.data import folder as folders
-    from tlflax.data import pipeline
+    from tlflax.config.schema import AugmentConfig
+    from tlflax.data import table as folders
+    from tlflax.data.pipeline import tf_data
 
     table, numbers = folders.scan(folder), iter(range(10**9))
 
     def epoch() -> int:
-        batches = pipeline.train_epoch(
+        batches = tf_data.train_epoch(
             table,
             augment=AugmentConfig(**augment),
             seed=0,
@@ -148,20 +148,21 @@ def stage_epochs(
 ) -> dict[str, Epoch]:
     """Returns each stage of tlflax's pipeline alone, fed from memory."""
     augmentations = augmentations or {'full augmentation': FULL}
-    from tlflax.config import AugmentConfig
-    from tlflax.data import augment as augmentation
-    from tlflax.data import folder as folders
-    from tlflax.data import pipeline, reading, sampling
+    from tlflax.config.schema import AugmentConfig
+    from tlflax.data import table as folders
     from tlflax.data._tensorflow import tf
-    from tlflax.data.decode import read_image
-    from tlflax.data.resize import resize_image
+    from tlflax.data.augment import apply as augmentation
+    from tlflax.data.augment import sampling
+    from tlflax.data.images.decode import read_image
+    from tlflax.data.pipeline import tf_data, tf_decode
+    from tlflax.data.pipeline.resize import resize_image
 
     table = folders.scan(folder)
     table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
 
     def each(dataset: Any, function: Any) -> Any:
         function = tf.autograph.experimental.do_not_convert(function)
-        return dataset.map(function, pipeline.in_flight())
+        return dataset.map(function, tf_data.in_flight())
 
     def augmented(images: Any, config: AugmentConfig) -> Any:
         drawn = sampling.draw(config, 0, 0, len(table))
@@ -170,12 +171,12 @@ def stage_epochs(
         return each(pairs, functools.partial(augmentation.apply, augment=config))
 
     def count(dataset: Any) -> int:
-        return int(dataset.with_options(pipeline.options()).reduce(0, lambda number, _: number + 1))
+        return int(dataset.with_options(tf_data.options()).reduce(0, lambda number, _: number + 1))
 
     resize = functools.partial(resize_image, size=SIZE, mode='stretch', antialias=True)
     files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))
     # The very function of which the pipeline is made.
-    decode = each(files, functools.partial(reading.decode_file, by_pillow=read_image))
+    decode = each(files, functools.partial(tf_decode.decode_file, by_pillow=read_image))
     decoded = decode.cache()
     resized = each(decoded, resize).cache()
     stages = {

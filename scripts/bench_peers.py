@@ -30,8 +30,8 @@ def blocks() -> list[list[str]]:
 
 def tlflax(params: Params) -> Run:
     """Ours, planned for the batch size it meets first, on all cores."""
-    from tlflax import assets
-    from tlflax.models import frozen, plan
+    from tlflax.models.vgg import autotune, fast_cpu
+    from tlflax.utils import assets
 
     runs: dict[int, Run] = {}
 
@@ -39,8 +39,8 @@ def tlflax(params: Params) -> Run:
         if x.shape[0] not in runs:
             folder = assets.cache_folder() / 'plans'
             measured = '--guess' not in sys.argv
-            chosen = plan.choose(params, x.shape[:3], folder, measured=measured)
-            runs[x.shape[0]] = frozen.compiled(params, chosen)
+            chosen = autotune.choose(params, x.shape[:3], folder, measured=measured)
+            runs[x.shape[0]] = fast_cpu.compiled(params, chosen)
         return runs[x.shape[0]](x)
 
     return run
@@ -52,11 +52,12 @@ def tlflax_jit(params: Params) -> Run:
 
     import jax
 
-    from tlflax.models import frozen, plan, vgg
+    from tlflax.models.vgg import autotune, fast_cpu
+    from tlflax.models.vgg import network as vgg
 
-    chosen = plan.guess(vgg.WIDTHS, (8, SIZE, SIZE))
-    prepared = frozen.prepare(params, chosen)
-    program = jax.jit(functools.partial(frozen.features, plan=chosen))
+    chosen = autotune.guess(vgg.WIDTHS, (8, SIZE, SIZE))
+    prepared = fast_cpu.prepare(params, chosen)
+    program = jax.jit(functools.partial(fast_cpu.features, plan=chosen))
     return lambda x: program(prepared, x)
 
 
@@ -66,7 +67,7 @@ def xla_direct(params: Params) -> Run:
 
     import jax
 
-    from tlflax.models import vgg
+    from tlflax.models.vgg import network as vgg
 
     program = jax.jit(vgg.apply)
     return functools.partial(program, jax.device_put(params))

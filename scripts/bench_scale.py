@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16, UInt64
 
-from tlflax.store import Store, row_keys
+from tlflax.features.cache.store import Store, row_keys
 
 MEMORY_MIB = 512
 BATCH, WIDTH, REPEATS, CHUNK = 256, 64, 5, 10_000

@@ -36,8 +36,9 @@ from typing import Any
 
 import numpy as np
 
-from tlflax import assets, machine, trees, weights
-from tlflax.errors import EXIT_CODE, UserError
+from tlflax.models.weights import pretrained
+from tlflax.utils import assets, cpu, trees
+from tlflax.utils.errors import EXIT_CODE, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS, IMAGES = 'vgg16_imagenet_notop', 'traffic_lights'
@@ -80,7 +81,7 @@ class Setting:
 def prepare(scratch: Path, quick: bool) -> Setting:
     """Fetches images and weights and puts them where both sides find them."""
     images = assets.fetch(IMAGES)
-    arrays = trees.flatten(weights.load(assets.fetch(WEIGHTS)).params)
+    arrays = trees.flatten(pretrained.load(assets.fetch(WEIGHTS)).params)
     np.savez(scratch / 'weights.npz', **arrays)
     if quick:
         images = copy_part(images, scratch / 'images', QUICK_PART)
@@ -198,7 +199,7 @@ def summarise(tlflax: dict[str, list[Run]], keras: Run | None) -> dict[str, Any]
         'ratio': ratio,
         'accuracy': accuracy,
         'seconds': {'tlflax': seconds, 'keras': peer},
-        'cores': machine.cores(),
+        'cores': cpu.cores(),
     }
 
 
@@ -240,7 +241,7 @@ def main() -> int:
         parser.error('--keras-epochs: the first epoch is not like the others, so 2 or more')
     if options.cold_repeats < 1:
         parser.error('--cold-repeats: at least 1')
-    print(f'{platform.processor() or platform.machine()}, {machine.cores()} cores', flush=True)
+    print(f'{platform.processor() or platform.machine()}, {cpu.cores()} cores', flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix='bench_training-') as scratch:
             setting = prepare(Path(scratch), options.quick)

@@ -9,9 +9,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from tlflax import weights
-from tlflax.errors import EXIT_CODE, UserError
 from tlflax.models.preprocess import PREPROCESS
+from tlflax.models.weights import pretrained
+from tlflax.utils.errors import EXIT_CODE, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def convert(source: str, target: str, *, top: bool, stated: str | None) -> None:
     Raises:
         UserError: The file cannot be read or written, or is known to need other preprocessing.
     """
-    found = weights.load(source, top=top)
+    found = pretrained.load(source, top=top)
     if stated and found.assumed:
         found = dataclasses.replace(found, preprocess=stated, assumed=False)
     elif stated and stated != found.preprocess:
@@ -57,7 +57,7 @@ def convert(source: str, target: str, *, top: bool, stated: str | None) -> None:
             where='--preprocess',
             mend='leave it out',
         )
-    weights.save(target, found)
+    pretrained.save(target, found)
     tensors = sum(len(layer) for layer in found.params.values())
     print(f'source      {found.source}')
     print(f'recognised  {found.name}: {found.recognised}')

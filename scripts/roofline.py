@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlflax import assets, machine
-from tlflax.models import plan, vgg
-from tlflax.models.frozen import Plan
+from tlflax.models.vgg import autotune, network
+from tlflax.models.vgg.fast_cpu import Plan
+from tlflax.utils import assets, cpu
 
 SIZE = 224
 
@@ -75,9 +75,9 @@ def measure_peak() -> Peak:
         b = jnp.asarray(a)
         rates.append(2 * n**3 / _best(functools.partial(np.matmul, a, a)))
         rates.append(2 * n**3 / _best(functools.partial(xla, b)))
-    source = np.ones((machine.cores(), 32 << 20), np.float32)
+    source = np.ones((cpu.cores(), 32 << 20), np.float32)
     target = np.empty_like(source)
-    with ThreadPoolExecutor(machine.cores()) as pool:
+    with ThreadPoolExecutor(cpu.cores()) as pool:
         seconds = _best(lambda: list(pool.map(np.copyto, target, source)), 6)
     return Peak(max(rates), 2 * source.nbytes / seconds)
 
@@ -85,8 +85,8 @@ def measure_peak() -> Peak:
 def costs(chosen: Plan, batch: int) -> list[Cost]:
     """Counts the work of every layer for one image of 224x224 pixels in a batch."""
     found, channels, size = [], 3, SIZE
-    for number, (block, wide) in enumerate(zip(chosen, vgg.WIDTHS, strict=True), start=1):
-        for name, tiling in zip(vgg.conv_names(number), block.layers, strict=True):
+    for number, (block, wide) in enumerate(zip(chosen, network.WIDTHS, strict=True), start=1):
+        for name, tiling in zip(network.conv_names(number), block.layers, strict=True):
             m, n = tiling.tile, tiling.tile + 2
             direct = 2 * 9 * size**2 * channels * wide
             products, positions, between = direct, 9, 0
@@ -96,7 +96,7 @@ def costs(chosen: Plan, batch: int) -> list[Cost]:
                 products = 2 * positions * tiles * channels * wide
                 between = 2 * positions * tiles * (channels + wide)
             kernels = positions * channels * wide / (min(block.images, batch) or batch)
-            result = size**2 * wide / (4 if name == vgg.conv_names(number)[-1] else 1)
+            result = size**2 * wide / (4 if name == network.conv_names(number)[-1] else 1)
             moved = 4 * (size**2 * channels + result + between + kernels)
             found.append(Cost(name, direct, products, moved))
             channels = wide
@@ -112,11 +112,11 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=16)
     batch = parser.parse_args().batch
     peak = measure_peak()
-    print(f'{machine.cores()} cores: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
+    print(f'{cpu.cores()} cores: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
     print(f'{peak.bytes / 1e9:.1f} GB/s copied (read + written)')
     folder = assets.cache_folder() / 'plans'
-    params = jax.eval_shape(vgg.init, jax.random.key(0))
-    found = costs(plan.choose(params, (batch, SIZE, SIZE), folder, measured=False), batch)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    found = costs(autotune.choose(params, (batch, SIZE, SIZE), folder, measured=False), batch)
     print(f'{"layer":14}{"direct":>9}{"plan":>9}{"moved":>9}{"at peak":>10}')
     print(f'{"":14}{"GFLOP":>9}{"GFLOP":>9}{"MB":>9}{"ms":>10}')
     total = 0.0

@@ -30,7 +30,7 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope='session')
 def real_cache() -> Path:
     """The folder in which downloads are kept between test runs."""
-    from tlflax import assets
+    from tlflax.utils import assets
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv('TLFLAX_CACHE')
@@ -42,7 +42,7 @@ def real_cache() -> Path:
 @pytest.fixture(scope='session')
 def imagenet_weights_path(real_cache) -> Path:
     """The canonical VGG16 weights, in the container they were downloaded in."""
-    from tlflax import assets
+    from tlflax.utils import assets
 
     return assets.fetch('vgg16_imagenet_notop', cache=real_cache)
 
@@ -50,7 +50,7 @@ def imagenet_weights_path(real_cache) -> Path:
 @pytest.fixture(scope='session')
 def traffic_lights_dir(real_cache) -> Path:
     """The real photographs: Train/ and Test/, each with red/, yellow/ and green/."""
-    from tlflax import assets
+    from tlflax.utils import assets
 
     return assets.fetch('traffic_lights', cache=real_cache)
 

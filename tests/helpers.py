@@ -10,6 +10,9 @@ from PIL import Image
 
 from tlflax.config import default_config
 
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
 COLOURS = {'green': (40, 190, 60), 'red': (200, 40, 40), 'yellow': (210, 200, 50)}
 
 

@@ -4,8 +4,10 @@ import json
 
 from absl import flags
 
-from tlflax import cli, metrics, trained
-from tlflax.errors import UserError
+from tlflax.config import cli
+from tlflax.inference import trained
+from tlflax.train import metrics
+from tlflax.utils.errors import UserError
 
 
 def _main(arguments: list[str]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tlflax import cli, trained
-from tlflax.data import files
-from tlflax.errors import UserError
-from tlflax.trained import Prediction
+from tlflax.config import cli
+from tlflax.data.splits import loose_files
+from tlflax.inference import trained
+from tlflax.inference.trained import Prediction
+from tlflax.utils.errors import UserError
 
 
 def _main(arguments: list[str]) -> None:
@@ -22,7 +23,7 @@ def _main(arguments: list[str]) -> None:
         )
     classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
     limit = classifier.config.data.max_pixels
-    table, faults = files.table(files.find(arguments), max_pixels=limit)
+    table, faults = loose_files.table(loose_files.find(arguments), max_pixels=limit)
     if len(table):
         _print(classifier.predict(list(table.paths), tta=flags.FLAGS.tta), flags.FLAGS.format)
     for fault in faults:

@@ -12,11 +12,14 @@ import sys
 
 from absl import flags
 
-from tlflax import auditing, cli
-from tlflax.config import Config, resolve
-from tlflax.data import audit_report, loading
-from tlflax.data.problems import CODES
-from tlflax.errors import UserError
+from tlflax.config import cli
+from tlflax.config.parse import resolve
+from tlflax.config.schema import Config
+from tlflax.data.audit import report as audit_report
+from tlflax.data.audit import run
+from tlflax.data.audit.problems import CODES
+from tlflax.data.splits import load
+from tlflax.utils.errors import UserError
 
 
 def _main(arguments: list[str]) -> None:
@@ -33,10 +36,10 @@ def _main(arguments: list[str]) -> None:
 
 
 def _audit(config: Config, accepted: list[str], report: str | None) -> None:
-    auditing.check_accepted(accepted)
+    run.check_accepted(accepted)
     if report:
         audit_report.check_format(report)
-    found = auditing.run(config.data)
+    found = run.run(config.data)
     print(audit_report.text(found.problems, found.summary))
     if report:
         audit_report.write(report, found.problems, found.summary)
@@ -47,10 +50,10 @@ def _audit(config: Config, accepted: list[str], report: str | None) -> None:
 
 
 def _show(config: Config, path: str) -> None:
-    table = loading.load_train(config.data)
-    from tlflax.data import show  # TensorFlow is imported only where it is needed
+    table = load.load_train(config.data)
+    from tlflax.data.pipeline import preview  # TensorFlow is imported only where it is needed
 
-    show.draw_grid(table, config, path)
+    preview.draw_grid(table, config, path)
     print(f'{path} shows training images, and what the first epochs make of them')
 
 

@@ -15,7 +15,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from tlflax.models import heads, preprocess, vgg
+from tlflax.models import heads, preprocess
+from tlflax.models.vgg import network
 
 Params = dict[str, Any]
 
@@ -48,7 +49,7 @@ class Classifier:
         """Runs preprocessing and the backbone on RGB images in 0..255."""
         x = preprocess.PREPROCESS[self.preprocess](image)
         dtype, precision = COMPUTE[self.dtype]
-        return vgg.apply(backbone, x, layer=self.layer, dtype=dtype, precision=precision)
+        return network.apply(backbone, x, layer=self.layer, dtype=dtype, precision=precision)
 
     def logits(
         self, head: Params, features: Float[Array, 'b ...'], key: Array | None = None
@@ -102,4 +103,4 @@ def create(
 def feature_shape(backbone: Params, *, image_size: tuple[int, int], layer: str) -> tuple[int, ...]:
     """Returns the shape of one image's features at `layer`, without computing them."""
     image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    return jax.eval_shape(functools.partial(vgg.apply, layer=layer), backbone, image).shape[1:]
+    return jax.eval_shape(functools.partial(network.apply, layer=layer), backbone, image).shape[1:]

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from tlflax.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, did_you_mean
 
 Shape = tuple[int, ...]
 

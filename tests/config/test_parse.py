@@ -1,0 +1,61 @@
+"""The schema: defaults, types, ranges, did-you-mean."""
+
+import json
+import math
+
+import pytest
+
+from tlflax.config.parse import default_config, resolve, to_dict
+from tlflax.config.schema import Config
+from tlflax.utils.errors import UserError
+from tlflax.workdir.files import write_json
+
+
+def test_defaults_resolve_to_themselves():
+    assert resolve(default_config()).data == Config().data
+    assert resolve({}).train == Config().train
+
+
+def test_survives_json(tmp_path):
+    config = default_config()
+    config.optim.labels = (('backbone/.*', 'frozen'), ('.*', 'x'))
+    config.augment.brightness_range = (0.5, 1.5)
+    write_json(tmp_path / 'c.json', to_dict(resolve(config)))
+    back = resolve(json.loads((tmp_path / 'c.json').read_text()))
+    assert back.optim == resolve(config).optim
+    assert back.augment.brightness_range == (0.5, 1.5)
+    assert math.isnan(back.early_stopping.baseline)
+
+
+@pytest.mark.parametrize(
+    ('raw', 'where', 'hint'),
+    [
+        ({'trian': {}}, 'config.trian', "did you mean 'train'"),
+        ({'train': {'batch_sise': 3}}, 'config.train.batch_sise', "did you mean 'batch_size'"),
+        ({'train': {'batch_size': '3'}}, 'config.train.batch_size', 'str'),
+        ({'train': {'batch_size': True}}, 'config.train.batch_size', 'bool'),
+        ({'train': {'batch_size': 0}}, 'config.train.batch_size', 'at least 1'),
+        ({'train': {'seed': 2**31}}, 'config.train.seed', 'at most'),
+        ({'train': 5}, 'config.train', 'holds keys'),
+        ({'data': {'image_size': (224,)}}, 'config.data.image_size', 'tuple'),
+        ({'data': {'image_size': (224, 'a')}}, 'config.data.image_size', 'int'),
+        ({'data': {'background': (0, 0, 256)}}, 'config.data.background', 'at most 255'),
+        ({'data': {'background': (0, -1, 0)}}, 'config.data.background', 'at least 0'),
+        ({'data': {'max_pixels': 0}}, 'config.data.max_pixels', 'at least 1'),
+        ({'data': {'resize': 'strech'}}, 'config.data.resize', "did you mean 'stretch'"),
+        ({'model': {'dropout': 1.0}}, 'config.model.dropout', 'at most'),
+        ({'model': {'dropout': float('nan')}}, 'config.model.dropout', 'too small'),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named_by_their_key(raw, where, hint):
+    with pytest.raises(UserError) as error:
+        resolve(raw)
+    assert str(error.value).startswith(where)
+    assert hint in str(error.value)
+
+
+def test_numbers_and_spellings_that_are_meant():
+    assert resolve({'optim': {'learning_rate': 1}}).optim.learning_rate == 1.0
+    assert resolve({'features': {'cache': False}}).features.cache == 'False'
+    assert resolve({'data': {'image_size': [32, 48]}}).data.image_size == (32, 48)

@@ -1,0 +1,256 @@
+"""The network against Keras and PyTorch, at every block and at the softmax."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+import vgg_reference as reference
+from flax import nnx
+from PIL import Image
+
+from tlflax.models import classifier as classifiers
+from tlflax.models.preprocess import PREPROCESS
+from tlflax.models.vgg import network as vgg
+from tlflax.models.vgg import tensor_names
+from tlflax.models.weights import pretrained
+from tlflax.models.weights.file_formats import Container
+from tlflax.utils.errors import UserError
+from tlflax.utils.trees import unflatten
+
+NARROW = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'classes': 5}
+
+
+def relative_error(got, want):
+    """The largest deviation over the largest value, in float64."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    assert np.abs(want).max() > 0
+    return np.abs(got - want).max() / np.abs(want).max()
+
+
+def random_images(seed, *shape):
+    return np.random.default_rng(seed).uniform(-128, 128, shape).astype(np.float32)
+
+
+def assert_blocks_agree(params, images, references):
+    ours = jax.jit(vgg.apply_blocks)(params, images)
+    assert tuple(ours) == vgg.POOLS
+    for theirs in references:
+        for name, output in ours.items():
+            assert relative_error(output, theirs[name]) < 1e-4, name
+
+
+@pytest.fixture(scope='module')
+def keras_network():
+    return reference.keras_network()
+
+
+@pytest.fixture(scope='module')
+def torch_network():
+    return reference.TorchVGG16()
+
+
+@pytest.mark.parametrize('size', [(64, 64), (97, 61), (32, 47)])
+def test_every_block_agrees_with_keras_and_torch(keras_network, torch_network, size):
+    params = reference.random_arrays(1)
+    reference.keras_set(keras_network, params)
+    torch_network.set_convolutions(params)
+    images = random_images(2, 2, *size, 3)
+    theirs = [reference.keras_blocks(keras_network, images), torch_network.blocks(images)]
+    assert_blocks_agree(params, images, theirs)
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize('size', [(224, 224), (97, 61)])
+def test_real_weights_on_real_photographs(
+    imagenet_weights_path, traffic_lights_dir, keras_network, torch_network, size
+):
+    params = pretrained.load(imagenet_weights_path).params
+    reference.keras_set(keras_network, params)
+    torch_network.set_convolutions(params)
+    paths = sorted(traffic_lights_dir.rglob('*.jpg'))
+    pixels = [
+        np.asarray(Image.open(path).convert('RGB').resize(size[::-1]))
+        for path in (paths[0], paths[len(paths) // 2], paths[-1])
+    ]
+    images = np.stack(pixels)
+    theirs = keras.applications.vgg16.preprocess_input(images.astype(np.float32))
+    ours = np.asarray(PREPROCESS['caffe'](jnp.asarray(images)))
+    np.testing.assert_array_equal(ours, theirs)
+    blocks = [reference.keras_blocks(keras_network, theirs), torch_network.blocks(theirs.copy())]
+    assert_blocks_agree(params, ours, blocks)
+
+
+def test_softmax_of_the_full_network_in_both_fc1_orders():
+    """PyTorch's weights, channels first, read by us, then given to Keras, channels last."""
+    torch_network = reference.TorchVGG16(top=True)
+    torch_network.randomise(3)
+    images = random_images(4, 2, 224, 224, 3) / 64
+    want = torch_network.probabilities(images)
+    state = {name: tensor.numpy() for name, tensor in torch_network.state_dict().items()}
+    found = tensor_names.canonical(Container('PyTorch', state, {}), top=True, where='memory')
+    params = jax.device_put(unflatten(found.tensors))
+    del state, torch_network, found
+    ours = vgg.apply(params, images, layer='predictions')
+    assert want.max() > 3 * np.median(want)  # far enough from uniform to tell an order apart
+    assert relative_error(ours, want) < 1e-4
+    keras_full = reference.keras_network(top=True)
+    reference.keras_set(keras_full, params)
+    assert relative_error(ours, keras_full(images)) < 1e-4
+
+
+def test_fc1_fc2_agree_with_keras():
+    params = reference.random_arrays(5, top=True, **NARROW)
+    network = reference.keras_network(top=True, **NARROW)
+    reference.keras_set(network, params)
+    images = random_images(6, 3, 224, 224, 3)
+    for layer in vgg.TOP:
+        theirs = keras.Model(network.input, network.get_layer(layer).output)(images)
+        assert relative_error(vgg.apply(params, images, layer=layer), theirs) < 1e-4, layer
+
+
+@pytest.mark.parametrize('layer', vgg.LAYERS)
+def test_output_shape_is_that_of_the_output(layer):
+    params = reference.random_arrays(0, top=True, **NARROW)
+    images = jax.ShapeDtypeStruct((2, 230, 251, 3), jnp.float32)
+    got = jax.eval_shape(lambda x: vgg.apply(params, x, layer=layer), images)
+    assert got.shape == (2, *vgg.output_shape(layer, (230, 251), **NARROW))
+
+
+def test_output_shape_of_the_real_network():
+    assert vgg.output_shape('block5_pool', (224, 224)) == (7, 7, 512)
+    assert vgg.output_shape('predictions', (224, 224)) == (1000,)
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    params = reference.random_arrays(0, widths=NARROW['widths'])
+    images = random_images(7, 2, 64, 64, 3)
+    exact = vgg.apply(params, images)
+    rough = vgg.apply(params, images, dtype=jnp.bfloat16)
+    assert exact.dtype == jnp.float32
+    assert rough.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    assert 1e-4 < relative_error(rough, exact) < 5e-2
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'type_name', 'precision'),
+    [
+        ('float32', 'f32', 'HIGHEST'),
+        ('tensorfloat32', 'f32', 'HIGH'),
+        ('bfloat16', 'bf16', 'DEFAULT'),
+    ],
+)
+def test_compute_types_ask_accelerators_for_their_precision(dtype, type_name, precision):
+    params = reference.random_arrays(0, top=True, **NARROW)
+    model = classifiers.create(
+        params, image_size=(224, 224), classes=3, head='mlp', units=4, dropout=0.0,
+        preprocess='caffe', layer='predictions', dtype=dtype,
+    )  # fmt: skip
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8)
+    text = jax.jit(functools.partial(model.features, params)).lower(image).as_text()
+    operations = [
+        line
+        for line in text.splitlines()
+        if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line
+    ]
+    assert len(operations) == 16
+    for line in operations:
+        assert set(re.findall(r'\b(DEFAULT|HIGH|HIGHEST)\b', line)) == {precision}, line
+        assert line.count(f'x{type_name}>') == 3, line
+
+
+def test_nothing_after_the_layer_is_computed():
+    params = reference.random_arrays(0, widths=NARROW['widths'])
+    called = []
+
+    def conv(name, x, kernel, bias):
+        called.append(name)
+        return vgg.direct_conv(name, x, kernel, bias)
+
+    vgg.apply(params, jnp.ones((1, 32, 32, 3)), layer='block2_pool', conv=conv)
+    assert called == ['block1_conv1', 'block1_conv2', 'block2_conv1', 'block2_conv2']
+
+
+def test_the_convolution_can_be_swapped():
+    params = reference.random_arrays(8, widths=NARROW['widths'])
+    images = random_images(9, 2, 40, 36, 3)
+
+    def by_windows(name, x, kernel, bias):
+        np.testing.assert_array_equal(kernel, params[name]['kernel'])
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        return jnp.asarray(np.maximum(np.einsum('bhwcij,ijcd->bhwd', windows, kernel) + bias, 0))
+
+    direct = vgg.apply_blocks(params, images)
+    swapped = vgg.apply_blocks(params, images, conv=by_windows)
+    for name in vgg.POOLS:
+        assert relative_error(swapped[name], direct[name]) < 1e-5
+
+
+def test_init_is_he_normal_and_decided_by_the_key():
+    one, same, other = (vgg.init(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert {f'{n}/{k}': a.shape for n in one for k, a in one[n].items()} == vgg.shapes()
+    kernel = one['block4_conv2']['kernel']
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    assert not one['block4_conv2']['bias'].any()
+    np.testing.assert_array_equal(kernel, same['block4_conv2']['kernel'])
+    assert (kernel != other['block4_conv2']['kernel']).mean() > 0.99
+
+
+def test_the_real_network_has_the_published_numbers_of_parameters():
+    for top, count in ((False, 14_714_688), (True, 138_357_544)):
+        assert sum(math.prod(shape) for shape in vgg.shapes(top=top).values()) == count
+
+
+def test_too_small_images_are_refused():
+    params = reference.random_arrays(0, widths=NARROW['widths'])
+    with pytest.raises(UserError, match=r'config.data.image_size: 31x224 .* at least 32x32'):
+        vgg.apply(params, jnp.ones((1, 31, 224, 3)))
+    with pytest.raises(UserError, match='40x20'):
+        vgg.output_shape('block1_pool', (40, 20))
+
+
+def test_an_unknown_layer_gets_a_suggestion():
+    with pytest.raises(UserError, match=r"config.features.layer.*did you mean 'block5_pool'"):
+        vgg.output_shape('blok5_pool', (64, 64))
+
+
+def test_layers_of_the_top_need_weights_and_an_image_that_fit():
+    without = reference.random_arrays(0, widths=NARROW['widths'])
+    with pytest.raises(UserError, match='have no fc1'):
+        vgg.apply(without, jnp.ones((1, 224, 224, 3)), layer='fc2')
+    full = reference.random_arrays(0, top=True, **NARROW)
+    with pytest.raises(UserError, match='made for 224x224 pixels, not 192x224'):
+        vgg.apply(full, jnp.ones((1, 192, 224, 3)), layer='fc1')
+
+
+def test_the_module_holds_the_parameters_it_was_given():
+    params = vgg.init(jax.random.key(0), top=True, **NARROW)
+    held = nnx.to_pure_dict(nnx.state(vgg.VGG16(params)))
+    assert jax.tree.structure(held) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, held, params)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+@pytest.mark.parametrize('mode', ['caffe', 'torch'])
+def test_preprocessing_is_that_of_keras(mode, dtype):
+    images = np.random.default_rng(10).integers(0, 256, (2, 5, 4, 3)).astype(dtype)
+    before = images.copy()
+    theirs = keras.applications.imagenet_utils.preprocess_input(
+        images.astype(np.float32), data_format='channels_last', mode=mode
+    )
+    ours = PREPROCESS[mode](jnp.asarray(images))
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_rescale_is_to_one():
+    images = np.arange(256, dtype=np.uint8)[:255].reshape(1, 5, 17, 3)
+    np.testing.assert_allclose(PREPROCESS['rescale'](images), images / 255, rtol=1e-7)

@@ -1,0 +1,240 @@
+"""The fast backbone against direct convolution in float64, and the plans it follows."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import vgg_reference as reference
+from PIL import Image
+
+from tlflax.models.preprocess import PREPROCESS
+from tlflax.models.vgg import autotune, fast_cpu, network, winograd
+from tlflax.models.vgg.fast_cpu import DIRECT_PLAN, BlockPlan
+from tlflax.models.vgg.winograd import DIRECT, Tiling
+from tlflax.models.weights import pretrained
+
+WIDTHS = (4, 9, 8, 10, 12)
+WAYS = [DIRECT, *(Tiling(tile, by_row) for tile in winograd.POINTS for by_row in (False, True))]
+
+
+def exact_conv(x, kernel, bias, *, pool=False):
+    """Direct convolution, ReLU and pool by PyTorch in float64."""
+    wide = torch.tensor(np.asarray(kernel, np.float64)).permute(3, 2, 0, 1)
+    y = torch.tensor(np.asarray(x, np.float64)).permute(0, 3, 1, 2)
+    y = torch.nn.functional.conv2d(y, wide, torch.tensor(np.asarray(bias, np.float64)), padding=1)
+    y = torch.nn.functional.max_pool2d(y.relu(), 2) if pool else y.relu()
+    return y.permute(0, 2, 3, 1).numpy()
+
+
+def exact_blocks(params, x):
+    """The five pools in float64."""
+    found = {}
+    for block, depth in enumerate(reference.DEPTHS, start=1):
+        for i in range(1, depth + 1):
+            layer = params[f'block{block}_conv{i}']
+            x = exact_conv(x, layer['kernel'], layer['bias'], pool=i == depth)
+        found[f'block{block}_pool'] = x
+    return found
+
+
+def relative_error(got, want):
+    """The norm of the deviation over the norm of the exact values, and that no value is off."""
+    got = np.asarray(got, np.float64)
+    assert got.shape == want.shape
+    assert np.linalg.norm(want) > 0
+    worst = np.abs(got - want).max() / np.abs(want).max()
+    return max(worst, np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(-128, 128, shape).astype(np.float32)
+
+
+def layer(channels, wide, seed=0):
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal((3, 3, channels, wide), np.float32) / np.sqrt(9 * channels)
+    return {'kernel': kernel.astype(np.float32), 'bias': rng.standard_normal(wide, np.float32)}
+
+
+@pytest.mark.parametrize('tile', winograd.POINTS)
+def test_the_transforms_are_exact(tile):
+    output, kernel, inputs = winograd.matrices(tile)
+    data, taps = np.random.default_rng(0).standard_normal((2, tile + 2))
+    got = output @ ((kernel @ taps[:3]) * (inputs @ data))
+    np.testing.assert_allclose(got, np.correlate(data, taps[:3], 'valid'), atol=1e-11)
+
+
+@pytest.mark.parametrize('pool', [False, True])
+@pytest.mark.parametrize('way', WAYS, ids=str)
+@pytest.mark.parametrize('size', [(14, 28), (13, 9), (2, 3)])
+def test_a_convolution_equals_direct(way, size, pool):
+    arrays = layer(5, 7)
+    x = images(2, *size, 5)
+    prepared = arrays | {'kernel': winograd.transform_kernel(arrays['kernel'], way)}
+    got = jax.jit(winograd.conv3x3, static_argnames=('tiling', 'pool'))(
+        x, prepared, tiling=way, pool=pool
+    )
+    want = exact_conv(x, arrays['kernel'], arrays['bias'], pool=pool)
+    assert relative_error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize('way', WAYS[::2], ids=str)
+def test_a_strip_takes_its_neighbours_rows(way):
+    arrays = layer(3, 4)
+    x = images(1, 20, 11, 3)
+    prepared = arrays | {'kernel': winograd.transform_kernel(arrays['kernel'], way)}
+    got = winograd.conv3x3(x[:, 4:15], prepared, way, border=0)
+    want = exact_conv(x, arrays['kernel'], arrays['bias'])[:, 5:14]
+    assert relative_error(got, want) < 1e-5
+
+
+def uniform(way, *, images=0, rows=0):
+    """A plan with one tiling for all layers."""
+    return tuple(BlockPlan((way,) * depth, images, rows) for depth in reference.DEPTHS)
+
+
+MIXED = (
+    BlockPlan((DIRECT, Tiling(4)), 1, 16),
+    BlockPlan((Tiling(6), Tiling(4, True)), 1, 24),
+    BlockPlan((Tiling(4, True), Tiling(6), DIRECT), 2),
+    BlockPlan((Tiling(4),) * 3, 2),
+    BlockPlan((Tiling(6),) * 3),
+)
+
+
+@pytest.mark.parametrize(
+    ('way', 'size'),
+    [
+        (DIRECT_PLAN, (97, 61)),
+        (uniform(DIRECT, images=1, rows=6), (97, 61)),
+        (uniform(Tiling(4), rows=8), (64, 64)),
+        (uniform(Tiling(6, True), images=1), (32, 47)),
+        (MIXED, (97, 61)),
+    ],
+    ids=['direct', 'strips of direct', 'strips of 4', '6 by row', 'mixed'],
+)
+def test_every_plan_gives_every_block(way, size):
+    params = reference.random_arrays(1, widths=WIDTHS)
+    x = images(3, *size, 3)
+    prepared = fast_cpu.prepare(params, way)
+    want = exact_blocks(params, x)
+    for pool in network.POOLS[1::3]:
+        run = jax.jit(functools.partial(fast_cpu.features, plan=way, layer=pool))
+        assert relative_error(run(prepared, x), want[pool]) < 1e-5, pool
+
+
+def test_the_dense_layers_and_uint8_images():
+    params = reference.random_arrays(2, widths=WIDTHS, top=True, units=8)
+    x = np.random.default_rng(3).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    for name in ('fc1', 'fc2'):
+        run = fast_cpu.compiled(params, DIRECT_PLAN, layer=name, before=PREPROCESS['caffe'])
+        want = network.apply(params, PREPROCESS['caffe'](x), layer=name)
+        assert relative_error(run(x), np.asarray(want, np.float64)) < 1e-5
+
+
+@pytest.mark.parametrize('batch', [1, 8, 11])
+def test_threads_share_a_batch(batch, monkeypatch):
+    monkeypatch.setattr(fast_cpu.machine, 'cores', lambda: 2)
+    assert len(fast_cpu.split(batch)) == (1 if batch == 1 else 2)
+    params = reference.random_arrays(1, widths=WIDTHS)
+    x = images(batch, 32, 32, 3)
+    run = fast_cpu.compiled(params, uniform(Tiling(4)))
+    got = run(x)
+    assert relative_error(got, exact_blocks(params, x)['block5_pool']) < 1e-5
+    np.testing.assert_array_equal(got, run(x))
+
+
+def test_a_guess_fits_any_shape():
+    for shape in [(1, 32, 32), (16, 224, 224), (3, 97, 61), (64, 448, 300)]:
+        for block, depth in zip(autotune.guess(network.WIDTHS, shape), network.DEPTHS, strict=True):
+            assert len(block.layers) == depth
+            assert block.rows % 2 == 0
+            assert 0 <= block.images < shape[0] or block.images == 0
+    assert autotune.guess(network.WIDTHS, (16, 224, 224))[0].layers[0] == DIRECT
+
+
+@pytest.fixture
+def params():
+    return reference.random_arrays(1, widths=WIDTHS)
+
+
+def test_a_measured_plan_computes_the_same_and_is_kept(params, tmp_path, monkeypatch):
+    monkeypatch.setattr(autotune, 'TILINGS', (DIRECT, Tiling(4)))
+    shape = (2, 32, 32)
+    found = autotune.choose(params, shape, tmp_path)
+    x = images(2, 32, 32, 3)
+    got = fast_cpu.features(fast_cpu.prepare(params, found), x, found)
+    assert relative_error(got, exact_blocks(params, x)['block5_pool']) < 1e-5
+    kept = json.loads(next(tmp_path.glob('*.json')).read_text())
+    assert kept['key']['shape'] == [2, 32, 32]
+    assert all(seconds > 0 for seconds in kept['seconds_per_image'])
+
+    def again(*_):
+        raise AssertionError('measured twice')
+
+    monkeypatch.setattr(autotune, 'measure', again)
+    assert autotune.choose(params, shape, tmp_path) == found
+    assert autotune.choose(params, (3, 32, 32), tmp_path, measured=False) == autotune.guess(
+        WIDTHS, (3, 32, 32)
+    )
+
+
+@pytest.mark.parametrize('damage', ['', '{}', '[1]', '{"key": 1', None])
+def test_a_damaged_plan_is_measured_anew(params, tmp_path, monkeypatch, damage):
+    calls = []
+    good = autotune.guess(WIDTHS, (2, 32, 32))
+    monkeypatch.setattr(autotune, 'measure', lambda *_: calls.append(1) or (good, [0.1] * 5))
+    autotune.choose(params, (2, 32, 32), tmp_path)
+    (path,) = tmp_path.iterdir()
+    if damage is None:  # a plan that lacks a layer's entry
+        kept = json.loads(path.read_text())
+        kept['plan'][0]['layers'][0] = [4]
+        damage = json.dumps(kept)
+    path.write_text(damage)
+    assert autotune.choose(params, (2, 32, 32), tmp_path) == good
+    assert autotune.choose(params, (2, 32, 32), tmp_path) == good
+    assert len(calls) == 2
+
+
+def test_accelerators_convolve_directly(params, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert autotune.choose(params, (2, 32, 32), tmp_path) == DIRECT_PLAN
+    assert fast_cpu.split(64) == [slice(0, 64)]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_fastest_wins(monkeypatch):
+    race = autotune._Race((2, 32, 32), 3, 4)
+    plans = [BlockPlan((DIRECT,) * 2, images=i) for i in range(4)]
+    times = dict(zip(plans, [3.0, 1.0, 2.0, 1.2], strict=True))
+    calls = []
+
+    def prepare(way):
+        return lambda: calls.append(way) or times[way]
+
+    monkeypatch.setattr(race, '_prepare', prepare)
+    assert race.best(plans) == plans[1]
+    assert calls.count(plans[0]) == 1  # hopeless after the first round
+    assert calls.count(plans[3]) == autotune.ROUNDS
+
+
+@pytest.mark.assets
+def test_real_weights_and_photographs(imagenet_weights_path, traffic_lights_dir):
+    params = pretrained.load(imagenet_weights_path).params
+    paths = sorted(traffic_lights_dir.rglob('*.jpg'))
+    pixels = [
+        np.asarray(Image.open(path).convert('RGB').resize((224, 224)))
+        for path in (paths[0], paths[len(paths) // 2], paths[-1])
+    ]
+    x = np.asarray(PREPROCESS['caffe'](jnp.asarray(np.stack(pixels))))
+    want = exact_blocks(params, x)['block5_pool']
+    ways = [autotune.guess(network.WIDTHS, (16, 224, 224)), uniform(Tiling(6), images=1, rows=24)]
+    for way in ways:
+        run = jax.jit(functools.partial(fast_cpu.features, plan=way))
+        error = relative_error(run(fast_cpu.prepare(params, way), x), want)
+        print(f'{way[0].layers[1]}: relative error {error:.1e}')
+        assert error < 1e-4

@@ -1,0 +1,187 @@
+"""Linear probes: the minimum is scikit-learn's, the best of the path is a normal workdir."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.special
+from helpers import make_folders, run_module, small_config
+from sklearn.linear_model import LogisticRegression
+
+from tlflax.config.parse import resolve
+from tlflax.inference import trained
+from tlflax.models.linear import logistic_regression
+from tlflax.probe import run
+from tlflax.utils.errors import UserError
+from tlflax.workdir.files import Workdir
+
+
+def make_features(n, d, seed=0):
+    """Non-negative features of very different sizes, of which a few tell the class."""
+    rng = np.random.default_rng(seed)
+    x = np.maximum(rng.normal(size=(n, d)), 0) * rng.exponential(size=d) * 20
+    label = rng.integers(0, 3, n)
+    x[np.arange(n), label] += 40
+    return x.astype(np.float32), label.astype(np.int32)
+
+
+@pytest.mark.parametrize(('n', 'd'), [(150, 400), (300, 40)], ids=['wide', 'tall'])
+def test_path_is_that_of_scikit_learn(n, d):
+    """Probabilities to 1e-4 at every strength, coefficients to 0.1 % where they are determined.
+
+    The weakest strengths leave directions in which the objective is flat to float32.
+    """
+    x, label = make_features(n, d)
+    wide = x.astype(np.float64)
+    scale = np.sqrt((wide**2).sum(1).mean())
+    for solved in logistic_regression.solve_path(x, label, 3):
+        assert solved.gradient_norm <= 1e-5
+        # In scaled units, or scikit-learn's own solver does not arrive.
+        strength = solved.l2 / scale**2
+        reference = LogisticRegression(C=1 / (strength * n), tol=1e-10, max_iter=50_000)
+        reference.fit(wide / scale, label)
+        ours = scipy.special.softmax(wide @ solved.kernel + solved.bias, axis=1)
+        theirs = reference.predict_proba(wide / scale)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+        if strength > 1e-5:
+            error = np.linalg.norm(solved.kernel.T * scale - reference.coef_)
+            assert error < 1e-3 * np.linalg.norm(reference.coef_)
+
+
+def test_gradient_in_float64_vanishes():
+    """The objective as documented, differentiated by hand, for features as they are."""
+    x, label = make_features(120, 300, seed=1)
+    wide, target = x.astype(np.float64), np.eye(3)[label]
+    for solved in logistic_regression.solve_path(x, label, 3, strengths=(1e-1, 1e-3)):
+        excess = scipy.special.softmax(wide @ solved.kernel + solved.bias, axis=1) - target
+        gradient = wide.T @ excess / len(x) + solved.l2 * solved.kernel
+        at_zero = wide.T @ (1 / 3 - target) / len(x)
+        assert np.linalg.norm(gradient) < 1e-4 * np.linalg.norm(at_zero)
+        assert np.abs(excess.mean(0)).max() < 1e-5
+
+
+def test_compression_loses_nothing():
+    x, _ = make_features(60, 500)
+    x[7] = x[8]  # a row that adds no direction
+    rows = logistic_regression.compress(x)
+    assert rows.coordinates.shape == (60, 59)
+    weights = np.random.default_rng(0).normal(size=(59, 3))
+    kernel = rows.kernel(x, weights)
+    logits = rows.coordinates @ weights
+    np.testing.assert_allclose(x @ kernel, logits, atol=1e-5 * np.abs(logits).max())
+    norm = np.linalg.norm(kernel) * rows.scale
+    np.testing.assert_allclose(norm, np.linalg.norm(weights), rtol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('images')
+    make_folders(root / 'Train', 9, seed=1, noise=120.0)
+    make_folders(root / 'Test', 6, seed=2, noise=120.0)
+    return root
+
+
+@pytest.fixture(scope='module', params=['flatten', 'gap', 'standardised'])
+def finished(request, root, tmp_path_factory):
+    """A probe's workdir, its result and the scikit-learn transform of the features."""
+    head = {'gap': 'gap_linear'}.get(request.param, 'conv')  # 'conv' is no probe: flatten
+    config = resolve(small_config(root, model__head=head))
+    workdir = tmp_path_factory.mktemp('probes') / request.param
+    result = run.run(config, Workdir(workdir), standardise=request.param == 'standardised')
+    return workdir, result, request.param
+
+
+def test_workdir_has_the_path_and_its_best(finished):
+    workdir, result, _ = finished
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert len(records) == len(logistic_regression.STRENGTHS)
+    strengths = [record['l2'] for record in records]
+    assert strengths == sorted(strengths, reverse=True)
+    losses = [record['train_loss'] for record in records]
+    assert losses == sorted(losses, reverse=True)  # weaker regularisation fits better
+    best = max(records, key=lambda record: (record['val_accuracy'], -record['val_loss']))
+    assert result['best_epoch'] == best['epoch']
+    assert result['best_val_accuracy'] == best['val_accuracy'] > 0.5
+    assert result['val']['loss'] == pytest.approx(best['val_loss'], abs=1e-6)
+    assert all(record['gradient_norm'] <= 1e-5 for record in records)
+
+
+def test_restored_probe_is_the_one_that_was_fitted(finished):
+    workdir, result, kind = finished
+    restored = trained.load(workdir)
+    assert restored.config.model.head == ('gap_linear' if kind == 'gap' else 'flatten_linear')
+    assert restored.step == result['step']
+    evaluated = restored.evaluate()
+    assert evaluated['loss'] == pytest.approx(result['best_val_loss'], abs=1e-6)
+    assert trained.load(workdir, 'last').step == max(
+        json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+    )
+
+
+def test_standardised_probe_equals_scikit_learn_on_standardised_features(root, tmp_path):
+    """The chosen kernel and bias, which are for plain features, give the same probabilities."""
+    config = resolve(small_config(root, features__dtype='float32'))
+    result = run.run(config, Workdir(tmp_path / 'w'), standardise=True)
+    record = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()[result['best_epoch'] - 1]
+    restored = trained.load(tmp_path / 'w')
+    source, table = _train_source(restored)
+    x, label = run._rows(source, 'flatten_linear')
+    wide = x.astype(np.float64)
+    deviation = np.where(wide.std(0) == 0, 1, wide.std(0))
+    scaled = (wide - wide.mean(0)) / deviation
+    reference = LogisticRegression(
+        C=1 / (json.loads(record)['l2'] * len(x)), tol=1e-10, max_iter=50_000
+    ).fit(scaled, label)
+    layer = restored.trainable['head']['logits']
+    ours = scipy.special.softmax(
+        wide @ np.asarray(layer['kernel'], np.float64) + np.asarray(layer['bias']), axis=1
+    )
+    np.testing.assert_allclose(ours, reference.predict_proba(scaled), atol=1e-3)
+    np.testing.assert_array_equal(label, table.labels)
+
+
+def _train_source(restored):
+    from tlflax.train import setup
+
+    prepared = setup.build(restored.config, setup.load(restored.config))
+    return prepared.maker.eval(prepared.splits.train, 'training'), prepared.splits.train
+
+
+def test_workdir_in_use_is_refused(finished, root):
+    with pytest.raises(UserError, match='--workdir'):
+        run.run(resolve(small_config(root)), Workdir(finished[0]))
+
+
+def test_features_must_be_kept(root, tmp_path):
+    config = small_config(root, features__cache='False')
+    with pytest.raises(UserError, match=r'config\.features\.cache'):
+        run.run(resolve(config), Workdir(tmp_path / 'w'))
+    assert not (tmp_path / 'w' / 'config.json').exists()
+
+
+def test_command(root, tmp_path):
+    (tmp_path / 'config.py').write_text(
+        'from tlflax.config import default_config\n'
+        'def get_config():\n'
+        '    config = default_config()\n'
+        f'    config.data.train = {str(root / "Train")!r}\n'
+        f'    config.data.val = {str(root / "Test")!r}\n'
+        '    config.data.image_size, config.train.batch_size = (32, 32), 8\n'
+        "    config.weights.source = 'random'\n"
+        "    config.features.layer = 'block3_pool'\n"
+        '    return config\n'
+    )
+    done = run_module('probe', f'--config={tmp_path / "config.py"}', f'--workdir={tmp_path / "w"}')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split()[:2] == ['l2', 'iterations']
+    assert json.loads(done.stdout.splitlines()[-1])['gradient_norm'] <= 1e-5
+    photo = next((root / 'Test' / 'red').iterdir())
+    predicted = run_module('predict', f'--workdir={tmp_path / "w"}', str(photo))
+    assert predicted.returncode == 0, predicted.stderr
+
+
+def test_command_without_config_is_one_sentence():
+    done = run_module('probe')
+    assert done.returncode == 2
+    assert '--config' in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,202 @@
+"""The benchmark scripts, as command lines in their smallest form, and the arithmetic in them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT, make_folders
+from PIL import Image
+
+SCRIPTS = ROOT / 'scripts'
+
+
+def load(name):
+    """Imports a script."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name, *arguments):
+    """Runs a script as a user would."""
+    command = [sys.executable, str(SCRIPTS / f'{name}.py'), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def figures(name, *arguments):
+    """Runs a script and returns its last line."""
+    return json.loads(run(name, *arguments).stdout.splitlines()[-1])
+
+
+# bench_input
+
+
+def test_bench_input_measures_every_side():
+    found = figures(
+        'bench_input', '--quick', '--data', 'photographs', '--photographs=40', '--repeats=2'
+    )
+    rates = found['images_per_second']['photographs']
+    here = [peer for peer in ('keras', 'torch') if importlib.util.find_spec(peer)]
+    for name in ('tlflax', 'tlflax_no_antialias', 'stage: resize', *here):
+        assert len(rates[name]) == 2
+        assert min(rates[name]) > 0
+    for peer in ('keras', 'torch'):
+        if peer in here:
+            expected = sum(rates['tlflax']) / sum(rates[peer])  # the median of two is their mean
+            assert found['ratio'][peer] == pytest.approx(expected)
+        else:
+            assert found['ratio'][peer] is None
+
+
+def test_input_ratio_is_that_of_the_worse_data():
+    ratios = load('bench_input').ratios(
+        {
+            'small': {'tlflax': [100, 300, 200], 'keras': [100]},
+            'large': {'tlflax': [30], 'keras': [60, 20, 50]},
+        }
+    )
+    assert ratios['ratio'] == {'keras': 0.6, 'torch': None}
+    assert ratios['ratio_by_data']['small'] == {'keras': 2.0, 'torch': None}
+
+
+def test_generated_photographs_weigh_what_photographs_do(tmp_path):
+    folder = load('bench_input').write_photographs(tmp_path, 4)
+    files = sorted(folder.glob('*/*.jpg'))
+    assert [file.parent.name for file in files] == ['a', 'a', 'b', 'b']
+    for file in files:
+        assert Image.open(file).size == (500, 375)
+        assert 50_000 < file.stat().st_size < 200_000  # ImageNet's have 110 kB in the mean
+
+
+@pytest.mark.parametrize('side', ['tlflax', 'keras', 'torch'])
+def test_input_sides_go_through_all_images(side, tmp_path):
+    if side != 'tlflax':
+        pytest.importorskip(side)
+    make_folders(tmp_path, per_class=13)
+    # Alone, as PyTorch forks its workers, which must not happen beside TensorFlow's threads.
+    code = f"""if True:
+        from pathlib import Path
+        from bench_input_worker import SIDES
+        print(SIDES[{side!r}](Path({str(tmp_path)!r}))[{side!r}]())
+    """
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == '39\n', done.stderr
+
+
+def test_each_augmentation_has_its_rate(tmp_path):
+    make_folders(tmp_path, per_class=2)
+    code = f"""if True:
+        from pathlib import Path
+        from bench_input_worker import AUGMENTATIONS, SIDES
+        epochs = SIDES['augmentations'](Path({str(tmp_path)!r}))
+        assert set(AUGMENTATIONS) < set(epochs)
+        print(epochs['cutmix'](), epochs['ten crops'](), epochs['stage: erasing']())
+    """
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == '6 6 6\n', done.stderr
+
+
+# bench_training
+
+
+def test_extrapolation_leaves_the_first_epoch_aside():
+    run = load('bench_training').Run(100.0, (50.0, 10.0, 14.0, 12.0), (0.5, 0.6, 0.7, 0.8))
+    assert run.extrapolated(10) == 100 + 6 * 12
+    assert run.extrapolated(4) == 100
+
+
+def test_training_ratios_and_accuracies():
+    module = load('bench_training')
+    cold = [module.Run(s, (1.0,) * 10, tuple(i / 10 for i in range(1, 11))) for s in (20, 22, 60)]
+    tlflax = {'cold_10': cold, 'cold_30': cold[:1], 'warm_10': [cold[1]]}
+    found = module.summarise(tlflax, module.Run(30.0, (20.0, 5.0), (0.3, 0.9)))
+    assert found['ratio'] == {'cold_10': 70 / 22, 'cold_30': 170 / 20, 'warm_10': 70 / 22}
+    assert found['accuracy'] == {'tlflax': 1.0, 'keras': 0.9, 'tlflax_after_as_many': 0.2}
+    alone = module.summarise(tlflax, None)
+    assert alone['ratio'] == dict.fromkeys(('cold_10', 'cold_30', 'warm_10'))
+    assert alone['seconds']['keras'] is None
+
+
+def test_quick_training_extrapolates_thirty_epochs():
+    module = load('bench_training')
+    run = module.Run(20.0, (9.0, 1.0, 1.0), (0.1, 0.2, 0.3))
+    found = module.summarise({'cold_10': [run], 'cold_30': [], 'warm_10': [run]}, None)
+    assert found['seconds']['tlflax']['cold_30'] == [20 + 27]
+
+
+def test_a_part_of_the_images_keeps_every_class(tmp_path):
+    make_folders(tmp_path / 'all' / 'Train', per_class=12)
+    make_folders(tmp_path / 'all' / 'Test', per_class=3)
+    part = load('bench_training').copy_part(tmp_path / 'all', tmp_path / 'part', 0.25)
+    counts = {str(f.relative_to(part)): len(list(f.iterdir())) for f in part.glob('*/*')}
+    colours = ('green', 'red', 'yellow')
+    assert counts == {f'Train/{c}': 3 for c in colours} | {f'Test/{c}': 2 for c in colours}
+
+
+def test_keras_recipe_stamps_every_epoch(tmp_path):
+    pytest.importorskip('keras')
+    import vgg_reference as reference
+
+    from tlflax.utils import trees
+
+    for split in ('Train', 'Test'):
+        make_folders(tmp_path / split, per_class=4)
+    np.savez(tmp_path / 'weights.npz', **trees.flatten(reference.random_arrays(0)))
+    done = run(
+        'keras_recipe', tmp_path, tmp_path / 'weights.npz', '--image-size=64',
+        '--layer=block4_pool', '--epochs=3',
+    )  # fmt: skip
+    stamps = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    assert [stamp['epoch'] for stamp in stamps] == [1, 2, 3]
+    assert all(stamp['seconds'] > 0 and 0 <= stamp['val_accuracy'] <= 1 for stamp in stamps)
+
+
+# bench_scale
+
+
+def test_bench_scale_stays_within_its_memory(tmp_path):
+    found = figures('bench_scale', '--quick', f'--folder={tmp_path}')
+    assert list(found['sizes']) == ['10000', '100000']
+    assert found['within_bound'] is True
+    assert not list(tmp_path.iterdir())
+
+
+# bench_accelerator
+
+
+def test_bench_accelerator_runs_on_a_cpu_with_its_peer():
+    found = figures('bench_accelerator', '--quick', '--peer-on-cpu')
+    assert set(found['peak']) == {'float32', 'tensorfloat32', 'bfloat16'}
+    for name in ('tlflax float32', 'tlflax bfloat16', 'torch bfloat16'):
+        row = found['sides'][name]['4']
+        assert min(row['rounds']) > 0
+        assert 0 < row['of_peak'] < 4
+    ours, theirs = (found['sides'][f'{name} bfloat16']['4'] for name in ('tlflax', 'torch'))
+    expected = ours['images_per_second'] / theirs['images_per_second']
+    assert found['ratio']['torch'] == pytest.approx(expected)
+
+
+def test_operations_of_direct_convolution_are_the_published_number():
+    assert load('bench_accelerator').direct_operations(224) == pytest.approx(2 * 15.35e9, rel=1e-3)
+
+
+# bench_audit
+
+
+def test_bench_audit_finds_what_it_planted(tmp_path):
+    found = figures('bench_audit', '--quick', '--files=600', f'--folder={tmp_path}')
+    assert found['real']['files'] == 600
+    assert found['real']['peak_mib'] > found['real']['idle_mib'] / 2 > 10
+    assert found['remembered']['files'] == 100_000
+    assert not list(tmp_path.iterdir())

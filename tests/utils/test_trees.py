@@ -1,0 +1,251 @@
+"""Parameter paths: labels, partition, table, strict comparison, digest."""
+
+import hashlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tlflax.utils import trees
+from tlflax.utils.errors import UserError
+
+RULES = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
+
+
+@pytest.fixture
+def params():
+    """A small tree in the shape of a classifier's."""
+    rng = np.random.default_rng(0)
+
+    def layer(*shape):
+        return {
+            'kernel': rng.normal(size=shape).astype(np.float32),
+            'bias': rng.normal(size=shape[-1:]).astype(np.float32),
+        }
+
+    return {
+        'backbone': {'block1_conv1': layer(3, 3, 3, 4), 'block5_conv1': layer(3, 3, 4, 8)},
+        'head': {'dense': layer(8, 5), 'predictions': layer(5, 3)},
+    }
+
+
+def same(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_flatten_names_every_leaf_by_its_path(params):
+    flat = trees.flatten(params)
+    assert set(flat) == {
+        f'{layer}/{name}'
+        for layer in (
+            'backbone/block1_conv1',
+            'backbone/block5_conv1',
+            'head/dense',
+            'head/predictions',
+        )
+        for name in ('kernel', 'bias')
+    }
+    assert flat['head/dense/kernel'] is params['head']['dense']['kernel']
+    assert same(trees.unflatten(flat), params)
+
+
+def test_flatten_works_on_labels_and_on_abstract_arrays(params):
+    assert trees.flatten({'a': {'b': 'frozen'}}) == {'a/b': 'frozen'}
+    abstract = jax.eval_shape(lambda: params)
+    assert trees.flatten(abstract)['head/dense/bias'].shape == (5,)
+
+
+@pytest.mark.parametrize('flat', [{'a': 1, 'a/b': 2}, {'a/b': 2, 'a': 1}, {'a/b/c': 1, 'a/b': 2}])
+def test_unflatten_refuses_a_leaf_that_is_also_a_branch(flat):
+    with pytest.raises(ValueError, match='both a leaf and a branch'):
+        trees.unflatten(flat)
+
+
+def test_first_matching_pattern_gives_the_label(params):
+    rules = (
+        ('backbone/block5_.*/kernel', 'tuned'),
+        ('backbone/.*', 'frozen'),
+        (r'.*/bias', 'biases'),
+        ('head/.*', 'head'),
+    )
+    labels = trees.label_tree(params, rules)
+    assert labels == {
+        'backbone': {
+            'block1_conv1': {'kernel': 'frozen', 'bias': 'frozen'},
+            'block5_conv1': {'kernel': 'tuned', 'bias': 'frozen'},
+        },
+        'head': {
+            'dense': {'kernel': 'head', 'bias': 'biases'},
+            'predictions': {'kernel': 'head', 'bias': 'biases'},
+        },
+    }
+
+
+def refused(params, rules):
+    with pytest.raises(UserError) as caught:
+        trees.label_tree(params, rules)
+    assert caught.value.where == 'config.optim.labels'
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'near'),
+    [
+        ('backbon/.*', 'backbone/.*'),
+        ('backbone/block6_conv1/.*', 'backbone/block5_conv1/.*'),
+        ('backbone/block5_conv1/kernle', 'backbone/block5_conv1/kernel'),
+        ('block5_conv1', 'backbone/block5_conv1/bias'),  # part of a path is not enough
+        ('dense/kernel', 'head/dense/kernel'),
+        ('conv1', 'backbone/block1_conv1/bias'),
+        ('backbone/block5', 'backbone/block5_conv1/bias'),
+        ('heads/.*', 'head/.*'),
+        ('zzz', 'backbone/.*'),
+    ],
+)
+def test_a_pattern_that_matches_nothing_names_near_misses(params, pattern, near):
+    message = refused(params, ((pattern, 'tuned'), *RULES))
+    assert repr(pattern) in message
+    assert f'near misses: {near!r}' in message
+
+
+def test_a_pattern_that_comes_too_late_is_named(params):
+    message = refused(params, (('.*', 'head'), ('backbone/.*', 'frozen')))
+    assert "'backbone/.*'" in message
+    assert 'earlier' in message
+
+
+def test_an_uncovered_parameter_is_named(params):
+    message = refused(params, (('backbone/.*', 'frozen'), ('head/dense/.*', 'head')))
+    assert "'head/predictions/bias'" in message
+    assert "'head/predictions/kernel'" in message
+    assert 'head/dense' not in message
+
+
+def test_everything_frozen_is_refused(params):
+    assert "'frozen'" in refused(params, (('.*', 'frozen'),))
+
+
+def test_a_pattern_that_is_no_regular_expression_is_named(params):
+    message = refused(params, (('head/(', 'head'), ('.*', 'frozen')))
+    assert "'head/('" in message
+    assert 'regular expression' in message
+
+
+def test_partition_and_merge(params):
+    labels = trees.label_tree(params, RULES)
+    trainable, frozen = trees.partition(params, labels)
+    assert set(trainable) == {'head'}
+    assert set(frozen) == {'backbone'}
+    assert same(trees.merge(trainable, frozen), params)
+    assert same(trees.merge(frozen, trainable), params)
+
+
+def test_partition_leaves_no_empty_branches(params):
+    labels = trees.label_tree(params, (('.*/kernel', 'tuned'), ('.*/bias', 'frozen')))
+    trainable, frozen = trees.partition(params, labels)
+    assert set(trainable['head']['dense']) == {'kernel'}
+    assert set(frozen['head']['dense']) == {'bias'}
+    assert same(trees.merge(trainable, frozen), params)
+    all_trainable, nothing = trees.partition(params, trees.label_tree(params, (('.*', 'x'),)))
+    assert nothing == {}
+    assert same(all_trainable, params)
+
+
+def test_merge_inside_jit_and_grad(params):
+    """Gradients are those of the trainable subtree alone."""
+    trainable, frozen = trees.partition(params, trees.label_tree(params, RULES))
+
+    def loss(trainable):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(trees.merge(trainable, frozen)))
+
+    grads = jax.jit(jax.grad(loss))(trainable)
+    assert set(grads) == {'head'}
+    np.testing.assert_allclose(
+        grads['head']['dense']['kernel'], 2 * params['head']['dense']['kernel'], rtol=1e-6
+    )
+
+
+def test_merge_refuses_a_parameter_given_twice(params):
+    with pytest.raises(ValueError, match='head/dense/bias'):
+        trees.merge(params, {'head': {'dense': {'bias': params['head']['dense']['bias']}}})
+
+
+def test_table_counts_tensors_parameters_and_optimiser_bytes(params):
+    rules = (('backbone/.*', 'frozen'), ('head/.*/bias', 'head'), ('head/.*', 'head'))
+    lines = trees.table(params, rules, {'frozen': 0, 'head': 2 * 4 * (8 * 5 + 5 + 5 * 3 + 3) + 4})
+    rows = [re.split(r'\s{2,}', line.strip()) for line in lines.splitlines()]
+    assert rows == [
+        ['pattern', 'label', 'tensors', 'parameters', 'optimiser bytes'],
+        ['backbone/.*', 'frozen', '4', f'{3 * 3 * 3 * 4 + 4 + 3 * 3 * 4 * 8 + 8:,}', '0'],
+        ['head/.*/bias', 'head', '2', '8', '508'],
+        ['head/.*', 'head', '2', '55', 'as above'],
+        ['all', '8', '471', '508'],
+    ]
+
+
+def test_check_same_accepts_the_same_shapes_and_types(params):
+    trees.check_same(jax.eval_shape(lambda: params), params, where='file', mend='mend')
+
+
+def test_check_same_shows_every_difference(params):
+    got = trees.unflatten(
+        {
+            ('head/extra/bias' if path == 'head/dense/bias' else path): leaf
+            for path, leaf in trees.flatten(params).items()
+        }
+    )
+    got['head']['predictions']['kernel'] = np.zeros((5, 7), np.float32)
+    got['head']['predictions']['bias'] = np.zeros(3, np.int8)
+    with pytest.raises(UserError) as caught:
+        trees.check_same(params, got, where='weights.h5', mend='use another file')
+    message = str(caught.value)
+    assert message.startswith('weights.h5: ')
+    assert [line.strip() for line in message.splitlines()[1:]] == [
+        '- head/dense/bias float32[5]',
+        '+ head/extra/bias float32[5]',
+        '! head/predictions/bias float32[3], not int8[3]',
+        '! head/predictions/kernel float32[5,3], not float32[5,7]; use another file',
+    ]
+
+
+def test_check_same_shortens_a_long_list():
+    expected = {f'layer{i}': np.zeros(1) for i in range(100)}
+    with pytest.raises(UserError, match='and 80 more') as caught:
+        trees.check_same(expected, {}, where='x', mend='y')
+    assert len(str(caught.value).splitlines()) == 22
+
+
+def test_digest_is_sha256_over_the_bytes_in_path_order(params):
+    names = sorted(trees.flatten(params))
+    joined = b''.join(trees.flatten(params)[name].tobytes() for name in names)
+    assert trees.digest(params) == hashlib.sha256(joined).hexdigest()
+
+
+def test_digest_ignores_container_order_and_memory_layout(params):
+    wanted = trees.digest(params)
+    backwards = {key: params[key] for key in reversed(params)}
+    assert trees.digest(backwards) == wanted
+    assert trees.digest(jax.tree.map(jnp.asarray, params)) == wanted
+    assert trees.digest(jax.tree.map(np.asfortranarray, params)) == wanted
+    assert trees.digest(jax.tree.map(lambda x: x.astype('>f4'), params)) == wanted
+
+
+def test_digest_of_a_strided_view_and_a_scalar():
+    steps = np.arange(6, dtype=np.float32)[::2]
+    tree = {'a': steps, 'b': np.float32(7)}
+    assert trees.digest(tree) == trees.digest({'a': steps.copy(), 'b': np.full(1, 7, np.float32)})
+
+
+def test_digest_sees_a_single_bit(params):
+    wanted = trees.digest(params)
+    params['head']['dense']['bias'].view(np.uint32)[2] ^= 1
+    assert trees.digest(params) != wanted
+
+
+def test_digest_of_small_floats():
+    leaf = jnp.asarray([1.0, -2.0], jnp.bfloat16)  # 0x3f80, 0xc000
+    assert trees.digest({'a': leaf}) == hashlib.sha256(bytes.fromhex('803f00c0')).hexdigest()

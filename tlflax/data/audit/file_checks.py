@@ -1,0 +1,122 @@
+"""What is wrong with single files of a split, told from what reading them showed."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from tlflax.data.audit.problems import Problem
+from tlflax.data.images.decode import printable
+from tlflax.data.images.scan import Scanned
+from tlflax.data.images.scan_cache import Finding
+from tlflax.data.inputs.walk import HIDDEN, LOOPS, Ignored, kind_of_stray
+
+SMALL = 16  # pixels of the shorter side, below which it is a warning
+STRETCHED = 4.0  # longer over shorter side, above which it is a note
+TELLING = 0.5  # of what guessing the largest class gets wrong, the part that a shortcut gets right
+FEWEST = 20  # images from which on it is judged
+
+_EXTENSIONS = {
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
+    'PNG': ('.png',),
+    'GIF': ('.gif',),
+    'BMP': ('.bmp', '.dib'),
+    'WEBP': ('.webp',),
+    'TIFF': ('.tif', '.tiff'),
+    'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
+}
+_KIND_OF = {extension: kind for kind, names in _EXTENSIONS.items() for extension in names}
+
+
+_CHECKS = {
+    'bad_image': (
+        'error', 'images cannot be used',
+        'replace or remove them, or leave them out with --config.data.on_bad_image=skip',
+    ),
+    'small': (
+        'warning', f'images have a side of fewer than {SMALL} pixels',
+        'see whether anything can be told from them',
+    ),
+    'extension': (
+        'note', 'images are not what their extension says',
+        'rename them, for other programs; here the contents decide',
+    ),
+    'stretched': (
+        'note', f'images are over {STRETCHED:.0f} times as long as wide',
+        "data.resize='pad' keeps their shape",
+    ),
+    'empty_file': ('note', 'files without an image extension are empty', ''),
+    'not_an_image': ('note', 'files are no images and are ignored', ''),
+}  # fmt: skip
+
+
+def check(split: str, scanned: Scanned) -> Iterator[Problem]:
+    """Yields what is wrong with the files of a split, and what was left out of it."""
+    found: dict[str, list[dict[str, Any]]] = {code: [] for code in _CHECKS}
+    for entry, finding in zip(scanned.entries, scanned.findings, strict=True):
+        for code, fault in _faults(entry.path, finding):
+            found[code].append(_item(split, entry.path, fault))
+    for code, (level, what, mend) in _CHECKS.items():
+        if items := found[code]:
+            sentence = f'{split}: {len(items):,} {what}'
+            if code == 'not_an_image':
+                tally = Counter(kind_of_stray(item['path']) for item in items).most_common(5)
+                sentence += f' ({", ".join(f"{count:,} {kind}" for kind, count in tally)})'
+            yield Problem(code, level, len(items), sentence, mend, items)
+    yield from _left_out(split, scanned)
+
+
+def _faults(path: str, finding: Finding) -> Iterator[tuple[str, str]]:
+    """Yields what is wrong with a file: a key of `_CHECKS`, and words for it."""
+    info = finding.info
+    if info is None:
+        if finding.fault:
+            yield 'bad_image', finding.fault
+        else:
+            yield 'empty_file' if finding.kind == 'empty' else 'not_an_image', ''
+        return
+    short, long = sorted((info.width, info.height))
+    if short < SMALL:
+        yield 'small', f'has {info.width}x{info.height} pixels'
+    if long > STRETCHED * short:
+        yield 'stretched', f'has {info.width}x{info.height} pixels'
+    extension = os.path.splitext(path)[1].lower()
+    if _KIND_OF.get(extension, finding.kind) != finding.kind:
+        yield 'extension', f'is a {finding.kind}'
+
+
+def shortcuts(split: str, scanned: Scanned) -> Iterator[Problem]:
+    """Yields the properties of files that tell the class, so that the network may learn them."""
+    for field, what in (('format', 'file format'), ('mode', 'colour mode')):
+        counts: dict[str, Counter[str]] = {}
+        classes: Counter[str] = Counter()
+        for name, finding in zip(scanned.names, scanned.findings, strict=True):
+            if finding.info is not None:
+                counts.setdefault(getattr(finding.info, field), Counter())[name] += 1
+                classes[name] += 1
+        total = classes.total()
+        guessed = {value: names.most_common(1)[0] for value, names in counts.items()}
+        right = sum(count for _, count in guessed.values())
+        blind = max(classes.values(), default=0)
+        if total >= FEWEST and right - blind >= TELLING * (total - blind) > 0:
+            most = sorted(guessed.items(), key=lambda pair: -pair[1][1])[:3]
+            pairs = ', '.join(f'{value}: {printable(name)}' for value, (name, _) in most)
+            sentence = f'{split}: the {what} alone tells the class of {right:,} of {total:,} images'
+            mend = 'convert all images alike, or the network may learn that instead'
+            yield Problem('shortcut', 'warning', right, f'{sentence} ({pairs})', mend)
+
+
+def _left_out(split: str, scanned: Scanned) -> Iterator[Problem]:
+    """What the walk did not list."""
+    codes = {LOOPS: 'loop', HIDDEN: 'hidden'}
+    paths = scanned.ignored.paths if isinstance(scanned.ignored, Ignored) else {}
+    for reason, count in scanned.ignored.most_common():
+        if not reason.startswith(('*', 'without extension')):  # strays are told one by one
+            items = [_item(split, path, '') for path in paths.get(reason, [])]
+            what = f'{split}: {count:,} {reason} left out'
+            yield Problem(codes.get(reason, 'left_out'), 'note', count, what, '', items)
+
+
+def _item(split: str, path: str, fault: str) -> dict[str, Any]:
+    item = {'split': split, 'path': printable(path)}
+    return item | {'fault': fault} if fault else item

@@ -1,0 +1,141 @@
+"""An audit as text for a terminal, as JSON with everything, and as a page that shows the images."""
+
+import html
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from tlflax.data.audit.problems import Problem, describe
+from tlflax.utils.errors import UserError
+
+_EXAMPLES = 3  # of each problem, in the text
+_CLASSES = 12  # lines of the table of classes, before it names the extremes only
+_SHOWN = 200  # items of each problem on the page
+
+
+def text(problems: Sequence[Problem], summary: dict[str, Any]) -> str:
+    """Returns the audit for people: what there is, then what is wrong, the worst first."""
+    return '\n'.join([*_splits(summary), *_counts(summary), *_problems(problems)])
+
+
+def check_format(path: str) -> None:
+    """Refuses a report file before the work is done in vain.
+
+    Raises:
+        UserError: Its name ends neither with .json nor .html, or its folder is missing.
+    """
+    if Path(path).suffix not in ('.json', '.html'):
+        mend = 'end its name with .json (for programs) or .html (shows the images)'
+        raise UserError('no such kind of report', where=f'--report={path}', mend=mend)
+    if not Path(path).absolute().parent.is_dir():
+        raise UserError('its folder does not exist', where=f'--report={path}', mend='make it')
+
+
+def write(path: str, problems: Sequence[Problem], summary: dict[str, Any]) -> None:
+    """Writes everything, item by item, for there may be millions.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    pieces = _json if path.endswith('.json') else _page
+    try:
+        with open(path, 'w', encoding='utf-8') as file:
+            _write(file, pieces(problems, summary))
+    except OSError as error:
+        what = f'the report cannot be written: {error.strerror}'
+        raise UserError(what, where=f'--report={path}', mend='name another file') from error
+
+
+def _write(file: IO[str], pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        file.write(piece)
+
+
+def _splits(summary: dict[str, Any]) -> Iterator[str]:
+    for name, part in summary.items():
+        size = f', {part["bytes"] / 1e6:,.1f} MB in {part["root"]}' if 'bytes' in part else ''
+        classes = f' in {len(part["classes"])} classes' if 'classes' in part else ''
+        images = f'{part["images"]:,} images' if 'images' in part else f'{part["files"]:,} files'
+        yield f'{name}: {images}{classes}{size}'
+        if not part.get('width'):
+            continue
+        for key, label in (('formats', 'formats'), ('modes', 'colour modes')):
+            tally = ', '.join(f'{count:,} {value}' for value, count in part[key].items())
+            yield f'  {label}: {tally}'
+        (w0, w1, w2), (h0, h1, h2), (a0, a1, a2) = (
+            part[key] for key in ('width', 'height', 'aspect_ratio')
+        )
+        yield (
+            f'  width {w0:.0f} to {w2:.0f} (median {w1:.0f}), height {h0:.0f} to {h2:.0f} '
+            f'({h1:.0f}), width/height {a0:.2f} to {a2:.2f} ({a1:.2f})'
+            + (f', {part["turned_by_exif"]:,} turned by EXIF' if part['turned_by_exif'] else '')
+        )
+
+
+def _counts(summary: dict[str, Any]) -> Iterator[str]:
+    """The table of classes; of many, the largest and the smallest."""
+    parts = {name: part['classes'] for name, part in summary.items() if 'classes' in part}
+    first: dict[str, int] = next(iter(parts.values()), {})
+    names = sorted({name for part in parts.values() for name in part})
+    if len(names) > _CLASSES:
+        names.sort(key=lambda name: (-first.get(name, 0), name))
+        names = [*names[: _CLASSES // 2], '...', *names[-_CLASSES // 2 :]]
+    width = max(map(len, ['class', *names]))
+    yield f'{"class":{width}}' + ''.join(f'  {split:>9}' for split in parts)
+    for name in names:
+        cells = ['...' if name == '...' else f'{part.get(name, 0):,}' for part in parts.values()]
+        yield f'{name:{width}}' + ''.join(f'  {cell:>9}' for cell in cells)
+
+
+def _problems(problems: Sequence[Problem]) -> Iterator[str]:
+    for problem in problems:
+        yield f'{problem.level.upper()} {problem.what}'
+        for item in problem.items[:_EXAMPLES] if problem.level != 'note' else ():
+            yield f'    {describe(item)}'
+        if problem.level != 'note' and len(problem.items) > _EXAMPLES:
+            yield f'    and {len(problem.items) - _EXAMPLES:,} more'
+        if problem.mend:
+            yield f'  -> {problem.mend}'
+    if not problems:
+        yield 'nothing is wrong'
+
+
+def _json(problems: Sequence[Problem], summary: dict[str, Any]) -> Iterator[str]:
+    yield f'{{"splits": {json.dumps(summary)},\n"problems": ['
+    for number, problem in enumerate(problems):
+        fields = {key: getattr(problem, key) for key in ('code', 'level', 'count', 'what', 'mend')}
+        yield (',\n' if number else '\n') + json.dumps(fields)[:-1] + ', "items": ['
+        for at, item in enumerate(problem.items):
+            yield (',\n  ' if at else '\n  ') + json.dumps(item)
+        yield ']}'
+    yield ']}\n'
+
+
+_STYLE = """body { font: 15px sans-serif; max-width: 60em; margin: 2em auto; }
+.error { color: #b00; } .warning { color: #a60; } .note { color: #555; }
+img { height: 96px; max-width: 300px; margin: 2px; background: #eee; } td { padding: 2px 1em; }
+small { color: #555; } div { margin: 6px 0; }"""
+
+
+def _page(problems: Sequence[Problem], summary: dict[str, Any]) -> Iterator[str]:
+    yield f'<!doctype html><meta charset="utf-8"><title>Audit</title><style>{_STYLE}</style>\n'
+    yield '<h1>Audit</h1>\n<pre>'
+    yield html.escape('\n'.join([*_splits(summary), *_counts(summary)]))
+    yield '</pre>\n'
+    roots = {name: part.get('root', '') for name, part in summary.items()}
+    for problem in problems:
+        yield f'<h2 class="{problem.level}">{html.escape(problem.what)}</h2>\n'
+        yield f'<p>{html.escape(problem.mend)}</p>\n'
+        for item in problem.items[:_SHOWN]:
+            files = item.get('files', [item])
+            paths = [os.path.join(roots.get(file['split'], ''), file['path']) for file in files]
+            pictures = ''.join(
+                f'<img loading="lazy" src="{html.escape(Path(path).absolute().as_uri())}">'
+                for path in paths[:8]
+            )
+            yield f'<div>{pictures}<br><small>{html.escape(describe(item))}</small></div>\n'
+        if len(problem.items) > _SHOWN:
+            rest = len(problem.items) - _SHOWN
+            yield f'<p>and {rest:,} more, which a report named .json holds</p>\n'

@@ -1,0 +1,252 @@
+"""Every random choice of the data side: the order of an epoch and the draws of its augmentations.
+
+All of it is a function of (seed, epoch, row), see `tlflax.data.augment.random_bits`. There is no
+TensorFlow here, so that the live pipeline and the feature cache, which runs without it, share the
+same draws.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int64, Shaped
+
+from tlflax.config.schema import AugmentConfig
+from tlflax.data.augment import policies, random_bits, ranges
+from tlflax.utils.errors import UserError
+
+Draws = dict[str, Shaped[np.ndarray, 'n ...']]
+View = dict[str, Any]
+"""One value for each array of `Draws`: what is done to an image."""
+
+FLIPS = ('horizontal_flip', 'vertical_flip')
+TRIES = 10  # for a box that fits, as torchvision
+CROPS = ('top_left', 'top_right', 'bottom_left', 'bottom_right', 'centre')
+
+
+def permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, ' n']:
+    """Returns the order in which `epoch` visits `n` rows: uniform over all orders."""
+    return random_bits.permutation(seed, epoch, 'permutation', n)
+
+
+def epoch_order(
+    seed: int, epoch: int, labels: Int[np.ndarray, ' n'], *, balanced: bool
+) -> Int64[np.ndarray, ' n']:
+    """Returns the rows that `epoch` visits, in their order.
+
+    Args:
+        seed: The run's seed.
+        epoch: Counted from 0.
+        labels: The class of each row.
+        balanced: False: a `permutation`. True: each of the n places draws a class, all that have
+            rows being equally likely, and takes the next of its rows in the permutation's order,
+            from the start again where they run out. So the rows of one class are drawn equally
+            often, but for one time.
+    """
+    n = len(labels)
+    order = permutation(seed, epoch, n)
+    if not balanced:
+        return order
+    present, label, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
+    by_class = order[np.argsort(label, kind='stable')]
+    drawn = random_bits.below(seed, epoch, 'class', n, 1, len(present))[:, 0]
+    places = np.argsort(drawn, kind='stable')
+    times = np.bincount(drawn, minlength=len(present))
+    turn = np.arange(n) - np.repeat(np.cumsum(times) - times, times)
+    of = drawn[places]
+    order[places] = by_class[(np.cumsum(counts) - counts)[of] + turn % counts[of]]
+    return order
+
+
+def batch_rows(
+    order: Int64[np.ndarray, ' m'],
+    batch_size: int,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Int64[np.ndarray, 'steps b']:
+    """Cuts an order into batches of one size, the last padded with -1.
+
+    Args:
+        order: Rows in the order they are visited.
+        batch_size: Rows of a batch over all processes.
+        start_step: Batches left out at the start.
+        process_index: Which contiguous part of each batch to return.
+        process_count: Into how many equal parts each batch is cut; b = batch_size / process_count.
+
+    Raises:
+        UserError: Batches cannot be cut into so many equal parts.
+    """
+    if batch_size % process_count:
+        raise UserError(
+            f'{batch_size} images cannot be shared equally by {process_count} processes',
+            where='config.train.batch_size',
+            mend=f'give a multiple of {process_count}',
+        )
+    steps = -(-len(order) // batch_size)
+    padded = np.full(steps * batch_size, -1, np.int64)
+    padded[: len(order)] = order
+    parts = padded.reshape(steps, process_count, batch_size // process_count)
+    return parts[start_step:, process_index]
+
+
+def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
+    """Returns the parameters of every active augmentation for the rows 0..n-1.
+
+    Args:
+        augment: Which augmentations are active, and their ranges.
+        seed: The run's seed, below 2**64.
+        epoch: The epoch, counted from 0.
+        n: Number of rows of the table that is augmented.
+
+    Returns:
+        One array [n] for each active augmentation: `horizontal_flip`, `vertical_flip` (bool);
+        `quarter_turns` (i64, 0..3, counterclockwise); `crop` (i64, position in `CROPS`);
+        float32 `rotation` and `shear` (degrees), `width_shift`, `height_shift` (fractions of the
+        size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (grey levels),
+        `jitter_brightness`, `jitter_contrast`, `jitter_saturation` (factors), `jitter_hue`
+        (part of the circle). Arrays [n, ...], float32 unless said otherwise: `crop_area` (part of
+        the image), `crop_ratio` (width by height), each [n, TRIES], and `crop_place` [n, 2] (from
+        top and left, 0..1); `erase` (bool [n]), `erase_area`, `erase_ratio` (height by width),
+        `erase_place`, `erase_seed` (i32 [n, 2]); `policy_op` (i64 [n, ops], position in
+        `policies.OPS`), `policy_level` (i64 [n, ops], -30..30).
+
+    Raises:
+        UserError: `augment.brightness_range` is not a range.
+    """
+    draws: Draws = {
+        name: np.array(values)[random_bits.below(seed, epoch, name, n, 1, len(values))[:, 0]]
+        for name, values in _finite(augment).items()
+    }
+    for name, (low, high) in ranges.continuous(augment).items():
+        uniform = random_bits.units(seed, epoch, name, n, 1)[:, 0]
+        draws[name] = (low + (high - low) * uniform).astype(np.float32)
+    if augment.random_resized_crop:
+        scale, ratio = augment.random_crop_scale, augment.random_crop_ratio
+        draws |= _boxes('crop', seed, epoch, n, scale, ratio)
+    if augment.policy:
+        draws |= policies.draw(augment, seed, epoch, n)
+    if augment.erasing:
+        draws['erase'] = random_bits.units(seed, epoch, 'erase', n, 1)[:, 0] < augment.erasing
+        draws |= _boxes('erase', seed, epoch, n, augment.erasing_scale, augment.erasing_ratio)
+        # The high halves of words, as signed numbers.
+        seeds = random_bits.words(seed, epoch, 'erase_seed', 2 * n) >> np.uint64(32)
+        draws['erase_seed'] = seeds.astype(np.uint32).view(np.int32).reshape(n, 2)
+    return draws
+
+
+def _boxes(
+    name: str, seed: int, epoch: int, n: int, scale: Sequence[float], ratio: Sequence[float]
+) -> Draws:
+    """Areas, aspect ratios and places; the first pair that fits the image is for use."""
+    area = random_bits.units(seed, epoch, f'{name}_area', n, TRIES)
+    aspect = random_bits.units(seed, epoch, f'{name}_ratio', n, TRIES)
+    low, high = np.log(ratio)
+    return {
+        f'{name}_area': (scale[0] + (scale[1] - scale[0]) * area).astype(np.float32),
+        f'{name}_ratio': np.exp(low + (high - low) * aspect).astype(np.float32),
+        f'{name}_place': random_bits.units(seed, epoch, f'{name}_place', n, 2).astype(np.float32),
+    }
+
+
+def choose(seed: int, epoch: int, n: int, views: int) -> Int64[np.ndarray, ' n']:
+    """Returns, for each of `n` rows, one of `views` stored views, all equally likely.
+
+    For approximating a continuous augmentation by a fixed number of sampled views.
+    """
+    return random_bits.below(seed, epoch, 'view', n, 1, views)[:, 0]
+
+
+def outcomes(augment: AugmentConfig) -> list[View] | None:
+    """Returns every view of an image that `augment` can produce, or None where they are endless.
+
+    A policy's are too many to tell them from endless ones. All that are returned are equally
+    likely; without augmentation there is one view, `{}`.
+
+    Raises:
+        UserError: `augment.brightness_range` is not a range.
+    """
+    endless = augment.random_resized_crop or augment.policy or augment.erasing
+    return None if endless or ranges.continuous(augment) else _views(augment)
+
+
+def plain(augment: AugmentConfig) -> View:
+    """Returns the view that evaluation has of an image: the centre crop where crops are trained on.
+
+    So objects are as large in evaluation as in training.
+    """
+    return {'crop': CROPS.index('centre')} if augment.crops else {}
+
+
+def test_views(augment: AugmentConfig) -> list[View]:
+    """Returns the views over which test-time augmentation takes the mean.
+
+    All that the finite part of `augment` can produce, and the mirror images even without it.
+    """
+    return _views(dataclasses.replace(augment, horizontal_flip=True))
+
+
+def show(images: Shaped[np.ndarray, 'b h w 3'], view: View) -> Shaped[np.ndarray, 'b h w 3']:
+    """Returns images of the network's size in a view; crops, which are of larger ones, are not."""
+    rows = slice(None, None, -1 if view.get('vertical_flip') else 1)
+    columns = slice(None, None, -1 if view.get('horizontal_flip') else 1)
+    return np.rot90(images[:, rows, columns], view.get('quarter_turns', 0), axes=(1, 2))
+
+
+def describe(view: View, augment: AugmentConfig) -> str:
+    """Returns a view's name, in which every setting that decides its pixels appears."""
+    words = []
+    for name, value in view.items():
+        if name == 'crop':
+            words.append(f'crop={CROPS[value]}/{augment.crop_fraction:g}')
+        elif value:
+            words.append(name if value is True else f'{name}={value}')
+    return ' '.join(words)
+
+
+def outcome_numbers(
+    draws: Mapping[str, np.ndarray], views: Sequence[View], n: int
+) -> Int64[np.ndarray, ' n']:
+    """Returns the position in `views` (from `outcomes`) of the view that each row of `draws` drew.
+
+    Args:
+        draws: Arrays [n], from `draw` of the same augmentations.
+        views: The views, from `outcomes`.
+        n: Number of rows, for there may be no array in `draws`.
+    """
+    numbers = np.zeros(n, np.int64)
+    for number, view in enumerate(views):
+        same = [draws[name] == value for name, value in view.items()]
+        numbers[np.logical_and.reduce(same, axis=0) if same else slice(None)] = number
+    return numbers
+
+
+def repeat(view: View, n: int) -> Draws:
+    """Returns draws that give each of `n` rows the same view."""
+    return {name: np.full(n, value) for name, value in view.items()}
+
+
+def _finite(augment: AugmentConfig) -> dict[str, list[Any]]:
+    """The active augmentations with finitely many values, all equally likely."""
+    turned = augment.right_angles
+    # With quarter turns, one mirror image or two give the same eight outcomes, equally likely.
+    active: dict[str, list[Any]] = {}
+    if augment.horizontal_flip or augment.crops == 'ten' or (augment.vertical_flip and turned):
+        active['horizontal_flip'] = [False, True]
+    if augment.vertical_flip and not turned:
+        active['vertical_flip'] = [False, True]
+    if turned:
+        active['quarter_turns'] = [0, 1, 2, 3]
+    if augment.crops:
+        active['crop'] = list(range(len(CROPS)))
+    return active
+
+
+def _views(augment: AugmentConfig) -> list[View]:
+    active = _finite(augment)
+    return [
+        dict(zip(active, values, strict=True)) for values in itertools.product(*active.values())
+    ]

@@ -1,0 +1,199 @@
+"""A Python function that makes a tf.data.Dataset, as class folders.
+
+What it yields is kept in the cache as PNGs named by their content, so that the audit, the digests,
+the splits and the feature cache treat them as they treat everybody's images. The function runs at
+every start; images that are there already are not written again, and what it no longer yields
+disappears.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from tlflax.data._tensorflow import tf
+from tlflax.data.images.decode import printable
+from tlflax.data.ingest import class_folders
+from tlflax.utils.errors import UserError, did_you_mean
+
+_PREFIX = 'py:'
+_FORM = "'py:FILE.py:FUNCTION' or 'py:MODULE:FUNCTION'"
+
+
+def materialise(spec: str, cache_dir: Path, *, key: str) -> Path:
+    """Returns the folder of class folders that a `py:` specification stands for.
+
+    The function takes no arguments and returns a finite dataset of (image, label) or of
+    {'image': ..., 'label': ...}: uint8[h, w, 3 or 1], any size, one image at a time; the class as
+    an integer or a string. Integers are named by the attribute `class_names` of the dataset or of
+    the function, else by themselves.
+
+    Args:
+        spec: 'py:FILE.py:FUNCTION' or 'py:MODULE:FUNCTION'.
+        cache_dir: Where to write, in a folder `python`.
+        key: The configuration key that gave it, for messages.
+
+    Raises:
+        UserError: There is no such function, it fails, or what it yields is not as above.
+    """
+    place, _, name = spec.removeprefix(_PREFIX).rpartition(':')
+    if not (place and name):
+        raise UserError(f'{spec!r} names no function', where=key, mend=f'give {_FORM}')
+    function = _find(place, name, key)
+    with _blaming(spec, key):
+        dataset = function()
+    if not isinstance(dataset, tf.data.Dataset):
+        what = f'{spec} returns a {type(dataset).__name__}, not a tf.data.Dataset'
+        raise UserError(what, where=key, mend='return a dataset of (image, label)')
+    if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise UserError(f'{spec} yields for ever', where=key, mend='leave its repeat() out')
+    names = getattr(dataset, 'class_names', None) or getattr(function, 'class_names', None)
+    identity = f'{os.path.abspath(place) if place.endswith(".py") else place}:{name}'
+    target = cache_dir / 'python' / f'{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}'
+    try:
+        _write(target, cache_dir, _examples(dataset, spec, key, names), spec)
+    except OSError as error:
+        raise UserError(
+            f'cannot be written ({error.strerror or error})',
+            where=str(target),
+            mend='mend that, or set TLFLAX_CACHE to another folder',
+        ) from error
+    return target
+
+
+def _find(place: str, name: str, key: str) -> Callable[[], Any]:
+    """Imports the module and returns its function."""
+    path = Path(place).expanduser()
+    is_file = place.endswith('.py')
+    if is_file and not path.is_file():
+        raise UserError(
+            f'there is no such file: {printable(place)!r}', where=key, mend=f'give {_FORM}'
+        )
+    with _blaming(place, key):
+        if is_file:
+            module_name = f'_tlflax_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()}'
+            module_spec = importlib.util.spec_from_file_location(module_name, path)
+            assert module_spec is not None
+            assert module_spec.loader is not None
+            module = importlib.util.module_from_spec(module_spec)
+            sys.modules[module_name] = module
+            module_spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith('_')]
+        what = f'{place} has no function {name!r}'
+        raise UserError(what, where=key, mend=did_you_mean(name, known))
+    return function
+
+
+@contextlib.contextmanager
+def _blaming(what: str, key: str) -> Iterator[None]:
+    """Turns whatever the user's code raises into a sentence that names the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [frame for frame in frames if frame.filename != __file__]
+        lines = str(error).strip().splitlines() or ['']
+        # TensorFlow puts a traceback before the message of what fails inside a map().
+        line = lines[-1].strip() if lines[0].startswith('in user code') else lines[0]
+        kind = type(error).__name__
+        raised = f'{kind}: {line.removeprefix(f"{kind}: ")[:300]}'
+        if theirs and 'site-packages' not in theirs[-1].filename:
+            raised += f' ({printable(theirs[-1].filename)}, line {theirs[-1].lineno})'
+        raise UserError(f'{what} fails with {raised}', where=key, mend='mend it') from error
+
+
+def _examples(
+    dataset: tf.data.Dataset, spec: str, key: str, names: Sequence[str] | None
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Yields images and the names of their classes."""
+    with _blaming(spec, key):
+        for number, element in enumerate(dataset.as_numpy_iterator()):
+            where = f'element {number} of {spec}'
+            try:
+                image, label = (
+                    (element['image'], element['label']) if isinstance(element, dict) else element
+                )
+            except (KeyError, TypeError, ValueError):
+                raise UserError(
+                    f'{where} is no image with its label',
+                    where=key,
+                    mend="yield (image, label) or {'image': ..., 'label': ...}",
+                ) from None
+            image, label = np.asarray(image), np.asarray(label)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+                raise UserError(
+                    f'{where}: the image is {image.dtype}{list(image.shape)}',
+                    where=key,
+                    mend='yield uint8[h, w, 3] or uint8[h, w, 1], one image at a time',
+                )
+            if not image.size:
+                raise UserError(f'{where}: the image is empty', where=key, mend='leave it out')
+            yield image, _class_name(label, names, where, key)
+
+
+def _class_name(label: np.ndarray, names: Sequence[str] | None, where: str, key: str) -> str:
+    value = label.item() if label.ndim == 0 else None
+    if isinstance(value, bytes):
+        value = value.decode('utf-8', 'replace')
+    if isinstance(value, int) and not isinstance(value, bool):
+        if names is None:
+            value = str(value)
+        elif 0 <= value < len(names):
+            value = str(names[value])
+    if not isinstance(value, str) or not value or any(char < ' ' for char in value):
+        raise UserError(
+            f'{where}: the label is {label!r}',
+            where=key,
+            mend='yield the class as one integer, below the number of class names if there are '
+            'any, or as one string',
+        )
+    return value
+
+
+def _write(
+    target: Path, cache_dir: Path, examples: Iterator[tuple[np.ndarray, str]], spec: str
+) -> None:
+    """Makes `target` hold these examples and no others, each in `class`/content.png."""
+    wanted: set[Path] = set()
+    count = new = 0
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    # Beside unfinished downloads: what a killed process leaves is swept with theirs.
+    with tempfile.TemporaryDirectory(prefix='.partial-', dir=cache_dir) as partial:
+        for image, name in examples:
+            content = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+            path = target / class_folders.as_folder(name) / f'{content}.png'
+            count += 1
+            if path not in wanted and not path.exists():
+                part = Path(partial, 'part')
+                part.write_bytes(class_folders.png(image))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part.rename(path)
+                new += 1
+            wanted.add(path)
+    target.mkdir(parents=True, exist_ok=True)
+    gone = [path for path in target.glob('*/*') if path not in wanted]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    for folder in target.iterdir():
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    logging.info(
+        '%s: %d images in %s (%d new, %d gone, %d twice)',
+        *(spec, count, target, new, len(gone), count - len(wanted)),
+    )

@@ -1,0 +1,152 @@
+"""TensorFlow Datasets as class folders, so that the rest of the program knows only folders.
+
+A data set by name is written out once, with the bytes it was stored in; a folder in the layout of
+`tfds.ImageFolder` already is class folders, one level up. From there on the audit, the digests, the
+splits and the feature cache treat both as they treat everybody's images.
+"""
+
+import contextlib
+import io
+import logging as std_logging
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from tlflax.data.ingest import tfds_writer
+from tlflax.data.ingest.tfds_writer import tfds
+from tlflax.utils.errors import UserError, did_you_mean
+
+_PREFIX = 'tfds:'
+_CONNECT_SECONDS = 10.0
+
+if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
+
+
+def materialise(spec: str, cache_dir: Path) -> Path:
+    """Returns the folder of class folders that a `tfds:` specification stands for.
+
+    Classes are the data set's label names (a '/' in one is written '%2F'). Written at the first
+    use, whole or not at all, under a name that changes when the prepared data set does.
+
+    Args:
+        spec: 'tfds:NAME/SPLIT', 'tfds:NAME/CONFIG:VERSION/SPLIT' with CONFIG or :VERSION left out
+            where not needed, or 'tfds:FOLDER/SPLIT' for FOLDER/SPLIT/class/image files; such a
+            FOLDER starts with '/', '~' or '.'. Named data sets are looked for, and prepared, in
+            `TFDS_DATA_DIR` or where TFDS keeps them; their SPLIT may be a slice: 'train[:10%]'.
+        cache_dir: Where to write, in a folder `tfds`.
+
+    Raises:
+        UserError: There is no such data set or split, it holds no labelled images, or it cannot be
+            had or written.
+    """
+    name, slash, split = spec.removeprefix(_PREFIX).rpartition('/')
+    if not (spec.startswith(_PREFIX) and slash and name and split):
+        raise UserError('does not name a split', where=spec, mend='give tfds:NAME/SPLIT')
+    with _quiet():
+        if name[0] in '/~.':
+            return _image_folder(spec, name, split)
+        builder = _builder(spec, name)
+        _prepare(spec, builder)
+        return tfds_writer.write(tfds_writer.find_split(spec, builder, split), cache_dir)
+
+
+def _image_folder(spec: str, name: str, split: str) -> Path:
+    root = Path(name).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError('there is no such folder', where=str(root), mend=f'mend {spec!r}')
+    splits = tfds.folder_dataset.ImageFolder(str(root)).info.splits
+    if split not in splits:
+        raise UserError(
+            f'no split {split!r} with class folders of images',
+            where=str(root),
+            mend=did_you_mean(split, splits),
+        )
+    return root / split
+
+
+def _builder(spec: str, name: str) -> Any:
+    data_dir = os.environ.get('TFDS_DATA_DIR')  # TFDS itself reads it only when imported
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise _unknown(spec, name, data_dir) from error
+    except Exception as error:  # an unknown configuration or version, each of a type of its own
+        raise UserError(
+            _first_line(error), where=spec, mend='mend the configuration or the version'
+        ) from error
+
+
+def _unknown(spec: str, name: str, data_dir: str | None) -> UserError:
+    """Says what of a name is not known, and what might be meant."""
+    known = set(tfds.list_builders(with_community_datasets=False))
+    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if folder.is_dir():
+        known |= {path.name for path in folder.iterdir() if path.is_dir()} - {'downloads'}
+    name = re.split('[/:]', name)[0]
+    if name in known:
+        what = f'{name!r} has no such configuration or version'
+        return UserError(what, where=spec, mend='mend it, or leave it out for the default')
+    mend = did_you_mean(name, sorted(known))
+    if not mend.startswith('did you mean'):
+        mend = 'see https://www.tensorflow.org/datasets/catalog/overview for those there are'
+    return UserError('TFDS has no such data set', where=spec, mend=mend)
+
+
+def _prepare(spec: str, builder: Any) -> None:
+    """Downloads and prepares a data set, unless that is done."""
+    if builder.is_prepared():
+        return
+    urls = builder.url_infos or {}
+    size = sum(info.size or 0 for info in urls.values())
+    amount = f'{size / 1e6:,.0f} MB' if size else 'a download of unknown size'
+    logging.info('%s: fetching %s, to be prepared in %s', spec, amount, builder.data_dir)
+    try:
+        if urls:
+            _check_reachable(next(iter(urls)))
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the data set's own code raises
+        raise UserError(
+            f'TFDS could not prepare it ({_first_line(error)})',
+            where=spec,
+            mend='prepare it with TFDS on a machine that can, and set TFDS_DATA_DIR to its folder',
+        ) from error
+
+
+def _check_reachable(url: str) -> None:
+    """Raises OSError soon where TFDS would try for minutes."""
+    if url.startswith('http'):
+        request = urllib.request.Request(url, method='HEAD')
+        with contextlib.suppress(urllib.error.HTTPError):  # an answer, so there is somebody
+            urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what TFDS prints and logs, short of errors, from the user."""
+
+    def ours(record: std_logging.LogRecord) -> bool:
+        return record.levelno >= std_logging.ERROR or 'tensorflow_datasets' not in record.pathname
+
+    absl_logger, urllib_logger = std_logging.getLogger('absl'), std_logging.getLogger('urllib3')
+    level = urllib_logger.level
+    absl_logger.addFilter(ours)
+    urllib_logger.setLevel(std_logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl_logger.removeFilter(ours)
+        urllib_logger.setLevel(level)

@@ -1,0 +1,197 @@
+"""A picture of what augmentation does: examples beside what some epochs make of them, with values.
+
+For people: the first column is what evaluation sees, each further one an epoch's training image.
+"""
+
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from tlflax.config.schema import Config
+from tlflax.data.augment import apply as augmentation
+from tlflax.data.augment import mixup, policies, ranges, sampling
+from tlflax.data.images.decode import printable, read_image
+from tlflax.data.pipeline import crops, tf_data
+from tlflax.data.table import ImageTable
+from tlflax.utils.errors import UserError
+
+_MARGIN, _TEXT, _LINE = 12, 13, 16  # pixels; of the font its height
+_SMALLEST = 200  # pixels across a cell: smaller images are enlarged by a whole factor
+_SAME = {  # how plain numbers are shown
+    'rotation': 'rotation {:+.1f}°',
+    'width_shift': 'width shift {:+.3f}',
+    'height_shift': 'height shift {:+.3f}',
+    'shear': 'shear {:+.1f}°',
+    'zoom_width': 'zoom width {:.3f}',
+    'zoom_height': 'zoom height {:.3f}',
+    'channel_shift': 'channel shift {:+.1f}',
+    'brightness': 'brightness {:.3f}',
+    'jitter_brightness': 'jitter brightness {:.3f}',
+    'jitter_contrast': 'jitter contrast {:.3f}',
+    'jitter_saturation': 'jitter saturation {:.3f}',
+    'jitter_hue': 'jitter hue {:+.3f}',
+}
+
+
+def draw_grid(
+    table: ImageTable, config: Config, path: str | Path, *, images: int = 6, epochs: int = 5
+) -> None:
+    """Writes a PNG of some training images, one a row, as they are and as epochs augment them.
+
+    Args:
+        table: The training images; all classes take turns.
+        config: Says how they are read and augmented.
+        path: The PNG; it is written whole or not at all.
+        images: Rows of the picture.
+        epochs: Columns beside the first: epochs 0 to `epochs` - 1.
+
+    Raises:
+        UserError: `path` cannot be written, or `config.augment` contradicts itself.
+    """
+    ranges.check(config.augment, config.data.image_size)
+    rows = _examples(table, config.train.seed, images)
+    columns = [_column(table, rows, config, epoch) for epoch in (None, *range(epochs))]
+    heads = ['as evaluation sees it', *(f'epoch {epoch}' for epoch in range(epochs))]
+    grid = _draw(columns, heads)
+    partial = f'{path}.partial'
+    try:
+        grid.save(partial, format='PNG')
+        os.replace(partial, path)
+    except OSError as error:
+        what = f'the picture cannot be written: {error.strerror or error}'
+        raise UserError(what, where=str(path), mend='name a file in a folder of yours') from error
+
+
+def _examples(table: ImageTable, seed: int, count: int) -> Int64[np.ndarray, ' m']:
+    """Random rows, the classes taking turns."""
+    order = sampling.permutation(seed, 0, len(table))
+    seen: dict[int, int] = {}
+    turn = []
+    for label in table.labels[order].tolist():
+        seen[label] = seen.get(label, -1) + 1
+        turn.append((seen[label], label))
+    by_turn = sorted(range(len(order)), key=turn.__getitem__)
+    return order[by_turn[:count]]
+
+
+def _column(
+    table: ImageTable, rows: Int64[np.ndarray, ' m'], config: Config, epoch: int | None
+) -> list[tuple[UInt8[np.ndarray, 'h w 3'], list[str]]]:
+    """Each row's image and what is written under it; epoch None: as evaluation sees it."""
+    form: tf_data.BatchFormat = {
+        'image_size': config.data.image_size,
+        'resize': config.data.resize,
+        'antialias': config.data.antialias,
+        'batch_size': len(rows),
+        'background': config.data.background,
+        'max_pixels': config.data.max_pixels,
+    }
+    augment, seed = config.augment, config.train.seed
+    if epoch is None:
+        (batch,) = tf_data.eval_epoch(table.select(rows), augment=augment, **form)
+        texts = [[_class(table, row), _name(table, row)] for row in rows]
+    else:
+        (batch,) = tf_data.augmented(table, rows, augment=augment, seed=seed, epoch=epoch, **form)
+        draws = sampling.draw(augment, seed, epoch, len(table))
+        mixed = mixup.draw(augment, seed, epoch, len(table), config.data.image_size)
+        texts = [
+            [*_label(table, row, mixed), *_values(table, row, _one(draws, row), config)]
+            for row in rows
+        ]
+    return list(zip(batch['image'], texts, strict=True))
+
+
+def _one(draws: sampling.Draws, row: int) -> dict[str, Any]:
+    return {name: values[row] for name, values in draws.items()}
+
+
+def _values(table: ImageTable, row: int, drawn: dict[str, Any], config: Config) -> Iterator[str]:
+    """What was drawn for one image, a line for each augmentation that did something."""
+    size, augment = config.data.image_size, config.augment
+    for flip in sampling.FLIPS:
+        if drawn.get(flip):
+            yield flip.replace('_', ' ')
+    if drawn.get('quarter_turns'):
+        yield f'turned by {90 * drawn["quarter_turns"]}°'
+    if 'crop' in drawn:
+        yield f'crop {sampling.CROPS[drawn["crop"]].replace("_", " ")}'
+    if 'crop_area' in drawn:
+        shape = read_image(table.paths[row]).shape[:2]
+        numbers = (drawn[f'crop_{name}'] for name in ('area', 'ratio', 'place'))
+        box = crops.random_box(shape, *numbers, bounds=augment.random_crop_ratio)
+        yield f'crop {_box(box.numpy())} of {shape[1]}x{shape[0]}'
+    for name, form in _SAME.items():
+        if name in drawn:
+            yield form.format(drawn[name])
+    one_row = {name: value[None] for name, value in drawn.items()}
+    made = augmentation.parameters(one_row, size, augment)
+    for op, value in zip(
+        drawn.get('policy_op', ()), made.get('policy_value', [()])[0], strict=True
+    ):
+        number = f' {value:.3g}' if value else ''
+        yield f'{augment.policy}: {policies.OPS[op].replace("_", " ")}{number}'
+    if drawn.get('erase'):
+        yield f'erased {_box(made["erase_box"][0])}'
+
+
+def _box(box: Sequence[int]) -> str:
+    top, left, height, width = box
+    return f'{width}x{height} at ({left}, {top})'
+
+
+def _label(table: ImageTable, row: int, mixed: mixup.Mixing | None) -> Iterator[str]:
+    """The label as the loss sees it, and of which image the other part is."""
+    if mixed is None or mixed.mix[row] == 1:
+        yield _class(table, row)
+        return
+    partner, part = int(mixed.partner[row]), float(mixed.mix[row])
+    yield f'{part:.2f} {_class(table, row)} + {1 - part:.2f} {_class(table, partner)}'
+    yield f'{"cutmix" if mixed.box[row].any() else "mixup"} with {_name(table, partner)}'
+
+
+def _class(table: ImageTable, row: int) -> str:
+    return printable(table.classes[table.labels[row]])
+
+
+def _name(table: ImageTable, row: int) -> str:
+    name = printable(os.path.basename(table.paths[row]))
+    return name if len(name) <= 20 else f'{name[:8]}…{name[-11:]}'
+
+
+def _draw(
+    columns: Sequence[Sequence[tuple[UInt8[np.ndarray, 'h w 3'], list[str]]]], heads: Sequence[str]
+) -> Image.Image:
+    """Puts the cells together: an image with its lines under it, columns under their heads."""
+    height, width, _ = columns[0][0][0].shape
+    factor = max(1, -(-_SMALLEST // width))
+    font = ImageFont.load_default(_TEXT)
+    room = int(factor * width / font.getlength('abcdefghij 0123456789') * 21)
+    wrapped = [
+        [
+            (image, [part for line in text for part in textwrap.wrap(line, room)])
+            for image, text in c
+        ]
+        for c in columns
+    ]
+    # Each row is as high as its longest text.
+    below = [_LINE * max(len(text) for _, text in cells) for cells in zip(*wrapped, strict=True)]
+    step = factor * width + _MARGIN
+    tops = np.cumsum([_LINE + 2 * _MARGIN, *(factor * height + _MARGIN + lines for lines in below)])
+    grid = Image.new('RGB', (len(columns) * step + _MARGIN, int(tops[-1])), 'white')
+    canvas = ImageDraw.Draw(grid)
+    for number, (column, head) in enumerate(zip(wrapped, heads, strict=True)):
+        left = _MARGIN + number * step
+        canvas.text((left, _MARGIN), head, 'black', font)
+        for top, (image, text) in zip(tops[:-1].tolist(), column, strict=True):
+            enlarged = np.kron(image, np.ones((factor, factor, 1), np.uint8))
+            grid.paste(Image.fromarray(enlarged), (left, top))
+            for line, words in enumerate(text):
+                place = (left, top + factor * height + 2 + line * _LINE)
+                canvas.text(place, words, 'black', font)
+    return grid

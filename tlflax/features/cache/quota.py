@@ -1,0 +1,248 @@
+"""The feature store's size: predicted, limited, shown and cleared.
+
+What goes first is the segment that was looked up or written least recently, of whatever space;
+what a live process uses never goes.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from tlflax.features.cache import segments
+from tlflax.features.cache.rows import RECORD, Layout
+from tlflax.features.cache.segments import Segment
+from tlflax.utils.errors import UserError
+
+_DAY = 86400.0
+_WAYS_OUT = 'set TLFLAX_CACHE to a folder on another disk, or features.cache=False'
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """One space on disk.
+
+    Attributes:
+        name: Its folder.
+        description: Contents of its space.json; empty where that is damaged.
+        rows: Written so far.
+        bytes: On disk.
+        used: When it was last looked up or written, in seconds since the epoch.
+        in_use: By a live process.
+    """
+
+    name: str
+    description: dict[str, Any]
+    rows: int
+    bytes: int
+    used: float
+    in_use: bool
+
+
+def predict_bytes(rows: int, row_shape: Sequence[int], dtype: str) -> int:
+    """Returns what so many new rows take on disk."""
+    layout = Layout(tuple(row_shape), dtype, max(rows, 1))
+    return rows * (layout.row_bytes + RECORD)
+
+
+def reserve(root: str | os.PathLike[str], need: int, max_bytes: float) -> int:
+    """Makes room for `need` more bytes before they are computed; returns how many it evicted.
+
+    Look up first: what an open `Store` has found is in use and stays.
+
+    Args:
+        root: The folder of all spaces.
+        need: Bytes, from `predict_bytes`.
+        max_bytes: What all spaces together may take.
+
+    Raises:
+        UserError: The folder cannot be written, or they do not fit even without all that is not in
+            use; nothing is evicted then.
+    """
+    root = Path(root)
+    _prepare(root)
+    _sweep(root)
+    sizes = {folder: _size(folder) for folder in _all_segments(root)}
+    used, free = sum(sizes.values()), shutil.disk_usage(root).free
+    excess = max(used + need - max_bytes, need - free)
+    evicted = 0
+    with contextlib.ExitStack() as claims:
+        victims = []
+        for folder in sorted(sizes, key=_used):
+            if evicted >= excess:
+                break
+            if (claimed := segments.claim(folder)) is not None:
+                claims.callback(os.close, claimed)
+                victims.append(folder)
+                evicted += sizes[folder]
+        if need and evicted < excess:
+            _refuse(root, need, used - evicted, max_bytes, free + evicted)
+        for folder in victims:
+            segments.remove(folder)
+    if victims:
+        logging.info('Evicted %s of features used least recently', _gb(evicted))
+    return evicted
+
+
+def info(root: str | os.PathLike[str]) -> list[Space]:
+    """Returns every space, the most recently used first."""
+    found = [_describe(folder) for folder in _spaces(Path(root))]
+    return sorted(found, key=lambda space: -space.used)
+
+
+def clear(root: str | os.PathLike[str], name: str = '') -> tuple[int, int]:
+    """Deletes all that is not in use.
+
+    Args:
+        root: The folder of all spaces.
+        name: Only of the space of this name; '': of all.
+
+    Returns:
+        Bytes freed, and bytes kept because they are in use.
+
+    Raises:
+        UserError: There is no such space.
+    """
+    spaces = _spaces(Path(root))
+    if name and name not in [folder.name for folder in spaces]:
+        raise UserError(f'no features {name!r}', where=str(root), mend='see what `info` lists')
+    freed = kept = 0
+    for space in spaces:
+        if name in ('', space.name):
+            for folder in _segments(space):
+                size, claimed = _size(folder), segments.claim(folder)
+                if claimed is None:
+                    kept += size
+                    continue
+                segments.remove(folder)
+                os.close(claimed)
+                freed += size
+            _remove_empty(space)
+    return freed, kept
+
+
+def format_info(root: str | os.PathLike[str]) -> str:
+    """Returns `info` as text for people."""
+    spaces = info(root)
+    total = _gb(sum(space.bytes for space in spaces))
+    lines = [f'{root}: {total} in {len(spaces)} space{"s" * (len(spaces) != 1)}']
+    for space in spaces:
+        used = datetime.datetime.fromtimestamp(space.used).strftime('%Y-%m-%d %H:%M')
+        state = ', in use' if space.in_use else ''
+        lines.append(f'\n{space.name}  {space.rows} rows, {_gb(space.bytes)}, used {used}{state}')
+        whole = {**space.description, **space.description.get('space', {})}
+        lines += [
+            f'  {key}: {json.dumps(value)}'
+            for key, value in sorted(whole.items())
+            if key not in ('space', 'segment_rows', 'version')
+        ]
+    return '\n'.join(lines)
+
+
+def _refuse(root: Path, need: int, used: int, max_bytes: float, free: int) -> None:
+    if used + need > max_bytes:
+        raise UserError(
+            f'{_gb(need)} of features are to be stored, {_gb(used)} are in use by this or other '
+            f'runs, and the limit is {_gb(max_bytes)}',
+            where='config.features.max_gb',
+            mend='raise it, choose a smaller features.dtype, image_size or layer, or set '
+            'features.cache=False',
+        )
+    raise UserError(
+        f'{_gb(need)} of features are to be stored, and only {_gb(free)} are free on the disk',
+        where=str(root),
+        mend=f'free some, {_WAYS_OUT}',
+    )
+
+
+def _prepare(root: Path) -> None:
+    """Makes the folder and asks whether it can be written, before anything is computed."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK):
+            raise PermissionError(errno.EACCES, 'it is read-only')
+    except OSError as error:
+        raise UserError(
+            f'features cannot be stored there ({error.strerror})', where=str(root), mend=_WAYS_OUT
+        ) from error
+
+
+def _spaces(root: Path) -> list[Path]:
+    return [root / name for name in segments.names(root)]
+
+
+def _segments(space: Path) -> list[Path]:
+    return [space / name for name in segments.names(space)]
+
+
+def _all_segments(root: Path) -> list[Path]:
+    return [folder for space in _spaces(root) for folder in _segments(space)]
+
+
+def _size(folder: Path) -> int:
+    """Returns the disk blocks of a segment in bytes; 0 once it is gone."""
+    total = 0
+    for name in ('rows.npy', 'keys.npy'):
+        with contextlib.suppress(FileNotFoundError):
+            total += (folder / name).stat().st_blocks * 512
+    return total
+
+
+def _used(folder: Path) -> float:
+    try:
+        return (folder / 'keys.npy').stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _describe(space: Path) -> Space:
+    try:
+        description = json.loads((space / 'space.json').read_text())
+        shape, dtype = tuple(description['row_shape']), description['dtype']
+        layout = Layout(shape, dtype, description['segment_rows'])
+    except (OSError, ValueError, KeyError, TypeError):
+        description, layout = {}, None
+    rows, in_use, folders = 0, False, _segments(space)
+    for folder in folders:
+        claimed = segments.claim(folder)
+        in_use = in_use or claimed is None
+        if claimed is not None:
+            os.close(claimed)
+        with contextlib.suppress(FileNotFoundError):
+            if layout and (segment := Segment(folder, layout)).scan():
+                rows += len(segment.records)
+    sizes, times = map(_size, folders), map(_used, folders)
+    used = max(times, default=space.stat().st_mtime)
+    return Space(space.name, description, rows, sum(sizes), used, in_use)
+
+
+def _remove_empty(space: Path) -> None:
+    """Deletes the folder of a space without segments; whoever writes one makes it again."""
+    if not segments.names(space):
+        (space / 'space.json').unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            space.rmdir()
+
+
+def _sweep(root: Path) -> None:
+    """Deletes what processes killed long ago left half made or half removed."""
+    for partial in root.glob(f'*/{segments.PARTIAL}*'):
+        with contextlib.suppress(OSError):
+            if partial.stat().st_mtime < time.time() - _DAY:
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink()
+
+
+def _gb(size: float) -> str:
+    return f'{size / 1e9:.3g} GB'

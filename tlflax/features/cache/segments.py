@@ -1,0 +1,288 @@
+"""One segment of the feature store: a folder with two NumPy files, written once, front to back.
+
+    rows.npy  [capacity, *row_shape]  the features (bfloat16 as its bits, u2)
+    keys.npy  u64[capacity, 3]        of each row: its key in two words, and its checksum
+
+Both have their full size from the beginning and are sparse, so that they are mapped once, cost
+only the disk blocks that were written, and open with `np.load(..., mmap_mode='r')`. A row exists
+once its record in keys.npy does; the record is written after the row. The checksum is the CRC-32
+of the row's bytes, started from the low half of the key's first word, so a torn row, a torn record,
+a flipped bit and a row in another's place all fail it. Nothing else is trusted: the NumPy headers
+are for other programs, and a key that was damaged is a key that nobody asks for.
+
+Two advisory locks (`flock`, released by the kernel however a process ends) keep processes apart:
+a shared one on keys.npy says that somebody uses the segment, so that it must not be removed; an
+exclusive one on rows.npy belongs to its only writer. A killed writer's segment is continued by the
+next one behind its last record. Folders appear and disappear by renaming.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8, UInt64
+
+from tlflax.features.cache.rows import LONG, RECORD, Layout, checksums
+from tlflax.utils.errors import UserError
+
+PARTIAL = '.partial-'
+_BLOCK = 2**16  # records read at once
+
+
+class Segment:
+    """A segment as one process sees it; looking at it holds no lock until `pin`.
+
+    Args:
+        folder: The segment's own.
+        layout: Of its space.
+
+    Attributes:
+        bad: bool[capacity], rows that failed their checksum.
+        checked: bool[capacity], rows that passed it in this process.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+        self._records = np.zeros((layout.capacity, 3), np.uint64)
+        self._count = 0
+        self.bad = np.zeros(layout.capacity, bool)
+        self.checked = np.zeros(layout.capacity, bool)
+        self._keys = self._rows = -1
+        self._map: UInt8[np.ndarray, 'capacity bytes'] | None = None
+
+    @property
+    def records(self) -> UInt64[np.ndarray, 'n 3']:
+        """What was read or written so far; zeros where there is no row."""
+        return self._records[: self._count]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its rows can be read, and will be until `close`."""
+        return self._map is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether no more rows fit."""
+        return self._count == self.layout.capacity
+
+    def scan(self) -> bool:
+        """Reads the records written since the last scan; True where there were any.
+
+        Raises:
+            FileNotFoundError: The segment was removed, which pinning would have prevented.
+        """
+        before = self._count
+        with open(self.folder / 'keys.npy', 'rb') as file:
+            file.seek(len(self.layout.keys_header) + before * RECORD)
+            while block := file.read(_BLOCK * RECORD):
+                whole = len(block) - len(block) % RECORD
+                records = np.frombuffer(block[:whole], '<u8').reshape(-1, 3)
+                records = records[: self.layout.capacity - self._count]
+                used = np.flatnonzero(records.any(axis=1))
+                count = used[-1] + 1 if len(used) else 0
+                self._records[self._count : self._count + count] = records[:count]
+                self._count += count
+                if count < _BLOCK:
+                    break
+        return self._count > before
+
+    def pin(self) -> bool:
+        """Maps the rows and keeps others from removing them; False where it is too late."""
+        if self.pinned:
+            return True
+        try:
+            self._keys = _lock(self.folder / 'keys.npy', os.O_RDONLY, fcntl.LOCK_SH)
+            self._map_rows()
+        except (FileNotFoundError, ValueError):
+            self.close()
+            return False
+        _touch(self._keys)
+        return True
+
+    def adopt(self) -> bool:
+        """Becomes the writer; False where the segment is full, gone, or has a writer already."""
+        try:
+            self._rows = _lock(self.folder / 'rows.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.pin():
+                self.scan()
+                if not self.full:
+                    return True
+        except (FileNotFoundError, BlockingIOError, PermissionError):
+            pass
+        self.yield_writing()
+        return False
+
+    def append(
+        self, keys: UInt64[np.ndarray, 'n 2'], rows: UInt8[np.ndarray, 'n bytes']
+    ) -> Int[np.ndarray, ' m']:
+        """Writes as many rows as fit (only after `adopt` or `create`) and returns their slots.
+
+        Raises:
+            OSError: They could not be written, for example because the disk is full. The segment
+                is as it was.
+        """
+        first = self._count
+        count = min(len(keys), self.layout.capacity - first)
+        keys, rows = keys[:count], rows[:count]
+        records = np.column_stack([keys, checksums(keys, rows, np.arange(count))])
+        start = len(self.layout.rows_header) + first * self.layout.row_bytes
+        _write(self._rows, rows, start)
+        with open(self.folder / 'keys.npy', 'r+b', buffering=0) as file:
+            start = len(self.layout.keys_header) + first * RECORD
+            _write(file.fileno(), np.ascontiguousarray(records, '<u8'), start)
+        self._records[first : first + count] = records
+        self._count += count
+        slots = np.arange(first, first + count)
+        self.checked[slots] = True
+        return slots
+
+    def check(self, slots: Int[np.ndarray, ' n']) -> Bool[np.ndarray, ' n']:
+        """Says which rows of a pinned segment are whole, looking at each once per process."""
+        new = np.sort(slots[~(self.checked[slots] | self.bad[slots])])
+        if len(new):
+            new = new[np.diff(new, prepend=-1) > 0]
+            assert self._map is not None, 'pin first'
+            good = checksums(self.records[new, :2], self._map, new) == self.records[new, 2]
+            self.checked[new[good]] = True
+            self.bad[new[~good]] = True
+        return self.checked[slots]
+
+    def read(
+        self,
+        slots: Int[np.ndarray, ' n'],
+        out: UInt8[np.ndarray, 'm bytes'],
+        places: Int[np.ndarray, ' n'],
+    ) -> None:
+        """Copies rows of a pinned segment, unchecked, to places in `out`."""
+        assert self._map is not None, 'pin first'
+        if self.layout.row_bytes < LONG:
+            out[places] = self._map[slots]
+            return
+        for slot, place in zip(slots.tolist(), places.tolist(), strict=True):
+            out[place] = self._map[slot]  # one copy instead of two
+
+    def sync(self) -> None:
+        """Waits until what was written is on the disk, rows before records."""
+        if self._rows >= 0:
+            os.fsync(self._rows)
+            os.fsync(self._keys)
+
+    def yield_writing(self) -> None:
+        """Lets another process write on; rows remain readable here."""
+        if self._rows >= 0:
+            os.close(self._rows)
+            self._rows = -1
+
+    def close(self) -> None:
+        """Gives up the locks and the map."""
+        self.yield_writing()
+        self._map = None
+        if self._keys >= 0:
+            _touch(self._keys)
+            os.close(self._keys)
+            self._keys = -1
+
+    def _map_rows(self) -> None:
+        size = self.layout.rows_size
+        with open(self.folder / 'rows.npy', 'rb') as file:
+            mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)  # ValueError: truncated
+        rows = np.frombuffer(mapped, np.uint8, offset=len(self.layout.rows_header))
+        self._map = rows.reshape(self.layout.capacity, self.layout.row_bytes)
+
+
+def create(space: Path, layout: Layout) -> Segment:
+    """Makes an empty segment in the folder of its space and becomes its writer.
+
+    Raises:
+        OSError: The folder cannot be written, or the disk is full.
+    """
+    name = uuid.uuid4().hex[:16]
+    partial = space / f'{PARTIAL}{name}'
+    partial.mkdir()
+    _allocate(partial / 'keys.npy', layout.keys_header, layout.capacity * RECORD)
+    _allocate(partial / 'rows.npy', layout.rows_header, layout.capacity * layout.row_bytes)
+    segment = Segment(partial, layout)
+    if not segment.adopt():
+        raise FileNotFoundError(errno.ENOENT, 'deleted while it was made', str(partial))
+    segment.folder = space / name  # the locks belong to the files, whatever they are called
+    os.rename(partial, segment.folder)
+    return segment
+
+
+def names(space: Path) -> list[str]:
+    """Returns the segments of a space, which may not exist, or be no folder at all."""
+    try:
+        entries = os.listdir(space)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in entries if '.' not in name)
+
+
+def claim(folder: Path) -> int | None:
+    """Locks a segment that nobody uses; None: it is in use, gone, or not ours to remove.
+
+    Closing the returned file descriptor releases it; until then `pin` waits.
+    """
+    try:
+        return _lock(folder / 'keys.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError, PermissionError):
+        return None
+
+
+def remove(folder: Path) -> None:
+    """Deletes a claimed segment."""
+    partial = folder.with_name(f'{PARTIAL}{folder.name}')
+    os.rename(folder, partial)
+    shutil.rmtree(partial)
+
+
+def _allocate(path: Path, header: bytes, size: int) -> None:
+    with open(path, 'xb') as file:
+        file.write(header)
+        file.truncate(len(header) + size)
+
+
+def _lock(path: Path, mode: int, kind: int) -> int:
+    """Opens and locks a file.
+
+    Raises:
+        FileNotFoundError: It is not there, or was deleted meanwhile.
+        BlockingIOError: LOCK_NB, and another process has a lock that excludes this one.
+        UserError: The file system has no locks.
+    """
+    descriptor = os.open(path, mode | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, kind)
+        if os.fstat(descriptor).st_nlink == 0:
+            raise FileNotFoundError(path)
+    except (FileNotFoundError, BlockingIOError):
+        os.close(descriptor)
+        raise
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(
+            f'the file system cannot lock files ({error.strerror})',
+            where=str(path.parent),
+            mend='set TLFLAX_CACHE to a folder on a local disk, or features.cache=False',
+        ) from error
+    return descriptor
+
+
+def _touch(descriptor: int) -> None:
+    """Marks as just used; a read-only store stays as it is."""
+    try:
+        os.utime(descriptor)
+    except OSError:
+        return
+
+
+def _write(descriptor: int, values: np.ndarray, start: int) -> None:
+    view = values.view(np.uint8).reshape(-1).data
+    while view:
+        written = os.pwrite(descriptor, view, start)
+        view, start = view[written:], start + written

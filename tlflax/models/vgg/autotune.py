@@ -1,0 +1,256 @@
+"""Which way to compute each layer of the frozen network, found by measurement on this machine.
+
+The search is local: from a good guess, every layer in turn tries the other tilings while the rest
+of its block stays as it is, then every block other numbers of rows and images. What wins is kept
+as JSON, one file for each machine, JAX version and shape. On anything but a CPU the answer is
+direct convolution, without a search.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from tlflax.models.vgg import fast_cpu, network
+from tlflax.models.vgg.fast_cpu import DIRECT_PLAN, BlockPlan, Plan
+from tlflax.models.vgg.winograd import DIRECT, Layer, Tiling
+from tlflax.utils import cpu
+
+FORMAT = 1  # of the files, and of the meaning of their entries
+TILINGS = (DIRECT, Tiling(4), Tiling(4, by_row=True), Tiling(6))
+MIN_CHANNELS = 8  # narrower inputs (an image's three) have no products worth saving
+WIDE = 256  # channels from which a layer's kernels outgrow the cache, so that going by rows pays
+ENOUGH_TILES = 196  # rows of a matrix product that make up for reading the kernels
+STRIP_BYTES = 8 << 20  # an image whose transformed tiles need more than this is cut into strips
+STRIP_ROWS = 16
+ROUNDS = 3
+HOPELESS = 1.4  # times the best after one round: not measured again
+
+Shape = tuple[int, int, int]
+
+
+def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool = True) -> Plan:
+    """Returns the plan for batches of a shape: the kept one, else a measured one, which is kept.
+
+    Args:
+        params: Nested dict like that of `vgg.init`; only its shapes matter.
+        shape: (batch, height, width).
+        folder: Where plans are kept.
+        measured: Measure if nothing is kept (about a minute); else `guess`.
+    """
+    if jax.default_backend() != 'cpu':
+        return DIRECT_PLAN
+    widths = tuple(
+        params[f'block{b}_conv1']['bias'].shape[0] for b in range(1, len(DIRECT_PLAN) + 1)
+    )
+    key = describe(widths, shape)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = folder / f'{digest[:16]}.json'
+    plan = load(path, key)
+    if plan is None and not measured:
+        return guess(widths, shape)
+    if plan is None:
+        logging.info('measuring how to compute %s images fastest, once for this machine', shape)
+        began = time.perf_counter()
+        plan, seconds = measure(widths, shape)
+        save(path, key, plan, seconds)
+        logging.info('measured in %.0f s, kept in %s', time.perf_counter() - began, path)
+    return plan
+
+
+def describe(widths: tuple[int, ...], shape: Shape) -> dict[str, Any]:
+    """Returns all that a measured plan depends on."""
+    return {
+        'format': FORMAT,
+        'processor': _processor(),
+        'cores': cpu.cores(),
+        'jax': jax.__version__,
+        'widths': list(widths),
+        'shape': list(shape),
+    }
+
+
+def _processor() -> str:
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def load(path: Path, key: dict[str, Any]) -> Plan | None:
+    """Returns the plan kept in a file, or None where there is none, or none for `key`."""
+    try:
+        kept = json.loads(path.read_text())
+        if kept['key'] != key:
+            return None
+        return tuple(
+            BlockPlan(
+                tuple(Tiling(int(tile), bool(by_row)) for tile, by_row in block['layers']),
+                int(block['images']),
+                int(block['rows']),
+            )
+            for block in kept['plan']
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        logging.warning('%s is no plan (%s): measuring anew', path, error)
+        return None
+
+
+def save(path: Path, key: dict[str, Any], plan: Plan, seconds: list[float]) -> None:
+    """Keeps a plan and its blocks' seconds for an image; another process sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {
+        'key': key,
+        'plan': [dataclasses.asdict(block) for block in plan],
+        'seconds_per_image': seconds,
+    }
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, delete=False) as file:
+        json.dump(kept, file, indent=1)
+    os.replace(file.name, path)
+
+
+def guess(widths: tuple[int, ...], shape: Shape) -> Plan:
+    """Returns a plan that was good where it was tried, without measuring anything."""
+    batch, height, width = shape
+    batch = _share(batch)
+    blocks, channels = [], 3
+    for depth, wide in zip(network.DEPTHS, widths, strict=True):
+        layers = []
+        for _ in range(depth):
+            tiling = Tiling(4, by_row=wide >= WIDE) if channels >= MIN_CHANNELS else DIRECT
+            layers.append(tiling)
+            channels = wide
+        tiles = math.ceil(height / 4) * math.ceil(width / 4)
+        images = math.ceil(ENOUGH_TILES / tiles)
+        large = tiles * 36 * wide * 4 > STRIP_BYTES
+        blocks.append(
+            BlockPlan(
+                tuple(layers),
+                images if images < batch else 0,
+                STRIP_ROWS if large and height > STRIP_ROWS else 0,
+            )
+        )
+        height, width = height // 2, width // 2
+    return tuple(blocks)
+
+
+def measure(widths: tuple[int, ...], shape: Shape) -> tuple[Plan, list[float]]:
+    """Searches for the fastest plan; returns it and the seconds an image takes in every block."""
+    batch, height, width = shape
+    blocks, seconds, channels = [], [], 3
+    for block, wide in zip(guess(widths, shape), widths, strict=True):
+        race = _Race((batch, height, width), channels, wide)
+        best = block
+        for alternatives in _stages(block, channels, height):
+            best = race.best([best, *alternatives(best)])
+        blocks.append(best)
+        seconds.append(race.seconds[best])
+        channels, height, width = wide, height // 2, width // 2
+    return tuple(blocks), seconds
+
+
+def _stages(
+    block: BlockPlan, channels: int, height: int
+) -> Iterator[Callable[[BlockPlan], list[BlockPlan]]]:
+    """Yields the steps of the search: each lists what to try instead of the best so far."""
+    first = [0] if channels >= MIN_CHANNELS else []
+    for numbers in filter(None, (first, list(range(1, len(block.layers))))):
+        yield functools.partial(_tilings, numbers)
+    rows = [0, 8, 16, 24, 32] if block.rows else [0, 2 * STRIP_ROWS]
+    yield lambda best: [dataclasses.replace(best, rows=r) for r in rows if r < height]
+    images = {block.images * 2, block.images // 2} - {0} if block.images else {4}
+    yield lambda best: [dataclasses.replace(best, images=i) for i in sorted(images)]
+
+
+def _tilings(numbers: list[int], block: BlockPlan) -> list[BlockPlan]:
+    """Lists the plans in which the numbered layers, alike in shape, have each of `TILINGS`."""
+    layers = [
+        tuple(tiling if i in numbers else old for i, old in enumerate(block.layers))
+        for tiling in TILINGS
+    ]
+    return [dataclasses.replace(block, layers=chosen) for chosen in layers]
+
+
+def _share(batch: int) -> int:
+    """Returns the images of a batch that one thread computes."""
+    return max(rows.stop - rows.start for rows in fast_cpu.split(batch))
+
+
+class _Race:
+    """Times ways to compute one block, on as many threads at once as will compute it.
+
+    Attributes:
+        seconds: For every plan run so far, the least seconds an image took.
+    """
+
+    def __init__(self, shape: Shape, channels: int, wide: int) -> None:
+        batch, self._height, self._width = shape
+        self._channels, self._wide = channels, wide
+        self._threads, self._share = len(fast_cpu.split(batch)), _share(batch)
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._runs: dict[BlockPlan, Callable[[], float]] = {}
+        self.seconds: dict[BlockPlan, float] = {}
+
+    def best(self, plans: Iterable[BlockPlan]) -> BlockPlan:
+        """Returns the fastest of some plans, timed in turn so that noise hits all alike."""
+        plans = list(dict.fromkeys(plans))
+        for plan in plans:
+            if plan not in self._runs:
+                self._runs[plan] = self._prepare(plan)
+        for _ in range(ROUNDS):
+            for plan in plans:
+                self.seconds[plan] = min(self._runs[plan](), self.seconds.get(plan, math.inf))
+            limit = HOPELESS * min(self.seconds[plan] for plan in plans)
+            plans = [plan for plan in plans if self.seconds[plan] < limit]
+        return min(plans, key=self.seconds.__getitem__)
+
+    def _prepare(self, plan: BlockPlan) -> Callable[[], float]:
+        """Compiles a plan and returns a function that runs it and returns seconds per image."""
+        inputs = [self._channels] + [self._wide] * (len(plan.layers) - 1)
+        layers = [_layer(c, self._wide, t) for c, t in zip(inputs, plan.layers, strict=True)]
+        # Two groups of images, as the loop over them is part of the cost.
+        count = min(self._share, 2 * plan.images) if plan.images else self._share
+        x = jnp.ones((count, self._height, self._width, self._channels), jnp.float32)
+
+        @jax.jit
+        def program(layers: list[Layer], x: jax.Array) -> jax.Array:
+            block = functools.partial(fast_cpu.run_block, layers, plan=plan)
+            return fast_cpu.over_images(block, x, plan.images)
+
+        def run(_: int) -> None:
+            jax.block_until_ready(program(layers, x))
+
+        def timed() -> float:
+            began = time.perf_counter()
+            list(self._pool.map(run, range(self._threads)))
+            return (time.perf_counter() - began) / (count * self._threads)
+
+        run(0)
+        return timed
+
+
+def _layer(channels: int, wide: int, tiling: Tiling) -> Layer:
+    """Parameters of the right shapes; their values make no difference to the time."""
+    size = tiling.tile + 2
+    if not tiling.tile:
+        kernel: Any = jnp.ones((3, 3, channels, wide))
+    elif tiling.by_row:
+        kernel = tuple(jnp.ones((size, channels, wide)) for _ in range(size))
+    else:
+        kernel = jnp.ones((size * size, channels, wide))
+    return {'kernel': kernel, 'bias': jnp.zeros(wide)}

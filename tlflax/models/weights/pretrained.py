@@ -1,0 +1,211 @@
+"""Pretrained VGG16 weights from any container: names, layout, checks, digest, preprocessing.
+
+The digest of the tensors, not the file they came in, decides what they are; preprocessing follows.
+It is `trees.digest` of the parameters: SHA-256 of their float32 bytes in the order of their paths.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tlflax.models.preprocess import PREPROCESS
+from tlflax.models.vgg import network, tensor_names
+from tlflax.models.weights import file_formats
+from tlflax.utils import trees
+from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.trees import digest
+
+# Digests of the 26 canonical tensors and of the first kernel among them; SHA-256 of the file
+# vgg16-397923af.pth, since the digest of torchvision's tensors is not published.
+CANONICAL = '909252ac6e8f5c25798249025de7a83f73e4c060e0ccd8ecdca83cc24b827dfe'
+_CANONICAL_FIRST = '564034bfdba3ca76c2787bb27101f4fff7fa318d2fbce72b98ee85a91ac7233c'
+_TORCHVISION_FILE = '397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0'
+_FORMAT = 'tlflax'  # marks our own safetensors files
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What weights are, and what goes with them.
+
+    Attributes:
+        name: 'imagenet-caffe', 'imagenet-torchvision' or 'custom'.
+        preprocess: The key of `PREPROCESS` that the weights were trained with.
+        licence: The terms, and whom to cite.
+        assumed: Whether `preprocess` is only a guess, from the names of the layers.
+    """
+
+    name: str
+    preprocess: str
+    licence: str
+    assumed: bool = False
+
+
+CAFFE = Identity(
+    'imagenet-caffe',
+    'caffe',
+    'CC BY 4.0, Visual Geometry Group, University of Oxford; cite arXiv:1409.1556',
+)
+TORCHVISION = Identity('imagenet-torchvision', 'torch', 'BSD 3-Clause, torchvision')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained(Identity):
+    """Weights, read and checked.
+
+    Attributes:
+        params: Nested dict of float32 NumPy arrays, as `vgg.apply` takes it.
+        digest: Of `params`.
+        source: The name and format of the file.
+        recognised: How the identity was found and what was left aside, for people.
+    """
+
+    params: network.Params = dataclasses.field(repr=False, compare=False)
+    digest: str
+    source: str
+    recognised: str = ''
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    top: bool = False,
+    expected: Mapping[str, network.Shape] | None = None,
+) -> Pretrained:
+    """Reads VGG16 weights from a file of any known format.
+
+    Args:
+        path: Keras `.h5`, `.weights.h5` or `.keras`, ONNX, safetensors, `.npz` or PyTorch file,
+            its layers named as in Keras or torchvision; tensors of other layers are left aside.
+        top: Also take fc1, fc2 and predictions where the file has them.
+        expected: Shape of every parameter, as `vgg.shapes` lists them; the real VGG16's if None.
+
+    Raises:
+        UserError: No such file, not a weights file, tensors missing, unexpected, of a wrong shape
+            or type, or not finite, or kernels in Theano's orientation.
+    """
+    path = Path(path)
+    container = file_formats.read(path)
+    declared = _declared(container, str(path))
+    found = tensor_names.canonical(container, top=top, where=str(path))
+    if expected is None:
+        expected = network.shapes(top=tensor_names.has_top(found.tensors))
+    tensor_names.check(found.tensors, expected, where=str(path))
+    tensors, turned = _oriented(found.tensors, container, path)
+    if digest(tensor_names.without_top(tensors)) == CANONICAL:
+        identity, how = CAFFE, 'the canonical weights of Oxford and Keras, by their digest'
+    elif declared is not None:
+        name = 'custom' if declared.name == CAFFE.name else declared.name  # the digest decides
+        identity = dataclasses.replace(declared, name=name)
+        how = 'as the file declares itself'
+    elif container.kind == 'PyTorch' and _file_sha256(path) == _TORCHVISION_FILE:
+        identity, how = TORCHVISION, "torchvision's weights, by the digest of the file"
+    else:
+        identity, how = _guess(tensors, found.torch_names)
+    aside = f'; {len(found.aside)} other tensors left aside' if found.aside else ''
+    return Pretrained(
+        **dataclasses.asdict(identity),
+        params=trees.unflatten(tensors),
+        digest=digest(tensors),
+        source=f'{path.name} ({container.kind})',
+        recognised=how + turned + aside,
+    )
+
+
+def save(path: str | os.PathLike[str], weights: Pretrained) -> None:
+    """Writes weights as safetensors, complete or not at all.
+
+    The tensors are named `block1_conv1/kernel`, ...; all the rest goes into the metadata, by
+    which `load` knows the weights again.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    tensors = trees.flatten(weights.params)
+    metadata = {f.name: str(getattr(weights, f.name)) for f in dataclasses.fields(Identity)}
+    metadata |= {'format': _FORMAT, 'digest': digest(tensors), 'source': weights.source}
+    file_formats.write_safetensors(path, tensors, metadata)
+
+
+def resolve_preprocess(weights: Identity, requested: str) -> tuple[str, str | None]:
+    """Returns the preprocessing to use, and a warning where it may not be the right one.
+
+    Args:
+        weights: The weights the pixels are meant for.
+        requested: The value of `config.weights.preprocess`.
+
+    Raises:
+        UserError: No such preprocessing.
+    """
+    key = 'config.weights.preprocess'
+    if requested == 'auto':
+        if not weights.assumed:
+            return weights.preprocess, None
+        others = ' or '.join(f'--{key}={name}' for name in PREPROCESS if name != weights.preprocess)
+        return weights.preprocess, (
+            f'these are custom weights, and {weights.preprocess!r} preprocessing is assumed from '
+            f'the names of their layers: if they were trained otherwise, give {others}; if not, '
+            f'--{key}={weights.preprocess} ends this warning'
+        )
+    if requested not in PREPROCESS:
+        hint = did_you_mean(requested, ['auto', *PREPROCESS])
+        raise UserError(f'{requested!r} is no preprocessing', where=key, mend=hint)
+    if requested == weights.preprocess or weights.assumed:
+        return requested, None
+    return requested, (
+        f'WRONG PREPROCESSING: the weights {weights.name} were trained with '
+        f'{weights.preprocess!r}, but {key} is {requested!r}, which makes the features worse: '
+        f'give --{key}=auto'
+    )
+
+
+def _oriented(
+    tensors: tensor_names.Tensors, container: file_formats.Container, path: Path
+) -> tuple[tensor_names.Tensors, str]:
+    """Turns known weights for RGB input back to BGR, and refuses Theano's rotated kernels."""
+    first = tensors['block1_conv1/kernel']
+    theano = container.metadata.get('backend') == 'theano' or 'th_kernels' in path.name
+    if theano or digest({'': first[::-1, ::-1]}) == _CANONICAL_FIRST:
+        raise UserError(
+            'holds kernels for Theano, rotated by 180 degrees',
+            where=str(path),
+            mend='give the file whose name has tf_kernels',
+        )
+    if digest({'': first[:, :, ::-1]}) == _CANONICAL_FIRST:
+        turned = {'block1_conv1/kernel': np.ascontiguousarray(first[:, :, ::-1])}
+        return tensors | turned, '; their first kernel turned from RGB back to BGR'
+    return tensors, ''
+
+
+def _declared(container: file_formats.Container, where: str) -> Identity | None:
+    """Returns what a file of ours says of itself, None for any other file."""
+    metadata = container.metadata
+    if metadata.get('format') != _FORMAT:
+        return None
+    values = {f.name: metadata.get(f.name, '') for f in dataclasses.fields(Identity)}
+    whole = all(values.values()) and values['preprocess'] in PREPROCESS
+    if not whole or metadata.get('digest') != digest(container.tensors):
+        raise UserError(
+            'its tensors or metadata are not as they were written',
+            where=where,
+            mend='write it again with scripts/convert_weights.py',
+        )
+    assumed = values.pop('assumed') == 'True'
+    return Identity(**values, assumed=assumed)
+
+
+def _guess(tensors: tensor_names.Tensors, torch_names: bool) -> tuple[Identity, str]:
+    """Returns the identity that the layers' names suggest, and says so."""
+    # Weights fine-tuned from the canonical ones mostly keep the first layer, whatever its name.
+    caffe = not torch_names or digest({'': tensors['block1_conv1/kernel']}) == _CANONICAL_FIRST
+    preprocess, names = 'caffe' if caffe else 'torch', 'torchvision' if torch_names else 'Keras'
+    how = f'no known digest; layers named as in {names}, so {preprocess!r} preprocessing is assumed'
+    return Identity('custom', preprocess, "their owner's", assumed=True), how
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,174 @@
+"""Linear probes: logistic regression on frozen features, the standard way to compare backbones.
+
+The features are those of the images as they are, without augmentation; the strength of
+regularisation that does best on validation decides (see
+`tlflax.models.linear.logistic_regression`).
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tlflax.config.schema import AugmentConfig, Config, LossConfig
+from tlflax.features import sources
+from tlflax.models.linear import logistic_regression
+from tlflax.train import loop, setup, steps
+from tlflax.train import run as training
+from tlflax.train.early_stopping import State
+from tlflax.train.epoch import Source
+from tlflax.train.setup import Run
+from tlflax.utils.errors import UserError
+from tlflax.workdir.files import Workdir
+
+HEADS = ('flatten_linear', 'gap_linear')
+
+
+def run(config: Config, work: Workdir, *, standardise: bool = False) -> dict[str, Any]:
+    """Fits a linear probe on a configuration's training images and writes it as a workdir.
+
+    The probe is `config.model.head` where that is linear, else 'flatten_linear'. In the workdir,
+    each strength of regularisation stands as an epoch; its record also has `l2`, `iterations` and
+    `gradient_norm`, and no learning rate. The best has the highest validation accuracy, and of
+    those the lowest loss.
+
+    Args:
+        config: Its optimiser, loss, sampling, augmentation and early stopping are not used.
+        work: New.
+        standardise: Give each feature zero mean and unit variance over the training images; this
+            becomes part of the kernel and bias that are written.
+
+    Returns:
+        The contents of `result.json`.
+
+    Raises:
+        UserError: The features are not kept on the device, or the workdir is in use.
+    """
+    began = time.perf_counter()
+    if (work.path / 'config.json').exists():
+        raise UserError(
+            'this workdir is in use', where=str(work.path), mend='give another --workdir'
+        )
+    config = probe_config(config)
+    prepared = setup.build(config, setup.load(config))
+    train = prepared.maker.eval(prepared.splits.train, 'training')
+    val = prepared.maker.eval(prepared.splits.val, 'validation')
+    sources.require_resident(val)
+    features, label = _rows(train, config.model.head)
+    mean, deviation = np.zeros_like(features[0]), np.ones_like(features[0])
+    if standardise:
+        mean, deviation = features.mean(0), features.std(0)
+        deviation[deviation == 0] = 1
+        features = (features - mean) / deviation
+    path: list[Fitted] = []
+    for solved in logistic_regression.solve_path(
+        features, label, len(prepared.splits.train.classes)
+    ):
+        kernel = solved.kernel / deviation[:, None]
+        layer = {'kernel': kernel, 'bias': solved.bias - mean @ kernel}
+        path.append(_assess(solved, {'head': {'logits': layer}}, prepared, (train, val), path))
+        logging.info('%s', format_row(path[-1].record))
+    best = max(path, key=lambda fitted: fitted.order)
+    return training.publish(
+        prepared,
+        work,
+        val,
+        [fitted.record for fitted in path],
+        _positions(path, best, prepared),
+        time.perf_counter() - began,
+    )
+
+
+def probe_config(config: Config) -> Config:
+    """Returns the configuration of the linear head that a probe fits."""
+    head = config.model.head if config.model.head in HEADS else HEADS[0]
+    return dataclasses.replace(
+        config,
+        augment=AugmentConfig(horizontal_flip=False),
+        loss=LossConfig(),
+        train=dataclasses.replace(config.train, balanced_sampling=False, label_smoothing=0.0),
+        model=dataclasses.replace(config.model, head=head, dropout=0.0),
+        early_stopping=dataclasses.replace(config.early_stopping, restore_best=True),
+    )
+
+
+def format_table(records: Sequence[dict[str, Any]]) -> str:
+    """Shows the regularisation path for people."""
+    head = '        l2  iterations  gradient  train loss  val loss  val accuracy'
+    return '\n'.join([head, *map(format_row, records)])
+
+
+def format_row(record: dict[str, Any]) -> str:
+    """Shows one strength; see `format_table`."""
+    return (
+        f'{record["l2"]:10.3g}  {record["iterations"]:10d}  {record["gradient_norm"]:8.1e}'
+        f'  {record["train_loss"]:10.4f}  {record["val_loss"]:8.4f}  {record["val_accuracy"]:12.4f}'
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitted:
+    """A probe and its record."""
+
+    params: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Higher is better."""
+        return self.record['val_accuracy'], -self.record['val_loss']
+
+
+def _rows(source: Source, head: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the inputs of a head's linear layer, f32[n, d], and the labels, in order."""
+    resident, rows = sources.require_resident(source), source.eval_rows()
+    rows = rows[rows >= 0]
+    features = np.asarray(resident.features)[rows].astype(np.float32)
+    features = features.mean((1, 2)) if head == 'gap_linear' else features.reshape(len(rows), -1)
+    return features, np.asarray(resident.label)[rows]
+
+
+def _assess(
+    solved: logistic_regression.Solved,
+    params: dict[str, Any],
+    prepared: Run,
+    splits: tuple[Source, Source],
+    before: Sequence[Fitted],
+) -> Fitted:
+    """Evaluates a probe on the training and validation images."""
+    began = time.perf_counter()
+    train, val = (prepared.runner.evaluate(params, split).metrics for split in splits)
+    record = {
+        'epoch': len(before) + 1,
+        'step': solved.iterations + (before[-1].record['step'] if before else 0),
+        'train_loss': train['loss'],
+        'train_accuracy': train['accuracy'],
+        **{f'val_{name}': val[name] for name in loop.VAL_METRICS},
+        'learning_rate': math.nan,
+        'epoch_seconds': solved.seconds + time.perf_counter() - began,
+        'images_per_second': splits[0].num_examples * solved.iterations / solved.seconds,
+        'l2': solved.l2,
+        'iterations': solved.iterations,
+        'gradient_norm': solved.gradient_norm,
+    }
+    return Fitted(params, record)
+
+
+def _positions(
+    path: Sequence[Fitted], best: Fitted, prepared: Run
+) -> list[tuple[steps.TrainState, loop.Position]]:
+    """Returns the best and the last probe as states of a training."""
+    stopping = State(best=best.record['val_accuracy'], best_epoch=best.record['epoch'] - 1)
+    saved = []
+    for fitted in dict.fromkeys([path.index(best), len(path) - 1]):
+        params, record = path[fitted].params, path[fitted].record
+        state = steps.init_state(params, prepared.learner.tx)
+        state = state._replace(step=jnp.int32(record['step']))
+        own = dataclasses.replace(stopping, improved=path[fitted] is best)
+        saved.append((state, loop.Position(epoch=record['epoch'], stopping=own, improvements=1)))
+    return saved

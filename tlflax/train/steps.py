@@ -1,0 +1,262 @@
+"""What happens to one batch: metric sums, `train_step` and `eval_step`, all pure."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from tlflax.models.classifier import Classifier, Params
+from tlflax.train import losses, metrics
+from tlflax.train.metrics import ClassCounts
+from tlflax.utils.trees import merge
+
+Batch = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        step: i32 scalar, optimiser steps done.
+        params: The trainable parameters alone.
+        opt_state: Their optimiser state.
+    """
+
+    step: Int[Array, '']
+    params: Params
+    opt_state: optax.OptState
+
+
+class Sums(NamedTuple):
+    """Mergeable metrics: sums over examples, to be divided by `examples` once, at the end.
+
+    Attributes:
+        loss: f32 sum of the examples' losses.
+        correct: f32 number of right predictions.
+        examples: f32 number of examples.
+    """
+
+    loss: Float[Array, '']
+    correct: Float[Array, '']
+    examples: Float[Array, '']
+
+
+class EvalSums(NamedTuple):
+    """What evaluation adds up."""
+
+    sums: Sums
+    counts: ClassCounts
+
+
+def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step, for the trainable parameters `params`."""
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], batch: Batch) -> Sums:
+    """Sums loss and right answers over a batch's real examples.
+
+    Of a mixture of two labels, each is right by its share (as in the code of Zhang et al. 2018,
+    arXiv:1710.09412).
+    """
+    mask: Bool[Array, ' b'] = batch['mask']
+    predicted = logits.argmax(-1)
+    right = (predicted == batch['label']).astype(jnp.float32)
+    if 'mix' in batch:
+        right = batch['mix'] * right + (1 - batch['mix']) * (predicted == batch['mix_label'])
+    return Sums(
+        jnp.where(mask, loss, 0).sum(),
+        jnp.where(mask, right, 0).sum(),
+        mask.sum(dtype=jnp.float32),
+    )
+
+
+def class_counts(
+    predicted: Int[Array, ' b'], label: Int[Array, ' b'], mask: Bool[Array, ' b'], classes: int
+) -> ClassCounts:
+    """Counts the real examples by class; whole numbers, so in any order."""
+
+    def count(of: Array, which: Array) -> Array:
+        return jnp.zeros(classes, jnp.int32).at[of].add(which.astype(jnp.int32))
+
+    right = mask & (predicted == label)
+    return ClassCounts(count(label, right), count(label, mask), count(predicted, mask))
+
+
+def update(
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    seed: Int[Array, ''] | int,
+    loss: losses.Loss,
+    *,
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+) -> tuple[TrainState, Sums]:
+    """One optimiser step on the trainable parameters.
+
+    Only they are differentiated. A backbone without any trainable parameter runs before, outside
+    the differentiated function; the part of a backbone below its first trainable layer depends on
+    nothing that is differentiated, so no gradient is computed for it either.
+
+    Args:
+        state: The state before the step.
+        frozen: The parameters that never change; empty branches are left out.
+        batch: Images or features with 'label' and 'mask', and what
+            `tlflax.train.losses.training_losses` knows.
+        seed: Of dropout; the key depends on it and on the step number alone.
+        loss: What is minimised, averaged over the real examples.
+        classifier: The static half of the model.
+        tx: The optimiser of `state.params`.
+
+    Returns:
+        The new state, and the sums of loss and right answers before the update.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if 'backbone' not in state.params and 'features' not in batch:
+        features = classifier.features(frozen['backbone'], batch['image'])
+        batch = {**batch, 'features': features}
+
+    def loss_fn(params: Params) -> tuple[Array, Sums]:
+        logits = classifier(merge(params, frozen), batch, key)
+        sums = metric_sums(logits, losses.training_losses(loss, logits, batch), batch)
+        return sums.loss / jnp.maximum(sums.examples, 1), sums
+
+    grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), sums
+
+
+train_step = functools.partial(
+    jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
+)(update)
+"""`update`, compiled once for each model and optimiser; the old state's memory is reused."""
+
+
+@functools.partial(jax.jit, static_argnames=('classifier',))
+def eval_step(params: Params, batch: Batch, *, classifier: Classifier) -> tuple[EvalSums, Array]:
+    """Returns the metric sums of a batch and its class probabilities, f32[b, classes]."""
+    sums, logits = _assess(params, batch, classifier)
+    counts = class_counts(logits.argmax(-1), batch['label'], batch['mask'], logits.shape[-1])
+    return EvalSums(sums, counts), jax.nn.softmax(logits)
+
+
+def _assess(params: Params, batch: Batch, classifier: Classifier) -> tuple[Sums, Array]:
+    logits = classifier(params, batch)
+    return metric_sums(logits, losses.cross_entropy(logits, batch['label']), batch), logits
+
+
+@functools.partial(jax.jit, static_argnames=('classifier',))
+def backbone_step(
+    backbone: Params, image: Shaped[Array, 'b h w 3'], *, classifier: Classifier
+) -> Float[Array, 'b ...']:
+    """Returns a batch's features, for the cache."""
+    return classifier.features(backbone, image)
+
+
+class Resident(NamedTuple):
+    """Features that stay on the device for the whole run.
+
+    Attributes:
+        features: One row for each (image, view).
+        label: The class of each row.
+        weight: The factor of each row's training loss; None: 1.
+    """
+
+    features: Float[Array, 'rows ...']
+    label: Int[Array, ' rows']
+    weight: Float[Array, ' rows'] | None = None
+
+
+def _gather(resident: Resident, rows: Int[Array, ' b']) -> Batch:
+    """Returns the batch of these rows; a negative row is padding."""
+    batch = {
+        'features': resident.features[rows],
+        'label': resident.label[rows],
+        'mask': rows >= 0,
+    }
+    return batch if resident.weight is None else {**batch, 'weight': resident.weight[rows]}
+
+
+def update_many(
+    state: TrainState,
+    frozen: Params,
+    resident: Resident,
+    rows: Int[Array, 'steps b'],
+    seed: Int[Array, ''] | int,
+    loss: losses.Loss,
+    *,
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+) -> tuple[TrainState, Sums]:
+    """Many `update`s as one program; the sums have a leading axis of steps."""
+
+    def body(state: TrainState, rows: Array) -> tuple[TrainState, Sums]:
+        batch = _gather(resident, rows)
+        return update(state, frozen, batch, seed, loss, classifier=classifier, tx=tx)
+
+    return jax.lax.scan(body, state, rows)
+
+
+train_scan = functools.partial(
+    jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
+)(update_many)
+"""`update_many`, compiled once for each model and optimiser."""
+
+
+@functools.partial(jax.jit, static_argnames=('classifier',))
+def eval_scan(
+    params: Params,
+    resident: Resident,
+    rows: Int[Array, 'steps b'],
+    *,
+    classifier: Classifier,
+) -> tuple[EvalSums, Float[Array, 'steps b classes']]:
+    """Many `eval_step`s as one program; the counts are those of all steps together."""
+
+    def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array, Array]]:
+        sums, logits = _assess(params, _gather(resident, rows), classifier)
+        return None, (sums, logits.argmax(-1), jax.nn.softmax(logits))
+
+    sums, predicted, probabilities = jax.lax.scan(body, None, rows)[1]
+    flat, label = rows.ravel(), resident.label[rows.ravel()]
+    counts = class_counts(predicted.ravel(), label, flat >= 0, probabilities.shape[-1])
+    return EvalSums(sums, counts), probabilities
+
+
+class Totals(NamedTuple):
+    """`Sums` on the host, in float64."""
+
+    loss: float
+    correct: float
+    examples: float
+
+
+def totals(sums: list[Sums]) -> Totals:
+    """Adds up sums, each a scalar or with a leading axis, in float64."""
+    host = jax.device_get(sums)
+    return Totals(*(sum(float(np.sum(s[i], dtype=np.float64)) for s in host) for i in range(3)))
+
+
+def means(sums: list[Sums], counts: ClassCounts) -> dict[str, float]:
+    """Divides once: what evaluation says of the examples of all of `sums`.
+
+    Args:
+        sums: Each of scalars or with a leading axis.
+        counts: Of all of them together.
+
+    Returns:
+        `loss` in nats, `accuracy`, `num_examples`, and what `tlflax.train.metrics.by_class` adds.
+    """
+    loss, correct, count = totals(sums)
+    return {
+        'loss': loss / count if count else float('nan'),
+        'accuracy': correct / count if count else float('nan'),
+        'num_examples': int(count),
+        **metrics.by_class(jax.device_get(counts)),
+    }
