@@ -32,9 +32,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import UInt8
 
+from tlflax.features import extract
 from tlflax.models import classifier
 from tlflax.models.vgg import network as vgg
-from tlflax.train import steps
 
 Images = UInt8[np.ndarray, 'b h w 3']
 Side = Callable[[list[Images]], Iterator[np.ndarray]]
@@ -45,7 +45,7 @@ AHEAD = 2  # batches under way before the oldest is fetched
 
 
 def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
-    """Ours: `steps.backbone_step`, as the feature cache is filled with on accelerators."""
+    """Ours: `extract.backbone_step`, as the feature cache is filled with on accelerators."""
     model = classifier.create(
         params, image_size=(size, size), classes=2, head='gap_linear', units=1, dropout=0.0,
         preprocess='caffe', dtype=dtype,
@@ -56,7 +56,7 @@ def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
         waiting: collections.deque[jax.Array] = collections.deque()
         for batch in batches:
             image = jax.device_put(batch)
-            waiting.append(steps.backbone_step(params, image, classifier=model))
+            waiting.append(extract.backbone_step(params, image, classifier=model))
             if len(waiting) > AHEAD:
                 yield np.asarray(waiting.popleft(), np.float32)
         while waiting:

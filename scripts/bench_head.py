@@ -44,6 +44,7 @@ from PIL import Image
 from tlflax.config.parse import resolve
 from tlflax.config.schema import Config
 from tlflax.features import extract
+from tlflax.features.views import training_views, view_keys
 from tlflax.models import heads
 from tlflax.models.classifier import Classifier
 from tlflax.models.vgg import network as vgg
@@ -81,19 +82,19 @@ def first_params(dropout: float) -> dict[str, Any]:
 def tlflax_epoch(
     features: np.ndarray, label: np.ndarray, order: np.ndarray, dropout: float
 ) -> Epoch:
-    """Returns tlflax's epoch: `steps.train_scan` over resident features."""
+    """Returns tlflax's epoch: `steps.train_scan` over on-device features."""
     graph = heads.graph('conv', SHAPE, CLASSES, units=64, dropout=dropout)
     classifier = Classifier('caffe', 'block5_pool', 'float32', graph)
     params = {'head': first_params(dropout)}
     labels = trees.label_tree(params, (('head/.*', 'head'),))
     tx = optim.build(labels, name='adam', learning_rates={'head': 1e-3})
-    resident = steps.Resident(jnp.asarray(features), jnp.asarray(label))
+    on_device = steps.OnDevice(jnp.asarray(features), jnp.asarray(label))
     state = steps.init_state(params, tx)
 
     def epoch() -> np.ndarray:
         nonlocal state
         state, sums = steps.train_scan(
-            state, {}, resident, jnp.asarray(order), 0, Loss(), classifier=classifier, tx=tx
+            state, {}, on_device, jnp.asarray(order), 0, Loss(), classifier=classifier, tx=tx
         )
         return np.asarray(sums.loss) / np.asarray(sums.examples)
 
@@ -220,9 +221,9 @@ def fill_cache(config: Config) -> None:
         backbone=prepared.pretrained.params,
     )
     for seed, table in enumerate((prepared.splits.train, prepared.splits.val)):
-        views = extract.training_views(config.augment, seed=0, n=len(table), samples=1)
+        views = training_views(config.augment, seed=0, n=len(table), samples=1)
         for name in views.names:
-            store.append(extract.keys(table.digests, name), synthetic(table.labels, seed))
+            store.append(view_keys(table.digests, name), synthetic(table.labels, seed))
     store.flush()
 
 

@@ -37,7 +37,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tlflax.utils import assets
+from tlflax.data.inputs.demos import TRAFFIC_LIGHTS
+from tlflax.utils.assets import fetch
 from tlflax.utils.errors import EXIT_CODE, UserError
 
 PHOTO = (375, 500)  # (height, width), the most common of ImageNet
@@ -171,7 +172,7 @@ def main() -> int:
         try:
             if 'traffic' in options.data:
                 part = 'Test' if options.quick else 'Train'
-                folders['traffic'] = assets.fetch('traffic_lights') / part
+                folders['traffic'] = fetch(TRAFFIC_LIGHTS) / part
         except UserError as error:
             print(f'error: {error}; --data photographs does without', file=sys.stderr)
             return EXIT_CODE

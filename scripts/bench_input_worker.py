@@ -67,11 +67,11 @@ def tlflax_epochs(folder: Path) -> dict[str, Epoch]:
 
 def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epoch:
     """Returns tlflax's training epoch; `augment` is added to the default flips."""
-    from tlflax.config.schema import AugmentConfig
-    from tlflax.data import table as folders
+    from tlflax.config.schema import AugmentConfig, DataConfig
     from tlflax.data.pipeline import tf_data
+    from tlflax.data.splits.load import load_table
 
-    table, numbers = folders.scan(folder), iter(range(10**9))
+    table, numbers = load_table(str(folder), key='images', data=DataConfig()), iter(range(10**9))
 
     def epoch() -> int:
         batches = tf_data.train_epoch(
@@ -148,16 +148,16 @@ def stage_epochs(
 ) -> dict[str, Epoch]:
     """Returns each stage of tlflax's pipeline alone, fed from memory."""
     augmentations = augmentations or {'full augmentation': FULL}
-    from tlflax.config.schema import AugmentConfig
-    from tlflax.data import table as folders
+    from tlflax.config.schema import AugmentConfig, DataConfig
     from tlflax.data._tensorflow import tf
     from tlflax.data.augment import apply as augmentation
     from tlflax.data.augment import sampling
     from tlflax.data.images.decode import read_image
     from tlflax.data.pipeline import tf_data, tf_decode
     from tlflax.data.pipeline.resize import resize_image
+    from tlflax.data.splits.load import load_table
 
-    table = folders.scan(folder)
+    table = load_table(str(folder), key='images', data=DataConfig())
     table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
 
     def each(dataset: Any, function: Any) -> Any:

@@ -36,12 +36,14 @@ from typing import Any
 
 import numpy as np
 
+from tlflax.data.inputs.demos import TRAFFIC_LIGHTS
 from tlflax.models.weights import pretrained
-from tlflax.utils import assets, cpu, trees
+from tlflax.models.weights.catalogue import VGG16_IMAGENET
+from tlflax.utils import cpu, trees
+from tlflax.utils.assets import fetch
 from tlflax.utils.errors import EXIT_CODE, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS, IMAGES = 'vgg16_imagenet_notop', 'traffic_lights'
 QUICK_PART, QUICK_SIZE, QUICK_LAYER = 0.1, 64, 'block4_pool'
 KERAS_EPOCHS = 2
 # What would warm one side up, or slow the other down, from outside.
@@ -80,8 +82,8 @@ class Setting:
 
 def prepare(scratch: Path, quick: bool) -> Setting:
     """Fetches images and weights and puts them where both sides find them."""
-    images = assets.fetch(IMAGES)
-    arrays = trees.flatten(pretrained.load(assets.fetch(WEIGHTS)).params)
+    images = fetch(TRAFFIC_LIGHTS)
+    arrays = trees.flatten(pretrained.load(fetch(VGG16_IMAGENET)).params)
     np.savez(scratch / 'weights.npz', **arrays)
     if quick:
         images = copy_part(images, scratch / 'images', QUICK_PART)
@@ -102,8 +104,8 @@ def copy_part(source: Path, target: Path, part: float) -> Path:
 def fresh_cache(setting: Setting) -> Path:
     """Makes a cache folder that holds the downloads only."""
     cache = Path(tempfile.mkdtemp(dir=setting.scratch, prefix='cache-'))
-    for name in (WEIGHTS, IMAGES):
-        asset = assets.fetch(name)
+    for wanted in (VGG16_IMAGENET, TRAFFIC_LIGHTS):
+        asset = fetch(wanted)
         (cache / asset.name).symlink_to(asset)
     return cache
 

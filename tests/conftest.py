@@ -42,17 +42,19 @@ def real_cache() -> Path:
 @pytest.fixture(scope='session')
 def imagenet_weights_path(real_cache) -> Path:
     """The canonical VGG16 weights, in the container they were downloaded in."""
-    from tlflax.utils import assets
+    from tlflax.models.weights.catalogue import VGG16_IMAGENET
+    from tlflax.utils.assets import fetch
 
-    return assets.fetch('vgg16_imagenet_notop', cache=real_cache)
+    return fetch(VGG16_IMAGENET, cache=real_cache)
 
 
 @pytest.fixture(scope='session')
 def traffic_lights_dir(real_cache) -> Path:
     """The real photographs: Train/ and Test/, each with red/, yellow/ and green/."""
-    from tlflax.utils import assets
+    from tlflax.data.inputs.demos import TRAFFIC_LIGHTS
+    from tlflax.utils.assets import fetch
 
-    return assets.fetch('traffic_lights', cache=real_cache)
+    return fetch(TRAFFIC_LIGHTS, cache=real_cache)
 
 
 @pytest.fixture

@@ -3,12 +3,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tlflax.config import default_config
+from tlflax.data import table
+from tlflax.data.images.decode import MAX_PIXELS
+from tlflax.data.inputs.folder import list_folder
+from tlflax.data.table import ImageTable
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -77,3 +82,33 @@ class Stops:
 
     def __exit__(self, *_):
         return None
+
+
+def scan_folder(
+    root: str | os.PathLike[str],
+    *,
+    on_bad_image: str = 'error',
+    key: str = 'config.data.train',
+    classes: Sequence[str] | None = None,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> ImageTable:
+    """Finds, reads and verifies every image of a folder of class folders.
+
+    Args:
+        root: The folder that holds one folder for each class.
+        on_bad_image: 'error', or 'skip' to leave bad images out, with a warning that names them.
+        key: The configuration key that gave `root`, for messages.
+        classes: The training split's class names, which decide the labels of this split; folders
+            of other names are errors, missing ones a warning. None: this is the training split.
+        workers: Threads that read files.
+        max_pixels: Larger images are bad images.
+
+    Raises:
+        UserError: No such folder, no class folders, images outside them, a single class, an empty
+            class, a class unknown to training, or bad images unless skipped.
+    """
+    listing = list_folder(root, key=key)
+    table.check(listing, key=key, classes=classes)
+    scanned = table.read(listing, workers=workers, max_pixels=max_pixels)
+    return table.tabulate(scanned, listing, key=key, on_bad_image=on_bad_image, classes=classes)

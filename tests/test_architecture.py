@@ -1,100 +1,124 @@
-"""Imports go one way, and TensorFlow, Orbax and absl.flags have one home each."""
+"""Imports point down the list of rooms, and TensorFlow, Orbax and the flags have one home each."""
 
 import ast
+import graphlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-PACKAGE = Path(__file__).parent.parent / 'tlflax'
+PACKAGE = ROOT / 'tlflax'
 
-# Each module may import only those before it.
-ORDER = """
-utils.errors utils.cpu utils.download utils.progress config.schema config.parse utils.trees
-train.early_stopping utils.assets train.metrics data.augment.random_bits data.augment.ranges
-data.augment.geometry data.augment.policies data.augment.sampling data.augment.mixup
-data.images.sniff data.images.color_modes data.images.perceptual_hash data.images.decode
-data.images.scan_cache data.images.scan data.inputs.walk data.inputs.listing
-data.inputs.class_checks data.table data.inputs.manifest data.inputs.pattern data.splits.stratify
-data.splits.groups data.splits.loose_files data.audit.near_duplicates data.audit.duplicates
-data.audit.problems data.audit.file_checks data.audit.checks data.audit.report models.preprocess
-models.vgg.network models.vgg.winograd models.vgg.fast_cpu models.vgg.autotune models.heads
-models.classifier models.weights.file_formats models.vgg.tensor_names models.weights.pretrained
-train.optim features.cache.rows features.cache.segments features.cache.store features.cache.quota
-data._tensorflow data.pipeline.resize data.pipeline.crops data.augment.warp data.augment.color_ops
-data.augment.policy_ops data.augment.apply data.pipeline.tf_decode data.pipeline.tf_data
-data.pipeline.preview data.ingest.class_folders data.ingest.tfds_writer data.ingest.tfds
-data.ingest.python_function data.ingest.object_store data.splits.resolve data.splits.load
-data.audit.run train.losses train.steps models.linear.logistic_regression features.extract
-workdir.checkpoints workdir.files train.epoch train.experiment features.sources features.select
-train.loop train.setup inference.trained train.run sweep.per_member sweep.group sweep.run probe.run
-config.cli train.__main__ evaluate predict features.__main__ sweep.__main__ probe.__main__
-data.__main__
+# From the ground up: each room imports from itself and from those before it.
+ROOMS = 'utils config models data workdir features train inference sweep probe'.split()
+DATA_ROOMS = """
+    _tensorflow images inputs ingest augment table splits pipeline audit __main__
 """.split()
-
-TF_HOMES = {name for name in ORDER if name.startswith('data.')}
-TF_HOMES -= set(
-    """
-    data.augment.random_bits data.augment.ranges data.augment.geometry data.augment.policies
-    data.augment.sampling data.augment.mixup data.images.sniff data.images.color_modes
-    data.images.perceptual_hash data.images.decode data.images.scan_cache data.images.scan
-    data.inputs.walk data.inputs.listing data.inputs.class_checks data.table data.inputs.manifest
-    data.inputs.pattern data.splits.stratify data.splits.groups data.splits.loose_files
-    data.audit.near_duplicates data.audit.duplicates data.audit.problems data.audit.file_checks
-    data.audit.checks data.audit.report data.ingest.class_folders data.ingest.object_store
-    data.splits.resolve data.splits.load data.__main__
-    """.split()
-)
-ENTRIES = set(
-    'config.cli train.__main__ evaluate predict sweep.__main__ probe.__main__ features.__main__ '
-    'data.__main__'.split()
-)
+COMMANDS = {
+    'evaluate', 'predict', 'train.__main__', 'sweep.__main__', 'probe.__main__',
+    'features.__main__', 'data.__main__',
+}  # fmt: skip
 HOMES = {
-    'tensorflow': TF_HOMES,
-    'tensorflow_datasets': TF_HOMES,
-    'orbax': {'workdir.checkpoints'},
-    'absl.flags': ENTRIES,
+    'tensorflow': ('data',),
+    'tensorflow_datasets': ('data',),
+    'orbax': ('workdir',),
+    'absl.flags': ('config.cli', *COMMANDS),
 }
+TOP = 18  # most entries of the package
+FOLDER = 12  # most modules of a room
 
 
-def modules() -> dict[str, Path]:
-    paths = (path for path in PACKAGE.rglob('*.py') if path.name != '__init__.py')
-    return {'.'.join(path.relative_to(PACKAGE).with_suffix('').parts): path for path in paths}
-
-
-def imports(path: Path) -> set[str]:
-    """Every module a file imports anywhere, functions included; `from a import b` gives a.b."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f'{node.module}.{alias.name}' for alias in node.names}
+def modules():
+    """Returns the syntax tree of every module by its name below the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob('*.py')):
+        parts = path.relative_to(PACKAGE).with_suffix('').parts
+        name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+        found[name] = ast.parse(path.read_text())
     return found
 
 
-def test_every_module_has_its_place():
-    assert set(modules()) == set(ORDER)
+MODULES = modules()
+PACKAGES = {name for name in MODULES if any(m.startswith(f'{name}.') for m in MODULES)} | {''}
 
 
-@pytest.mark.parametrize('name', sorted(modules()))
-def test_imports_only_what_stands_before(name):
-    before = set(ORDER[: ORDER.index(name)])
-    for target in imports(modules()[name]):
-        if target.startswith('tlflax.'):
-            ours = target.removeprefix('tlflax.')
-            matches = [m for m in ORDER if ours == m or ours.startswith(f'{m}.')]
-            assert matches, f'{name} imports {target}, which is no module'
-            assert max(matches, key=len) in before, f'{name} imports {target} from above'
-        for library, homes in HOMES.items():
+def imports(tree):
+    """Every module a file imports anywhere, functions included; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'imports are absolute'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def ours(name):
+    """The modules of the package that a module imports; the package itself is ''."""
+    for target in imports(MODULES[name]):
+        if target.split('.')[0] != 'tlflax':
+            continue
+        inner = target.removeprefix('tlflax').removeprefix('.')
+        parts = inner.split('.')
+        known = ['.'.join(parts[:n]) for n in range(len(parts), 0, -1)]
+        yield next((m for m in known if m in MODULES), '')
+
+
+def room(name):
+    """A module's room among `ROOMS`; commands and the package itself are above all."""
+    top = name.split('.')[0]
+    return len(ROOMS) if name in COMMANDS or name == '' else ROOMS.index(top)
+
+
+@pytest.mark.parametrize('name', sorted(MODULES))
+def test_imports_point_down(name):
+    for target in ours(name):
+        assert room(target) <= room(name), f'{name} imports {target} from above'
+        inside = name.startswith('data.') and target.startswith('data.')
+        if inside and name not in COMMANDS:
+            here, there = (DATA_ROOMS.index(m.split('.')[1]) for m in (name, target))
+            assert there <= here, f'{name} imports {target} from above'
+
+
+def test_no_circle():
+    graph = {name: {m for m in ours(name) if m != name} for name in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_circle_of_folders():
+    folder = {name: name if name in PACKAGES else name.rpartition('.')[0] for name in MODULES}
+    graph = {}
+    for name in MODULES:
+        for target in ours(name):
+            if folder[target] != folder[name] and name not in COMMANDS:
+                graph.setdefault(folder[name], set()).add(folder[target])
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize('library', HOMES)
+def test_homes_of_libraries(library):
+    for name, tree in MODULES.items():
+        for target in imports(tree):
             if target == library or target.startswith(f'{library}.'):
-                assert name in homes, f'{name} imports {target}'
+                homes = HOMES[library]
+                at_home = any(name == home or name.startswith(f'{home}.') for home in homes)
+                assert at_home, f'{name} imports {target}'
 
 
-def test_entry_points_are_short():
-    for name in ENTRIES - {'config.cli'}:
-        assert len(modules()[name].read_text().splitlines()) <= 80, name
+def test_folders_are_small():
+    entries = {name.split('.')[0] for name in MODULES if name}
+    assert len(entries) <= TOP
+    for package in PACKAGES:
+        prefix = f'{package}.' if package else ''
+        inside = {m for m in MODULES if m.startswith(prefix) and m != package}
+        direct = {m for m in inside if '.' not in m.removeprefix(prefix)} - PACKAGES
+        assert len(direct) <= FOLDER, f'{package}: {sorted(direct)}'
+
+
+def test_commands_are_short():
+    for name in COMMANDS:
+        path = PACKAGE / f'{name.replace(".", "/")}.py'
+        assert len(path.read_text().splitlines()) <= 80, name
 
 
 WITHOUT_TENSORFLOW = """
@@ -112,7 +136,8 @@ for name in sys.argv[1:]:
 
 
 def test_everything_but_reading_images_imports_without_tensorflow():
-    names = [name for name in ORDER if name not in TF_HOMES]
+    names = [name for name in MODULES if name and not name.startswith('data.')]
+    names += ['data.table', 'data.splits.load', 'data.augment.sampling', 'data.audit.run']
     done = subprocess.run(
         [sys.executable, '-c', WITHOUT_TENSORFLOW, *names],
         capture_output=True, text=True, check=False,

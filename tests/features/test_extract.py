@@ -11,6 +11,7 @@ from helpers import make_folders, small_config
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
 from tlflax.features import extract, sources
+from tlflax.features.views import training_views, view_keys
 from tlflax.inference import trained
 from tlflax.train import train_and_evaluate
 from tlflax.utils import trees
@@ -69,13 +70,13 @@ def test_cached_training_equals_live_training(folders, tmp_path, head, optimiser
             assert abs(a[key] - b[key]) < 1e-5, key
 
 
-def test_streaming_equals_resident_training(folders, tmp_path, monkeypatch):
+def test_streaming_equals_on_device_training(folders, tmp_path, monkeypatch):
     config = small_config(folders)
-    train_and_evaluate(config, tmp_path / 'resident')
-    monkeypatch.setattr(sources, 'resident_limit', lambda: 0)
+    train_and_evaluate(config, tmp_path / 'on_device')
+    monkeypatch.setattr(sources, 'on_device_limit', lambda: 0)
     train_and_evaluate(config, tmp_path / 'streamed')
-    resident, streamed = params_of(tmp_path / 'resident'), params_of(tmp_path / 'streamed')
-    for path, leaf in resident.items():
+    on_device, streamed = params_of(tmp_path / 'on_device'), params_of(tmp_path / 'streamed')
+    for path, leaf in on_device.items():
         np.testing.assert_allclose(streamed[path], leaf, atol=1e-6, err_msg=path)
 
 
@@ -155,13 +156,13 @@ def test_endless_augmentation_runs_live_unless_told_otherwise(folders, tmp_path,
 
 def test_sampled_views_belong_to_the_image_not_to_its_row():
     augment = AugmentConfig(rotation_range=10.0)
-    views = extract.training_views(augment, seed=0, n=4, samples=2)
+    views = training_views(augment, seed=0, n=4, samples=2)
     digests = np.array([f'{i:064x}' for i in range(4)], object)
-    all_keys = np.concatenate([extract.keys(digests, name) for name in views.names])
+    all_keys = np.concatenate([view_keys(digests, name) for name in views.names])
     assert len(np.unique(all_keys, axis=0)) == 8
     np.testing.assert_array_equal(
-        extract.keys(digests[:2], views.names[0][:2]),
-        extract.keys(digests, views.names[0])[:2],
+        view_keys(digests[:2], views.names[0][:2]),
+        view_keys(digests, views.names[0])[:2],
     )
     assert len(np.unique([d['rotation'] for d in views.draws])) == 8
 
@@ -190,7 +191,7 @@ def test_evaluation_uses_the_centre_crop_that_training_stored(folders, tmp_path,
 )
 def test_exact_views_are_what_the_live_pipeline_draws(settings, names):
     augment = AugmentConfig(**{'vertical_flip': True, **settings})
-    views = extract.training_views(augment, seed=3, n=50, samples=1)
+    views = training_views(augment, seed=3, n=50, samples=1)
     assert sorted(views.names) == names
     for epoch in range(3):
         live = sampling.draw(augment, 3, epoch, 50)

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from helpers import make_folders, run_module, small_config
+from helpers import make_folders, run_module, scan_folder, small_config
 from PIL import Image
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data import table as folder
 from tlflax.data.augment import sampling
 from tlflax.data.pipeline import tf_data
 from tlflax.inference import trained
@@ -31,7 +30,7 @@ def workdir(tmp_path, **changes):
 def by_hand(work, root, views):
     """Each view's pixels from the pipeline, its probabilities, their mean in float64."""
     restored = trained.load(work)
-    table = folder.scan(root)
+    table = scan_folder(root)
     config = restored.config
     total = 0
     for view in views:
@@ -108,7 +107,7 @@ def test_views_of_arrays_are_those_of_the_pipeline(tmp_path):
         (tmp_path / 'i' / name).mkdir(parents=True)
         noise = np.random.default_rng(len(name)).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / 'i' / name / 'x.png')
-    table = folder.scan(tmp_path / 'i')
+    table = scan_folder(tmp_path / 'i')
     settings = AugmentConfig(right_angles=True)
     fmt = {'image_size': (16, 16), 'resize': 'stretch', 'antialias': True, 'batch_size': 2}
     (plain,) = tf_data.eval_epoch(table, **fmt)

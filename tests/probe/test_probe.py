@@ -144,7 +144,7 @@ def _train_source(restored):
     from tlflax.train import setup
 
     prepared = setup.build(restored.config, setup.load(restored.config))
-    return prepared.maker.eval(prepared.splits.train, 'training'), prepared.splits.train
+    return prepared.sources.eval(prepared.splits.train, 'training'), prepared.splits.train
 
 
 def test_workdir_in_use_is_refused(finished, root):

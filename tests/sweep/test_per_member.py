@@ -15,7 +15,7 @@ def mesh():
 
 
 def step(state, shared, rate):
-    """An update that depends on everything, with an optional leaf as `steps.Resident` has."""
+    """An update that depends on everything, with an optional leaf as `steps.OnDevice` has."""
     moved = jnp.tanh(state['w'] @ shared['x']) * rate
     return {'w': state['w'] + moved, 'count': state['count'] + 1}, moved.sum()
 

@@ -366,5 +366,5 @@ def test_prepared_runs_share_one_backbone(config):
         m.run.runner.frozen['backbone']['block1_conv1']['kernel'] for m in sweep.members
     )
     assert first.unsafe_buffer_pointer() == second.unsafe_buffer_pointer()
-    assert sweep.members[0].source.resident is sweep.members[1].source.resident
+    assert sweep.members[0].source.on_device is sweep.members[1].source.on_device
     assert isinstance(sweep.members[0].run, setup.Run)

@@ -73,20 +73,20 @@ def with_weights(monkeypatch, weight_of):
     monkeypatch.setattr(loading, 'load_splits', load)
 
 
-def test_live_resident_and_streamed_training_are_one(folders, tmp_path, monkeypatch):
+def test_live_on_device_and_streamed_training_are_one(folders, tmp_path, monkeypatch):
     """With weights of examples and classes, and everything else."""
     with_weights(monkeypatch, lambda path: 0.25 + int(path[-5]) % 3)
     config = small_config(folders, train__epochs=2, **EVERYTHING)
     config.optim.name, config.optim.learning_rate = 'sgd', 1e-3
-    train_and_evaluate(config, tmp_path / 'resident')
+    train_and_evaluate(config, tmp_path / 'on_device')
     config.features.cache = 'False'
     train_and_evaluate(config, tmp_path / 'live')
     config.features.cache = 'auto'
     with monkeypatch.context() as patch:
-        patch.setattr(sources, 'resident_limit', lambda: 0)
+        patch.setattr(sources, 'on_device_limit', lambda: 0)
         train_and_evaluate(config, tmp_path / 'streamed')
-    assert_same_run(tmp_path / 'streamed', tmp_path / 'resident', 1e-5)
-    assert_same_run(tmp_path / 'live', tmp_path / 'resident', 1e-5)
+    assert_same_run(tmp_path / 'streamed', tmp_path / 'on_device', 1e-5)
+    assert_same_run(tmp_path / 'live', tmp_path / 'on_device', 1e-5)
 
 
 def test_example_weights_are_class_weights_where_classes_share_them(folders, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Freezing, losses and steps, against PyTorch and against what XLA compiled."""
 
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import sklearn.metrics
 import torch
 
+from tlflax.features.batches import OnDevice
 from tlflax.models import classifier as classifiers
 from tlflax.models import heads
 from tlflax.models.vgg import network
@@ -259,7 +261,7 @@ def test_scan_equals_steps():
         one, sums = steps.train_step(one, frozen, batch, 5, WEIGHTED, classifier=model, tx=tx)
         losses.append(float(sums.loss))
     other, sums = steps.train_scan(
-        steps.init_state(copy(trainable), tx), frozen, steps.Resident(features, label, weight),
+        steps.init_state(copy(trainable), tx), frozen, OnDevice(features, label, weight),
         jnp.asarray(rows), 5, WEIGHTED, classifier=model, tx=tx,
     )  # fmt: skip
     np.testing.assert_allclose(sums.loss, losses, rtol=1e-5)
@@ -273,10 +275,10 @@ def test_evaluation_counts_classes_and_knows_no_weights():
     features = jnp.asarray(rng.normal(0, 1, (19, 1, 1, 8)), jnp.float32)
     label = rng.integers(0, 3, 19).astype(np.int32)
     rows = np.append(np.arange(19), [-1] * 5).reshape(3, 8)
-    resident = steps.Resident(features, jnp.asarray(label), jnp.full(19, 100.0))
-    scanned, probabilities = steps.eval_scan(params, resident, jnp.asarray(rows), classifier=model)
+    on_device = OnDevice(features, jnp.asarray(label), jnp.full(19, 100.0))
+    scanned, probabilities = steps.eval_scan(params, on_device, jnp.asarray(rows), classifier=model)
     one_by_one = [
-        steps.eval_step(params, steps._gather(resident, batch), classifier=model)[0]
+        steps.eval_step(params, steps._gather(on_device, batch), classifier=model)[0]
         for batch in jnp.asarray(rows)
     ]
     probabilities = np.asarray(probabilities).reshape(-1, 3)[:19]
@@ -333,27 +335,30 @@ def test_labels_have_their_own_rates():
 
 
 SEVERAL_DEVICES = """
-import sys; sys.path.insert(0, 'tests')
+import sys; sys.path.insert(0, sys.argv[1])
 import jax, numpy as np, dataclasses
-from tlflax import runner, steps, trees
+from tlflax.features.batches import OnDevice
+from tlflax.train import epoch, steps
+from tlflax.utils import trees
+from tlflax.utils.sharding import default_mesh, put_batch, put_rows, replicate
 import test_steps as t
 params, model = t.make_params()
 trainable, frozen, tx = t.make_learner(params)
-mesh = runner.default_mesh()
-r = runner.Runner(classifier=model, tx=tx, frozen=runner.replicate(frozen, mesh), mesh=mesh,
+mesh = default_mesh()
+r = epoch.Runner(classifier=model, tx=tx, frozen=replicate(frozen, mesh), mesh=mesh,
                   seed=0, loss=t.WEIGHTED)
-state = runner.replicate(steps.init_state(trainable, tx), mesh)
+state = replicate(steps.init_state(trainable, tx), mesh)
 for i in range(5):
     batch = {k: np.asarray(v) for k, v in t.make_batch(i, n=6, real=5).items()}
-    batch = r.put({**batch, 'weight': np.arange(6, dtype=np.float32)})
+    batch = put_batch({**batch, 'weight': np.arange(6, dtype=np.float32)}, mesh)
     state, sums = steps.train_step(state, r.frozen, batch, 0, r.loss, classifier=model, tx=tx)
 leaves = jax.tree.leaves(state.params)
 rows = np.append(np.arange(5), -1).reshape(1, 6)
-resident = runner.replicate(
-    steps.Resident(np.asarray(t.make_batch(9, n=5, size=(1, 1))['image'][..., :1] / 99.0 *
+on_device = replicate(
+    OnDevice(np.asarray(t.make_batch(9, n=5, size=(1, 1))['image'][..., :1] / 99.0 *
                    np.ones(8, np.float32)), np.arange(5, dtype=np.int32) % 3), mesh)
 full = trees.merge(state.params, r.frozen)
-counts = steps.eval_scan(full, resident, r._put_rows(rows), classifier=model)[0].counts
+counts = steps.eval_scan(full, on_device, put_rows(rows, mesh), classifier=model)[0].counts
 assert int(counts.true.sum()) == int(counts.predicted.sum()) == 5
 print(jax.device_count(), float(sums.loss), *np.concatenate(counts).tolist(),
       *[float(abs(x).sum()) for x in leaves])
@@ -365,7 +370,7 @@ def test_several_devices_give_the_same_result():
     for devices in (1, 4):
         flag = f'--xla_force_host_platform_device_count={devices}'
         done = subprocess.run(
-            [sys.executable, '-c', SEVERAL_DEVICES],
+            [sys.executable, '-c', SEVERAL_DEVICES, os.path.dirname(__file__)],
             capture_output=True, text=True, env={'XLA_FLAGS': flag, 'PATH': ''}, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -13,10 +13,13 @@ from absl import logging
 from file_server import FileServer, folder_sha256, sha256
 from helpers import ROOT
 
+from tlflax.data.inputs import demos
+from tlflax.models.weights.catalogue import VGG16_IMAGENET
 from tlflax.utils import assets, download
 from tlflax.utils.errors import UserError
 
 DATA = bytes(range(256)) * 4096
+ASSETS: dict[str, assets.Asset] = {}  # of the fixtures
 IMAGES = {'Train/red/a.jpg': b'red', 'Train/green/b.jpg': b'green', 'Test/red/c.jpg': b'crimson'}
 
 
@@ -55,7 +58,7 @@ def weights(server, monkeypatch):
                 for number, path in enumerate(paths)
             ),
         )
-        monkeypatch.setitem(assets.ASSETS, 'weights', asset)
+        monkeypatch.setitem(ASSETS, 'weights', asset)
 
     return make
 
@@ -82,7 +85,8 @@ def images(server, monkeypatch):
         mirrors=(mirror,),
         parts=('Train', 'Test'),
     )
-    monkeypatch.setitem(assets.ASSETS, 'images', asset)
+    monkeypatch.setitem(ASSETS, 'images', asset)
+    monkeypatch.setitem(demos.DEMOS, 'images', asset)
 
 
 def contents(folder):
@@ -103,7 +107,7 @@ def test_first_use_says_what_from_where_how_large_and_under_which_licence(
     server, weights, tmp_path, log
 ):
     weights('/data.bin')
-    path = assets.fetch('weights', cache=tmp_path)
+    path = assets.fetch(ASSETS['weights'], cache=tmp_path)
     assert contents(tmp_path) == {'weights0.bin': DATA}
     assert path == tmp_path / 'weights0.bin'
     assert log() == [
@@ -125,7 +129,7 @@ def test_mirrors_are_tried_in_order_and_each_failure_is_one_line(
         '/slow/data.bin',
     )
     weights(*paths)
-    path = assets.fetch('weights', cache=tmp_path)
+    path = assets.fetch(ASSETS['weights'], cache=tmp_path)
     assert server.hits == list(paths[:5])
     assert path == tmp_path / 'weights4.bin'
     assert contents(tmp_path) == {'weights4.bin': DATA}
@@ -136,11 +140,11 @@ def test_mirrors_are_tried_in_order_and_each_failure_is_one_line(
 
 def test_what_is_cached_needs_no_network_and_no_writing(server, weights, tmp_path, log):
     weights('/missing.bin', '/data.bin')
-    first = assets.fetch('weights', cache=tmp_path)
+    first = assets.fetch(ASSETS['weights'], cache=tmp_path)
     said = log()
     server.close()
     stamp = first.stat().st_mtime_ns, tmp_path.stat().st_mtime_ns
-    assert assets.fetch('weights', cache=tmp_path) == first
+    assert assets.fetch(ASSETS['weights'], cache=tmp_path) == first
     assert (first.stat().st_mtime_ns, tmp_path.stat().st_mtime_ns) == stamp
     assert log() == said
     assert server.hits == ['/missing.bin', '/data.bin']
@@ -149,21 +153,21 @@ def test_what_is_cached_needs_no_network_and_no_writing(server, weights, tmp_pat
 def test_a_file_copied_in_by_hand_is_used(server, weights, tmp_path):
     weights('/missing.bin')
     (tmp_path / 'weights0.bin').write_bytes(DATA)
-    assert assets.fetch('weights', cache=tmp_path).read_bytes() == DATA
+    assert assets.fetch(ASSETS['weights'], cache=tmp_path).read_bytes() == DATA
     assert server.hits == []
 
 
 def test_a_damaged_file_is_fetched_again(server, weights, tmp_path, log):
     weights('/data.bin')
     (tmp_path / 'weights0.bin').write_bytes(DATA[:1000])
-    assert assets.fetch('weights', cache=tmp_path).read_bytes() == DATA
+    assert assets.fetch(ASSETS['weights'], cache=tmp_path).read_bytes() == DATA
     assert 'incomplete' in log()[0]
 
 
 def test_if_all_fail_one_message_has_all_reasons_and_the_ways_out(server, weights, tmp_path):
     weights('/missing.bin', '/truncated/data.bin')
     with pytest.raises(UserError) as caught:
-        assets.fetch('weights', cache=tmp_path)
+        assets.fetch(ASSETS['weights'], cache=tmp_path)
     message = str(caught.value)
     assert message.startswith('config.weights.source: some weights')
     assert f'{server.url}/missing.bin (HTTP status 404, Not Found)' in message
@@ -190,26 +194,26 @@ def test_cache_folder(monkeypatch, tmp_path):
 def test_fetch_uses_the_cache_folder_of_the_environment(weights, monkeypatch, tmp_path):
     monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'not' / 'there yet'))
     weights('/data.bin')
-    assert assets.fetch('weights') == tmp_path / 'not' / 'there yet' / 'weights0.bin'
+    assert assets.fetch(ASSETS['weights']) == tmp_path / 'not' / 'there yet' / 'weights0.bin'
 
 
 def test_cache_folder_that_cannot_be_made(weights, tmp_path):
     weights('/data.bin')
     (tmp_path / 'file').write_bytes(b'')
     with pytest.raises(UserError, match='TLFLAX_CACHE') as caught:
-        assets.fetch('weights', cache=tmp_path / 'file' / 'cache')
+        assets.fetch(ASSETS['weights'], cache=tmp_path / 'file' / 'cache')
     assert caught.value.where == str(tmp_path / 'file' / 'cache')
 
 
 def test_images_arrive_as_class_folders_and_nothing_else(images, tmp_path):
-    assert assets.fetch('images', cache=tmp_path) == tmp_path / 'images'
+    assert assets.fetch(ASSETS['images'], cache=tmp_path) == tmp_path / 'images'
     assert contents(tmp_path) == {f'images/{name}': data for name, data in IMAGES.items()}
 
 
 def test_a_half_copied_folder_is_not_taken_for_whole(images, tmp_path, log):
     half = {'Train/red/a.jpg': b'red', 'Train/red/mine.jpg': b'added by hand'}
     write(tmp_path / 'images', half)
-    assert contents(assets.fetch('images', cache=tmp_path)) == IMAGES
+    assert contents(assets.fetch(ASSETS['images'], cache=tmp_path)) == IMAGES
     (aside,) = tmp_path.glob('images.changed-*')
     assert contents(aside) == half  # what somebody added is not destroyed
     assert any(str(aside) in line for line in log())
@@ -217,15 +221,15 @@ def test_a_half_copied_folder_is_not_taken_for_whole(images, tmp_path, log):
 
 def test_a_folder_that_another_process_finished_first_is_used(server, images, tmp_path, log):
     server.on_hit = lambda path: write(tmp_path / 'images', IMAGES)
-    assert contents(assets.fetch('images', cache=tmp_path)) == IMAGES
+    assert contents(assets.fetch(ASSETS['images'], cache=tmp_path)) == IMAGES
     assert [path.name for path in tmp_path.iterdir()] == ['images']
 
 
 def test_demo_images(server, images, tmp_path):
-    assert assets.resolve_demo('demo:images/Test', cache=tmp_path) == tmp_path / 'images' / 'Test'
+    assert demos.resolve_demo('demo:images/Test', cache=tmp_path) == tmp_path / 'images' / 'Test'
     for wrong in ('demo:images/Tets', 'demo:image/Test', 'demo:images'):
         with pytest.raises(UserError, match=r"config\.data\.val: .*did you mean 'demo:images/Te"):
-            assets.resolve_demo(wrong, where='config.data.val', cache=tmp_path / 'unused')
+            demos.resolve_demo(wrong, where='config.data.val', cache=tmp_path / 'unused')
     assert not (tmp_path / 'unused').exists()
 
 
@@ -235,8 +239,8 @@ SCRIPT = """
     from tlflax.utils import assets, download
     url, size, digest, cache = sys.argv[1:]
     mirror = download.Url(url, int(size), 'weights0.bin', digest)
-    assets.ASSETS['weights'] = assets.Asset('weights', 'CC0', 'key', 'own', (mirror,))
-    print(assets.fetch('weights', cache=Path(cache)))
+    asset = assets.Asset('weights', 'CC0', 'key', 'own', (mirror,))
+    print(assets.fetch(asset, cache=Path(cache)))
 """
 
 
@@ -265,14 +269,14 @@ def test_a_killed_download_leaves_nothing_that_counts(server, weights, tmp_path)
 
     weights('/data.bin')
     os.utime(left, (time.time() - 2 * 86400,) * 2)  # another day, it is swept away
-    assert assets.fetch('weights', cache=tmp_path).read_bytes() == DATA
+    assert assets.fetch(ASSETS['weights'], cache=tmp_path).read_bytes() == DATA
     assert [path.name for path in tmp_path.iterdir()] == ['weights0.bin']
 
 
 def test_a_download_under_way_is_not_swept_away(weights, tmp_path):
     (tmp_path / '.partial-of-another').mkdir()
     weights('/data.bin')
-    assets.fetch('weights', cache=tmp_path)
+    assets.fetch(ASSETS['weights'], cache=tmp_path)
     assert (tmp_path / '.partial-of-another').is_dir()
 
 
@@ -288,13 +292,13 @@ def test_two_processes_at_once(server, tmp_path):
 @pytest.mark.assets
 def test_the_real_assets(tmp_path):
     """From the real mirrors into an empty cache."""
-    path = assets.fetch('vgg16_imagenet_notop', cache=tmp_path)
+    path = assets.fetch(VGG16_IMAGENET, cache=tmp_path)
     start_of = {'.h5': b'\x89HDF', '.onnx': b'\x08'}
     with path.open('rb') as file:
         assert file.read(4).startswith(start_of[path.suffix])
     counts = {}
     for part in ('Train', 'Test'):
-        folder = assets.resolve_demo(f'demo:traffic_lights/{part}', cache=tmp_path)
+        folder = demos.resolve_demo(f'demo:traffic_lights/{part}', cache=tmp_path)
         assert {file.suffix for file in folder.rglob('*') if file.is_file()} == {'.jpg'}
         counts[part] = {entry.name: len(list(entry.iterdir())) for entry in folder.iterdir()}
     assert counts == {

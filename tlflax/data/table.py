@@ -1,13 +1,7 @@
-"""Class folders to one sorted, verified table of images; no TensorFlow.
+"""The table of a split's images: sorted, verified, labeled; no TensorFlow.
 
-    root/red/a.jpg  root/red/night/b.png  root/green/c.webp
-
-Each folder in the root is a class; folders inside a class, to any depth, belong to it. Classes are
-sorted by name and images by (class, relative path), so the order never depends on the file system.
-What counts as an image is decided by content: a file with an image's extension that is none, or a
-picture in a format that is not read, is a bad image; other files are ignored and counted. So are
-hidden entries and the folders of `walk.IGNORED_FOLDERS`. Links are followed; a folder that they
-lead to several times is read once for each class.
+Classes are sorted by name and images by (class, relative path), so the order never depends on the
+file system.
 """
 
 import dataclasses
@@ -24,9 +18,8 @@ from absl import logging
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from tlflax.data.images import perceptual_hash
-from tlflax.data.images import scan as scans
 from tlflax.data.images.decode import MAX_PIXELS, printable
-from tlflax.data.images.scan import Scanned
+from tlflax.data.images.scan import Scanned, read_all
 from tlflax.data.inputs.class_checks import (
     check_against_training,
     check_classes,
@@ -36,7 +29,7 @@ from tlflax.data.inputs.class_checks import (
     spelled_alike,
 )
 from tlflax.data.inputs.listing import Listing
-from tlflax.data.inputs.walk import Ignored, Report, kind_of_stray, stop, walk
+from tlflax.data.inputs.walk import kind_of_stray
 
 _COLUMNS = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups', 'looks')
 
@@ -96,60 +89,6 @@ class ImageTable:
         return digest.hexdigest()
 
 
-def scan(
-    root: str | os.PathLike[str],
-    *,
-    on_bad_image: str = 'error',
-    key: str = 'config.data.train',
-    classes: Sequence[str] | None = None,
-    workers: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> ImageTable:
-    """Finds, reads and verifies every image of a folder of class folders.
-
-    Args:
-        root: The folder that holds one folder for each class.
-        on_bad_image: 'error', or 'skip' to leave bad images out, with a warning that names them.
-        key: The configuration key that gave `root`, for messages.
-        classes: The training split's class names, which decide the labels of this split; folders
-            of other names are errors, missing ones a warning. None: this is the training split.
-        workers: Threads that read files.
-        max_pixels: Larger images are bad images.
-
-    Raises:
-        UserError: No such folder, no class folders, images outside them, a single class, an empty
-            class, a class unknown to training, or bad images unless skipped.
-    """
-    listing = list_folder(root, key=key)
-    check(listing, key=key, classes=classes)
-    scanned = read(listing, workers=workers, max_pixels=max_pixels)
-    return tabulate(scanned, listing, key=key, on_bad_image=on_bad_image, classes=classes)
-
-
-def list_folder(root: str | os.PathLike[str], *, key: str, report: Report = stop) -> Listing:
-    """Lists a folder of class folders.
-
-    Args:
-        root: The folder that holds one folder for each class.
-        key: The configuration key that gave `root`, for messages.
-        report: Is given each fault, see `walk`. Raises it by default.
-
-    Raises:
-        UserError: No such folder.
-    """
-    root = os.path.abspath(os.path.expanduser(os.fspath(root)))
-    ignored = Ignored()
-    folders = walk(root, key=key, ignored=ignored, report=report)
-    return Listing(
-        root=root,
-        source=root,
-        entries=[entry for entries in folders.values() for entry in entries],
-        names=[name for name, entries in folders.items() for _ in entries],
-        ignored=ignored,
-        empty=tuple(name for name, entries in folders.items() if not entries),
-    )
-
-
 def check(listing: Listing, *, key: str, classes: Sequence[str] | None) -> None:
     """Refuses, before anything is read, what cannot be a training split or one beside it.
 
@@ -171,9 +110,9 @@ def read(
     max_pixels: int = MAX_PIXELS,
     background: tuple[int, int, int] = (0, 0, 0),
 ) -> Scanned:
-    """Reads the files of a listing, those that are not known yet: see `scans.read_all`."""
+    """Reads the files of a listing, those that are not known yet: see `read_all`."""
     start = time.monotonic()
-    findings, count = scans.read_all(
+    findings, count = read_all(
         listing.root,
         listing.entries,
         workers,
@@ -214,8 +153,9 @@ def tabulate(
         scanned: What reading the listing found.
         listing: What was read.
         key: The configuration key that gave it, for messages.
-        on_bad_image: See `scan`.
-        classes: See `scan`.
+        on_bad_image: 'error', or 'skip' to leave bad images out, with a warning that names them.
+        classes: The training split's class names, which decide the labels of this split; folders
+            of other names are errors, missing ones a warning. None: this is the training split.
 
     Raises:
         UserError: Bad images unless skipped, or a class without a good one.

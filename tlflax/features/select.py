@@ -7,31 +7,39 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
 from tlflax.config.schema import Config
 from tlflax.data.augment import mixup, sampling
 from tlflax.data.table import ImageTable
 from tlflax.features import extract
-from tlflax.features.sources import ComputedSource, FeatureSource, ImageSource, require_resident
-from tlflax.train.epoch import Runner, Source, replicate
+from tlflax.features.batches import Source
+from tlflax.features.sources import ComputedSource, FeatureSource, ImageSource, require_on_device
+from tlflax.features.views import Views, fixed_views, joined, needed, training_views
+from tlflax.models.classifier import Classifier, Params
 from tlflax.utils.errors import UserError
+from tlflax.utils.sharding import replicate
 
 
 @dataclasses.dataclass(frozen=True)
-class Maker:
-    """Makes the source of each split: live, or from the feature cache.
+class SourceSelector:
+    """Chooses the source of each split: live, or from the feature cache.
 
     Attributes:
         config: The experiment.
         weights_digest: Of the pretrained backbone.
-        runner: Holds the backbone.
+        frozen: The parameters that never change, replicated over the mesh.
+        classifier: The static half of the model.
+        mesh: The devices.
         backbone_learns: No features are kept of what changes.
     """
 
     config: Config
     weights_digest: str
-    runner: Runner
+    frozen: Params
+    classifier: Classifier
+    mesh: Mesh
     backbone_learns: bool
     _programs: list[extract.Compute] = dataclasses.field(default_factory=list, repr=False)
 
@@ -42,7 +50,7 @@ class Maker:
         if not self._cached(exact, mixed=mixup.active(config.augment)):
             self._say_why_live(exact)
             return self.live(table)
-        views = extract.training_views(
+        views = training_views(
             config.augment, seed=config.train.seed, n=n, samples=config.features.views
         )
         if not views.exact:
@@ -65,26 +73,26 @@ class Maker:
                 self.config.features.views,
             )
 
-    def train_resident(self, table: ImageTable, seeds: Sequence[int]) -> dict[int, FeatureSource]:
+    def train_on_device(self, table: ImageTable, seeds: Sequence[int]) -> dict[int, FeatureSource]:
         """Returns a source for each seed; all share one array of features on the device.
 
         Raises:
-            UserError: See `require_resident`.
+            UserError: See `require_on_device`.
         """
         config, n = self.config, len(table)
         exact = sampling.outcomes(config.augment) is not None
         if not self._cached(exact, mixed=mixup.active(config.augment)):
-            require_resident(ImageSource(table, config))
+            require_on_device(ImageSource(table, config))
         sampled = [
-            extract.training_views(config.augment, seed=seed, n=n, samples=config.features.views)
+            training_views(config.augment, seed=seed, n=n, samples=config.features.views)
             for seed in seeds
         ]
-        views = extract.joined(sampled)
+        views = joined(sampled)
         wanted = np.logical_or.reduce(
             [self._needed(table, v, seed) for seed, v in zip(seeds, views, strict=True)], axis=0
         )
         shared = self._from_features(table, views[0], wanted, 'training')
-        require_resident(shared)
+        require_on_device(shared)
         return {
             seed: shared.reordered(seed, v.choose) for seed, v in zip(seeds, views, strict=True)
         }
@@ -99,7 +107,7 @@ class Maker:
         """Returns a source for each view of a split's images, see `sampling.test_views`."""
         if not self._cached(exact=True):
             return self.live_views(table, views)
-        fixed = extract.fixed_views(views, self.config.augment, len(table))
+        fixed = fixed_views(views, self.config.augment, len(table))
         wanted = np.ones((len(views), len(table)), bool)
         shared = self._from_features(table, fixed, wanted, name)
         return [shared.viewed(number) for number in range(len(views))]
@@ -115,9 +123,7 @@ class Maker:
             return list(images)
         return [ComputedSource(source, self._compute(len(table))) for source in images]
 
-    def _needed(
-        self, table: ImageTable, views: extract.Views, seed: int
-    ) -> Bool[np.ndarray, 'views n']:
+    def _needed(self, table: ImageTable, views: Views, seed: int) -> Bool[np.ndarray, 'views n']:
         """Which view of which image some epoch draws."""
         train, everything = self.config.train, np.arange(len(table))
 
@@ -126,7 +132,7 @@ class Maker:
                 return everything  # in whatever order
             return sampling.epoch_order(seed, epoch, table.labels, balanced=True)
 
-        return extract.needed(views, train.epochs, len(table), order)
+        return needed(views, train.epochs, len(table), order)
 
     def _cached(self, exact: bool, *, mixed: bool = False) -> bool:
         """Says whether features are kept of a split whose views are all known, or `mixed`."""
@@ -151,11 +157,11 @@ class Maker:
         """Returns the backbone's program, which all splits share."""
         if not self._programs:
             program = extract.backbone_program(
-                self.runner.frozen['backbone'],
-                self.runner.classifier,
+                self.frozen['backbone'],
+                self.classifier,
                 image_size=self.config.data.image_size,
                 images=images,
-                put=self.runner.put,
+                mesh=self.mesh,
             )
             self._programs.append(program)
         return self._programs[0]
@@ -163,15 +169,15 @@ class Maker:
     def _from_features(
         self,
         table: ImageTable,
-        views: extract.Views,
+        views: Views,
         wanted: Bool[np.ndarray, 'views n'],
         name: str,
     ) -> FeatureSource:
         opened = extract.open_store(
             self.config,
             weights_digest=self.weights_digest,
-            preprocess=self.runner.classifier.preprocess,
-            backbone=self.runner.frozen['backbone'],
+            preprocess=self.classifier.preprocess,
+            backbone=self.frozen['backbone'],
         )
         rows = extract.fill(opened, table, views, wanted, self._compute, self.config, name)
         return FeatureSource(
@@ -182,5 +188,5 @@ class Maker:
             batch_size=self.config.train.batch_size,
             seed=self.config.train.seed,
             balanced=self.config.train.balanced_sampling,
-            put=functools.partial(replicate, mesh=self.runner.mesh),
+            put=functools.partial(replicate, mesh=self.mesh),
         )

@@ -12,15 +12,14 @@ from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
 from tlflax.data.table import ImageTable
 from tlflax.features import extract
+from tlflax.features.batches import HostBatch, OnDevice, Source
 from tlflax.features.cache.store import Store
-from tlflax.train import steps
-from tlflax.train.epoch import HostBatch, Source
 from tlflax.utils.errors import UserError
 
 _HOST_BYTES = 4 * 2**30  # beyond, on a CPU, the memory map serves as well as a copy of it
 
 
-def resident_limit() -> int:
+def on_device_limit() -> int:
     """Returns how many bytes of a split's features are kept on the device, not streamed to it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if 'bytes_limit' not in stats:
@@ -37,7 +36,7 @@ class ImageSource:
         view: In which evaluation sees them; None: the plain one.
     """
 
-    resident: steps.Resident | None = None
+    on_device: OnDevice | None = None
 
     def __init__(
         self, table: ImageTable, config: Config, view: sampling.View | None = None
@@ -46,7 +45,7 @@ class ImageSource:
         self._table, self._config, self._view = table, config, view
 
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         from tlflax.data.pipeline import (
             tf_data,  # TensorFlow is imported only where images are read
         )
@@ -70,7 +69,7 @@ class ImageSource:
         return _weighted(batches, self._table.weights)
 
     def eval_batches(self) -> Iterator[HostBatch]:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         from tlflax.data.pipeline import tf_data
 
         return tf_data.eval_epoch(
@@ -88,11 +87,11 @@ class ImageSource:
         )
 
     def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        """Images are never resident."""
+        """Images are never on_device."""
         raise NotImplementedError
 
     def eval_rows(self) -> Int[np.ndarray, 'steps b']:
-        """Images are never resident."""
+        """Images are never on_device."""
         raise NotImplementedError
 
 
@@ -104,7 +103,7 @@ class ComputedSource:
         compute: The backbone.
     """
 
-    resident: steps.Resident | None = None
+    on_device: OnDevice | None = None
 
     def __init__(self, images: ImageSource, compute: extract.Compute) -> None:
         self.num_examples = images.num_examples
@@ -112,11 +111,11 @@ class ComputedSource:
         self.train_rows, self.eval_rows = images.train_rows, images.eval_rows
 
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         return self._features(self._images.train_batches(epoch, start_step))
 
     def eval_batches(self) -> Iterator[HostBatch]:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         return self._features(self._images.eval_batches())
 
     def _features(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
@@ -156,13 +155,13 @@ class FeatureSource:
         self._seed, self._balanced = seed, balanced
         self._evaluated = 0
         self._position = np.cumsum(rows.ravel() >= 0).reshape(rows.shape) - 1
-        self.resident: steps.Resident | None = None
+        self.on_device: OnDevice | None = None
         wanted = rows[rows >= 0]
-        if len(wanted) * opened.row_bytes <= resident_limit():
+        if len(wanted) * opened.row_bytes <= on_device_limit():
             image = np.nonzero(rows >= 0)[1]
             weight = None if table.weights is None else put(table.weights[image])
             features, label = put(opened.read(wanted)), put(table.labels[image])
-            self.resident = steps.Resident(features, label, weight)
+            self.on_device = OnDevice(features, label, weight)
             opened.close()  # others may evict what is in memory now
 
     def reordered(
@@ -180,22 +179,22 @@ class FeatureSource:
         return other
 
     def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         batches = self._batches(self._train_order(epoch)[start_step:], self._choose(epoch))
         return _weighted(batches, self._table.weights)
 
     def eval_batches(self) -> Iterator[HostBatch]:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         view = np.full(self.num_examples, self._evaluated)
         return self._batches(self._eval_order(), view)
 
     def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         order = self._train_order(epoch)
         return np.where(order >= 0, self._position[self._choose(epoch)[order], order], -1)
 
     def eval_rows(self) -> Int[np.ndarray, 'steps b']:
-        """See `tlflax.train.epoch.Source`."""
+        """See `tlflax.features.batches.Source`."""
         order = self._eval_order()
         return np.where(order >= 0, self._position[self._evaluated, order], -1)
 
@@ -229,14 +228,14 @@ def _weighted(
         yield batch
 
 
-def require_resident(source: Source) -> steps.Resident:
+def require_on_device(source: Source) -> OnDevice:
     """Returns a source's features on the device.
 
     Raises:
         UserError: The backbone runs on every batch, or its features are too many.
     """
-    if source.resident is not None:
-        return source.resident
+    if source.on_device is not None:
+        return source.on_device
     if not isinstance(source, FeatureSource):
         raise UserError(
             'this needs features that are kept, and the backbone runs on every batch',
@@ -247,7 +246,7 @@ def require_resident(source: Source) -> steps.Resident:
         )
     raise UserError(
         f'the features of {source.num_examples} images are more than the '
-        f'{resident_limit() / 2**30:.0f} GiB kept on the device',
+        f'{on_device_limit() / 2**30:.0f} GiB kept on the device',
         where='config.data.train and config.data.val',
         mend='use fewer or smaller images, or train one head with python -m tlflax.train',
     )

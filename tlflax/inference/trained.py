@@ -18,15 +18,17 @@ from tlflax.data.augment import sampling
 from tlflax.data.splits import load as loading
 from tlflax.data.splits import loose_files
 from tlflax.data.table import ImageTable
-from tlflax.features import select
+from tlflax.features.batches import Source
+from tlflax.features.select import SourceSelector
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.vgg import network
-from tlflax.train import epoch, experiment, losses, metrics
-from tlflax.train.epoch import Runner, Source
+from tlflax.train import experiment, losses, metrics
+from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.progress import progress
+from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
 
 
@@ -94,13 +96,13 @@ class Trained:
                 str(data), key='--data', data=self.config.data, classes=self.classes
             )
         this_runner = self._runner()
-        maker = self._maker(this_runner)
+        sources = self._sources()
         if tta:
-            views = maker.eval_views(table, 'images', self._test_views())
+            views = sources.eval_views(table, 'images', self._test_views())
             result = evaluate_views(this_runner, self.trainable, views, table)
         else:
-            source = maker.eval(table, 'images')
-            result = evaluate(this_runner, self.trainable, source, table)
+            source = sources.eval(table, 'images')
+            result = evaluate_split(this_runner, self.trainable, source, table)
         return {**result, 'step': self.step}
 
     def predict(
@@ -125,7 +127,7 @@ class Trained:
                 raise UserError(faults[0])
             this_runner = self._runner()
             shown = self._test_views() if tta else [sampling.plain(self.config.augment)]
-            views = self._maker(this_runner).live_views(table, shown)
+            views = self._sources().live_views(table, shown)
             probabilities = mean_probabilities(this_runner, self.trainable, views)
         return [
             Prediction(
@@ -170,9 +172,15 @@ class Trained:
         )
         return views
 
-    def _maker(self, this_runner: Runner) -> select.Maker:
-        learns = 'backbone' in self.trainable
-        return select.Maker(self.config, self.weights_digest, this_runner, learns)
+    def _sources(self) -> SourceSelector:
+        return SourceSelector(
+            config=self.config,
+            weights_digest=self.weights_digest,
+            frozen=self.frozen,
+            classifier=self.classifier,
+            mesh=self.mesh,
+            backbone_learns='backbone' in self.trainable,
+        )
 
     def _runner(self) -> Runner:
         return Runner(
@@ -209,37 +217,23 @@ def load(workdir: str | Path, step: str = 'best') -> Trained:
         frozen['backbone'] = _load_frozen(config, meta['weights_digest'], frozen_like['backbone'])
     backbone = trees.merge(trainable, frozen)['backbone']
     classifier = experiment.build_classifier(config, backbone, len(classes), meta['preprocess'])
-    mesh = epoch.default_mesh()
+    mesh = default_mesh()
     return Trained(
         config=config,
         classes=classes,
         step=number,
         weights_digest=meta['weights_digest'],
         classifier=classifier,
-        trainable=epoch.replicate(trainable, mesh),
-        frozen=epoch.replicate(frozen, mesh),
+        trainable=replicate(trainable, mesh),
+        frozen=replicate(frozen, mesh),
         mesh=mesh,
     )
-
-
-def evaluate(
-    runner: Runner, trainable: Params, source: Source, table: ImageTable
-) -> dict[str, Any]:
-    """Evaluates every image of a split once.
-
-    Returns:
-        `accuracy`, `loss`, `num_examples` and what `metrics.summary` adds.
-    """
-    with progress('evaluation', source.num_examples) as tick:
-        outcome = runner.evaluate(trainable, source, progress=tick)
-    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.classes)
-    return {**outcome.metrics, **summary}
 
 
 def evaluate_views(
     runner: Runner, trainable: Params, views: Sequence[Source], table: ImageTable
 ) -> dict[str, Any]:
-    """Evaluates the mean of the probabilities over several views of every image; see `evaluate`."""
+    """Evaluates the mean of the probabilities over several views; see `evaluate_split`."""
     labels = np.asarray(table.labels)
     probabilities = mean_probabilities(runner, trainable, views)
     right = probabilities[np.arange(len(labels)), labels]

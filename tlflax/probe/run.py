@@ -16,12 +16,12 @@ import numpy as np
 from absl import logging
 
 from tlflax.config.schema import AugmentConfig, Config, LossConfig
-from tlflax.features import sources
+from tlflax.features.batches import Source
+from tlflax.features.sources import require_on_device
 from tlflax.models.linear import logistic_regression
 from tlflax.train import loop, setup, steps
 from tlflax.train import run as training
 from tlflax.train.early_stopping import State
-from tlflax.train.epoch import Source
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
@@ -56,9 +56,9 @@ def run(config: Config, work: Workdir, *, standardise: bool = False) -> dict[str
         )
     config = probe_config(config)
     prepared = setup.build(config, setup.load(config))
-    train = prepared.maker.eval(prepared.splits.train, 'training')
-    val = prepared.maker.eval(prepared.splits.val, 'validation')
-    sources.require_resident(val)
+    train = prepared.sources.eval(prepared.splits.train, 'training')
+    val = prepared.sources.eval(prepared.splits.val, 'validation')
+    require_on_device(val)
     features, label = _rows(train, config.model.head)
     mean, deviation = np.zeros_like(features[0]), np.ones_like(features[0])
     if standardise:
@@ -126,11 +126,11 @@ class Fitted:
 
 def _rows(source: Source, head: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the inputs of a head's linear layer, f32[n, d], and the labels, in order."""
-    resident, rows = sources.require_resident(source), source.eval_rows()
+    on_device, rows = require_on_device(source), source.eval_rows()
     rows = rows[rows >= 0]
-    features = np.asarray(resident.features)[rows].astype(np.float32)
+    features = np.asarray(on_device.features)[rows].astype(np.float32)
     features = features.mean((1, 2)) if head == 'gap_linear' else features.reshape(len(rows), -1)
-    return features, np.asarray(resident.label)[rows]
+    return features, np.asarray(on_device.label)[rows]
 
 
 def _assess(

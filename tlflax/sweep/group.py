@@ -20,12 +20,13 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from tlflax.features.sources import require_resident
+from tlflax.features.batches import OnDevice, Source
+from tlflax.features.sources import require_on_device
 from tlflax.sweep import per_member
 from tlflax.train import experiment, loop, losses, steps
 from tlflax.train import run as training
 from tlflax.train.early_stopping import EarlyStopping
-from tlflax.train.epoch import SCAN, Source
+from tlflax.train.epoch import SCAN
 from tlflax.train.setup import Run
 from tlflax.utils import trees
 
@@ -39,7 +40,7 @@ class Member:
 
     Attributes:
         run: Its configuration, first parameters and model.
-        source: Its training examples, resident.
+        source: Its training examples, on_device.
         position: After the last epoch.
         best_position: After the best one.
         records: One for each epoch, as in metrics.jsonl.
@@ -97,9 +98,9 @@ class Program:
     """The compiled functions of a group.
 
     Attributes:
-        train: (state, frozen, numbers, resident, rows) to the new state and sums [lanes, steps];
+        train: (state, frozen, numbers, on_device, rows) to the new state and sums [lanes, steps];
             the old state may be donated.
-        evaluate: (state, frozen, resident, rows) to sums [lanes, steps] and counts
+        evaluate: (state, frozen, on_device, rows) to sums [lanes, steps] and counts
             [lanes, classes].
         shared_order: All members have one seed, so the rows have no axis of members.
     """
@@ -117,7 +118,7 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
         state: steps.TrainState,
         frozen: dict[str, Any],
         numbers: Numbers,
-        resident: steps.Resident,
+        on_device: OnDevice,
         rows: Int[Array, 'steps b'],
     ) -> tuple[steps.TrainState, steps.Sums]:
         names = [label for label, _ in config.optim.learning_rates]
@@ -133,7 +134,7 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
         return steps.update_many(
             state,
             frozen,
-            resident,
+            on_device,
             rows,
             numbers.seed,
             numbers.loss,
@@ -144,11 +145,11 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
     def evaluate(
         state: steps.TrainState,
         frozen: dict[str, Any],
-        resident: steps.Resident,
+        on_device: OnDevice,
         rows: Int[Array, 'steps b'],
     ) -> steps.EvalSums:
         params = trees.merge(state.params, frozen)
-        return steps.eval_scan(params, resident, rows, classifier=classifier)[0]
+        return steps.eval_scan(params, on_device, rows, classifier=classifier)[0]
 
     init = functools.partial(steps.init_state, tx=run.learner.tx)
     first = jax.eval_shape(init, run.learner.trainable)
@@ -204,7 +205,7 @@ def _train_epoch(
 ) -> tuple[Lanes, list[steps.Sums]]:
     """Trains every lane for an epoch; the sums are on the host, [lanes, steps]."""
     state, parts = lanes.state, []
-    resident = require_resident(group[0].source)
+    on_device = require_on_device(group[0].source)
     if program.shared_order:
         rows = _next_rows(group[0])[None]
     else:
@@ -215,7 +216,7 @@ def _train_epoch(
             state,
             lanes.frozen,
             lanes.numbers,
-            resident,
+            on_device,
             part[0] if program.shared_order else part,
         )
         parts.append(jax.device_get(sums))
@@ -229,7 +230,7 @@ def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
 
 def _evaluate(lanes: Lanes, val: Source, program: Program) -> steps.EvalSums:
     rows = val.eval_rows()
-    sums = program.evaluate(lanes.state, lanes.frozen, require_resident(val), rows)
+    sums = program.evaluate(lanes.state, lanes.frozen, require_on_device(val), rows)
     return jax.device_get(sums)
 
 

@@ -15,13 +15,14 @@ from absl import logging
 
 from tlflax.config.parse import resolve, to_dict
 from tlflax.config.schema import Config, LossConfig, OptimConfig
-from tlflax.features import sources
+from tlflax.features.batches import Source
+from tlflax.features.sources import require_on_device
 from tlflax.sweep import group as lanes
 from tlflax.sweep.group import Member
 from tlflax.train import losses, setup
 from tlflax.train import run as training
-from tlflax.train.epoch import Source, replicate
 from tlflax.utils.errors import UserError
+from tlflax.utils.sharding import replicate
 from tlflax.workdir.files import Workdir, write_json
 
 Setting = dict[str, Any]
@@ -120,7 +121,7 @@ class Sweep:
     Attributes:
         settings: What each member changes.
         members: The heads, in the order of the settings.
-        val: The validation split, resident.
+        val: The validation split, on_device.
     """
 
     settings: Sequence[Setting]
@@ -172,9 +173,9 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
                 mend="label all of the backbone 'frozen' in optim.labels",
             )
     seeds = sorted({one.train.seed for one in configs})
-    train = base.maker.train_resident(base.splits.train, seeds)
-    val = base.maker.eval(base.splits.val, 'validation')
-    sources.require_resident(val)
+    train = base.sources.train_on_device(base.splits.train, seeds)
+    val = base.sources.eval(base.splits.val, 'validation')
+    require_on_device(val)
     members = [Member(one, train[one.config.train.seed]) for one in runs]
     return Sweep(settings, members, val)
 

@@ -2,51 +2,26 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Float
 
+from tlflax.data.table import ImageTable
+from tlflax.features.batches import Source
 from tlflax.models.classifier import Classifier, Params
-from tlflax.train import losses, steps
+from tlflax.train import losses, metrics, steps
+from tlflax.utils.progress import progress
+from tlflax.utils.sharding import local_rows, put_batch, put_rows
 from tlflax.utils.trees import merge
 
-HostBatch = dict[str, Any]
 _AHEAD = 2  # steps dispatched before the oldest is waited for: bounds memory, hides latency
 SCAN = 256  # most steps of one compiled scan: between two, a stop can be heeded
-
-
-class Source(Protocol):
-    """Images or features of one split, in batches of a fixed shape.
-
-    Attributes:
-        num_examples: Examples in an epoch.
-        resident: All features, where they fit on the device; None: they come in batches.
-    """
-
-    num_examples: int
-    resident: steps.Resident | None
-
-    def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
-        """Yields an epoch's shuffled, augmented batches, from `start_step` on."""
-        ...
-
-    def eval_batches(self) -> Iterator[HostBatch]:
-        """Yields every example once, in order."""
-        ...
-
-    def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        """The resident rows of an epoch's batches; -1 is padding."""
-        ...
-
-    def eval_rows(self) -> Int[np.ndarray, 'steps b']:
-        """The resident rows of every example once, in order; -1 is padding."""
-        ...
 
 
 class Evaluation(NamedTuple):
@@ -59,16 +34,6 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float]
     probabilities: Float[np.ndarray, 'n classes']
-
-
-def default_mesh() -> Mesh:
-    """Returns a mesh of all devices along one axis, 'data'."""
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a tree of arrays on every device of a mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,21 +55,6 @@ class Runner:
     mesh: Mesh
     seed: int
     loss: losses.Loss
-
-    def put(self, batch: HostBatch) -> steps.Batch:
-        """Splits a batch over the devices, padded to a multiple of their number.
-
-        The host keeps `index` to itself.
-        """
-        sharding = NamedSharding(self.mesh, PartitionSpec('data'))
-        local = len(self.mesh.local_devices)
-
-        def put(value: np.ndarray | jax.Array) -> jax.Array:
-            if isinstance(value, jax.Array) and value.sharding.device_set == sharding.device_set:
-                return value  # features that were computed on the mesh
-            return jax.make_array_from_process_local_data(sharding, _pad(np.asarray(value), local))
-
-        return {key: put(value) for key, value in batch.items() if key != 'index'}
 
     def train(
         self,
@@ -129,8 +79,8 @@ class Runner:
         Returns:
             The new state, the steps' sums, and the number of steps done.
         """
-        if source.resident is not None:
-            return self._train_resident(state, source, epoch, start_step, stop, progress)
+        if source.on_device is not None:
+            return self._train_on_device(state, source, epoch, start_step, stop, progress)
         sums: list[steps.Sums] = []
         waiting: collections.deque[steps.Sums] = collections.deque()
         for batch in source.train_batches(epoch, start_step):
@@ -139,7 +89,7 @@ class Runner:
             state, step_sums = steps.train_step(
                 state,
                 self.frozen,
-                self.put(batch),
+                put_batch(batch, self.mesh),
                 self.seed,
                 self.loss,
                 classifier=self.classifier,
@@ -153,7 +103,7 @@ class Runner:
         jax.block_until_ready(state)
         return state, sums, len(sums)
 
-    def _train_resident(
+    def _train_on_device(
         self,
         state: steps.TrainState,
         source: Source,
@@ -170,8 +120,8 @@ class Runner:
             state, part_sums = steps.train_scan(
                 state,
                 self.frozen,
-                source.resident,
-                self._put_rows(part),
+                source.on_device,
+                put_rows(part, self.mesh),
                 self.seed,
                 self.loss,
                 classifier=self.classifier,
@@ -192,10 +142,10 @@ class Runner:
     ) -> Evaluation:
         """Evaluates every example of a split exactly once."""
         params = merge(trainable, self.frozen)
-        if source.resident is not None:
+        if source.on_device is not None:
             rows = source.eval_rows()
             sums, probabilities = steps.eval_scan(
-                params, source.resident, self._put_rows(rows), classifier=self.classifier
+                params, source.on_device, put_rows(rows, self.mesh), classifier=self.classifier
             )
             progress(int((rows >= 0).sum()))
             real = np.asarray(probabilities)[:, : rows.shape[1]][rows >= 0]
@@ -203,29 +153,26 @@ class Runner:
         all_sums, parts, counts = [], [], None
         for batch in source.eval_batches():
             sums, probabilities = steps.eval_step(
-                params, self.put(batch), classifier=self.classifier
+                params, put_batch(batch, self.mesh), classifier=self.classifier
             )
             all_sums.append(sums.sums)
             counts = sums.counts if counts is None else jax.tree.map(jnp.add, counts, sums.counts)
-            local = np.concatenate([np.asarray(s.data) for s in _shards(probabilities)])
-            parts.append(local[: len(batch['mask'])][batch['mask']])
+            rows = local_rows(probabilities)
+            parts.append(rows[: len(batch['mask'])][batch['mask']])
             progress(int(batch['mask'].sum()))
         assert counts is not None
         return Evaluation(steps.means(all_sums, counts), np.concatenate(parts))
 
-    def _put_rows(self, rows: Int[np.ndarray, 'steps b']) -> Int[jax.Array, 'steps b']:
-        padded = _pad(rows.T, self.mesh.size, fill=-1).T
-        return jax.device_put(padded, NamedSharding(self.mesh, PartitionSpec(None, 'data')))
 
+def evaluate_split(
+    runner: Runner, trainable: Params, source: Source, table: ImageTable
+) -> dict[str, Any]:
+    """Evaluates every image of a split once.
 
-def _shards(array: jax.Array) -> list[Any]:
-    """This process's parts of an array split over devices, in order."""
-    shards = {str(shard.index): shard for shard in array.addressable_shards}
-    return sorted(shards.values(), key=lambda shard: shard.index[0].start or 0)
-
-
-def _pad(value: np.ndarray, multiple: int, fill: int = 0) -> np.ndarray:
-    missing = -len(value) % multiple
-    if not missing:
-        return value
-    return np.concatenate([value, np.full((missing, *value.shape[1:]), fill, value.dtype)])
+    Returns:
+        `accuracy`, `loss`, `num_examples` and what `metrics.summary` adds.
+    """
+    with progress('evaluation', source.num_examples) as tick:
+        outcome = runner.evaluate(trainable, source, progress=tick)
+    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.classes)
+    return {**outcome.metrics, **summary}

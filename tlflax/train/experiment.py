@@ -14,9 +14,11 @@ from tlflax.models import heads
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.vgg import network
 from tlflax.models.weights import pretrained as weights
+from tlflax.models.weights.catalogue import VGG16_IMAGENET
 from tlflax.models.weights.pretrained import Pretrained
 from tlflax.train import optim
-from tlflax.utils import assets, trees
+from tlflax.utils import trees
+from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError
 
 
@@ -45,7 +47,7 @@ def load_backbone(config: Config) -> Pretrained:
                 where='config.features.layer',
                 mend='name a file with a top in config.weights.source',
             )
-        return weights.load(assets.fetch('vgg16_imagenet_notop'))
+        return weights.load(fetch(VGG16_IMAGENET))
     return weights.load(Path(source).expanduser(), top=top)
 
 

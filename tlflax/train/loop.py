@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from tlflax.features.batches import Source
 from tlflax.train import steps
 from tlflax.train.early_stopping import EarlyStopping, State
-from tlflax.train.epoch import Runner, Source
+from tlflax.train.epoch import Runner
 from tlflax.utils.errors import UserError
 from tlflax.utils.progress import progress
 from tlflax.workdir.checkpoints import Checkpoints

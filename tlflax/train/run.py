@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 
 from tlflax.config.parse import resolve, to_dict
 from tlflax.config.schema import Config
-from tlflax.inference import trained
-from tlflax.train import early_stopping, epoch, loop, losses, metrics, setup, steps
+from tlflax.features.batches import Source
+from tlflax.train import early_stopping, loop, losses, metrics, setup, steps
+from tlflax.train.epoch import evaluate_split
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
+from tlflax.utils.sharding import replicate
 from tlflax.workdir import files
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
@@ -59,8 +61,8 @@ def run(config: Config, work: Workdir) -> dict[str, Any]:
     prepared = setup.build(config, setup.load(config))
     logging.info('%s', prepared.learner.table)
     report_loss(prepared)
-    train = prepared.maker.train(prepared.splits.train)
-    val = prepared.maker.eval(prepared.splits.val, 'validation')
+    train = prepared.sources.train(prepared.splits.train)
+    val = prepared.sources.eval(prepared.splits.val, 'validation')
     work.claim(to_dict(config))
     try:
         with Checkpoints(work.checkpoints) as saved:
@@ -90,7 +92,7 @@ def run(config: Config, work: Workdir) -> dict[str, Any]:
 def publish(
     prepared: Run,
     work: Workdir,
-    val: epoch.Source,
+    val: Source,
     records: Sequence[dict[str, Any]],
     saved_states: Sequence[tuple[steps.TrainState, loop.Position]],
     seconds: float,
@@ -169,7 +171,7 @@ def _resume(
         spent = meta['wall_seconds']
         logging.info('resuming after epoch %d, step %d', position.epoch, last)
     work.rewind(position.epoch)
-    return epoch.replicate(state, prepared.runner.mesh), position, spent
+    return replicate(state, prepared.runner.mesh), position, spent
 
 
 def _result(fit: loop.Fit, prepared: Run, position: loop.Position) -> dict[str, Any]:
@@ -177,14 +179,14 @@ def _result(fit: loop.Fit, prepared: Run, position: loop.Position) -> dict[str, 
     config = prepared.config
     step = fit.checkpoints.find('best' if config.early_stopping.restore_best else 'last')
     params = fit.checkpoints.params(step, prepared.learner.trainable)
-    params = epoch.replicate(params, prepared.runner.mesh)
+    params = replicate(params, prepared.runner.mesh)
     records = fit.workdir.records()
     best = records[position.stopping.best_epoch or 0]
-    val = trained.evaluate(prepared.runner, params, fit.val, prepared.splits.val)
+    val = evaluate_split(prepared.runner, params, fit.val, prepared.splits.val)
     test = None
     if prepared.splits.test is not None:
-        source = prepared.maker.eval(prepared.splits.test, 'test')
-        test = trained.evaluate(prepared.runner, params, source, prepared.splits.test)
+        source = prepared.sources.eval(prepared.splits.test, 'test')
+        test = evaluate_split(prepared.runner, params, source, prepared.splits.test)
     return {
         'best_epoch': best['epoch'],
         'best_val_accuracy': best['val_accuracy'],

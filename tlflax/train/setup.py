@@ -6,12 +6,14 @@ from typing import Any
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
+from tlflax.data.audit import checks
 from tlflax.data.augment import ranges
-from tlflax.data.splits import load as loading
-from tlflax.features import select
+from tlflax.data.splits.load import Splits, load_splits
+from tlflax.features.select import SourceSelector
 from tlflax.models.weights.pretrained import Pretrained
 from tlflax.train import epoch, experiment, losses
 from tlflax.utils.errors import UserError
+from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir import files
 
 
@@ -25,16 +27,16 @@ class Run:
         pretrained: The backbone.
         learner: Labelled parameters and their optimiser.
         runner: The steps.
-        maker: Makes the splits' sources.
+        sources: Chooses the splits' sources.
         meta: What every checkpoint's metadata holds besides the position.
     """
 
     config: Config
-    splits: loading.Splits
+    splits: Splits
     pretrained: Pretrained
     learner: experiment.Learner
     runner: epoch.Runner
-    maker: select.Maker
+    sources: SourceSelector
     meta: dict[str, Any]
 
     @property
@@ -47,7 +49,7 @@ class Run:
 class Material:
     """What runs that differ in head and optimiser alone have in common."""
 
-    splits: loading.Splits
+    splits: Splits
     pretrained: Pretrained
     preprocess: str
 
@@ -55,7 +57,9 @@ class Material:
 def load(config: Config) -> Material:
     """Reads data and weights."""
     ranges.check(config.augment, config.data.image_size)
-    splits = loading.load_splits(config.data)
+    splits = load_splits(config.data)
+    if config.data.audit != 'off':
+        checks.brief(splits.by_name, strict=config.data.audit == 'error')
     _check_sizes(config, splits)
     pretrained = experiment.load_backbone(config)
     preprocess = experiment.choose_preprocess(pretrained, config.weights.preprocess)
@@ -71,13 +75,13 @@ def build(config: Config, material: Material) -> Run:
         'head': experiment.init_head(config, pretrained.params, len(classes)),
     }
     learner = experiment.build_learner(config, params, _steps_per_epoch(config, splits))
-    mesh = epoch.default_mesh()
+    mesh = default_mesh()
     this_runner = epoch.Runner(
         classifier=experiment.build_classifier(
             config, pretrained.params, len(classes), material.preprocess
         ),
         tx=learner.tx,
-        frozen=epoch.replicate(learner.frozen, mesh),
+        frozen=replicate(learner.frozen, mesh),
         mesh=mesh,
         seed=config.train.seed,
         loss=losses.build(
@@ -87,8 +91,13 @@ def build(config: Config, material: Material) -> Run:
             classes=classes,
         ),
     )
-    maker = select.Maker(
-        config, pretrained.digest, this_runner, backbone_learns='backbone' in learner.trainable
+    sources = SourceSelector(
+        config=config,
+        weights_digest=pretrained.digest,
+        frozen=this_runner.frozen,
+        classifier=this_runner.classifier,
+        mesh=mesh,
+        backbone_learns='backbone' in learner.trainable,
     )
     return Run(
         config=config,
@@ -96,7 +105,7 @@ def build(config: Config, material: Material) -> Run:
         pretrained=pretrained,
         learner=learner,
         runner=this_runner,
-        maker=maker,
+        sources=sources,
         meta={
             'config': to_dict(config),
             'classes': list(classes),
@@ -108,11 +117,11 @@ def build(config: Config, material: Material) -> Run:
     )
 
 
-def _steps_per_epoch(config: Config, splits: loading.Splits) -> int:
+def _steps_per_epoch(config: Config, splits: Splits) -> int:
     return math.ceil(len(splits.train.labels) / config.train.batch_size)
 
 
-def _check_sizes(config: Config, splits: loading.Splits) -> None:
+def _check_sizes(config: Config, splits: Splits) -> None:
     images = len(splits.train.labels)
     if config.train.batch_size > images:
         raise UserError(

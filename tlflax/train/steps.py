@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
+from tlflax.features.batches import OnDevice
 from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses, metrics
 from tlflax.train.metrics import ClassCounts
@@ -151,42 +152,20 @@ def _assess(params: Params, batch: Batch, classifier: Classifier) -> tuple[Sums,
     return metric_sums(logits, losses.cross_entropy(logits, batch['label']), batch), logits
 
 
-@functools.partial(jax.jit, static_argnames=('classifier',))
-def backbone_step(
-    backbone: Params, image: Shaped[Array, 'b h w 3'], *, classifier: Classifier
-) -> Float[Array, 'b ...']:
-    """Returns a batch's features, for the cache."""
-    return classifier.features(backbone, image)
-
-
-class Resident(NamedTuple):
-    """Features that stay on the device for the whole run.
-
-    Attributes:
-        features: One row for each (image, view).
-        label: The class of each row.
-        weight: The factor of each row's training loss; None: 1.
-    """
-
-    features: Float[Array, 'rows ...']
-    label: Int[Array, ' rows']
-    weight: Float[Array, ' rows'] | None = None
-
-
-def _gather(resident: Resident, rows: Int[Array, ' b']) -> Batch:
+def _gather(on_device: OnDevice, rows: Int[Array, ' b']) -> Batch:
     """Returns the batch of these rows; a negative row is padding."""
     batch = {
-        'features': resident.features[rows],
-        'label': resident.label[rows],
+        'features': on_device.features[rows],
+        'label': on_device.label[rows],
         'mask': rows >= 0,
     }
-    return batch if resident.weight is None else {**batch, 'weight': resident.weight[rows]}
+    return batch if on_device.weight is None else {**batch, 'weight': on_device.weight[rows]}
 
 
 def update_many(
     state: TrainState,
     frozen: Params,
-    resident: Resident,
+    on_device: OnDevice,
     rows: Int[Array, 'steps b'],
     seed: Int[Array, ''] | int,
     loss: losses.Loss,
@@ -197,7 +176,7 @@ def update_many(
     """Many `update`s as one program; the sums have a leading axis of steps."""
 
     def body(state: TrainState, rows: Array) -> tuple[TrainState, Sums]:
-        batch = _gather(resident, rows)
+        batch = _gather(on_device, rows)
         return update(state, frozen, batch, seed, loss, classifier=classifier, tx=tx)
 
     return jax.lax.scan(body, state, rows)
@@ -212,7 +191,7 @@ train_scan = functools.partial(
 @functools.partial(jax.jit, static_argnames=('classifier',))
 def eval_scan(
     params: Params,
-    resident: Resident,
+    on_device: OnDevice,
     rows: Int[Array, 'steps b'],
     *,
     classifier: Classifier,
@@ -220,11 +199,11 @@ def eval_scan(
     """Many `eval_step`s as one program; the counts are those of all steps together."""
 
     def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array, Array]]:
-        sums, logits = _assess(params, _gather(resident, rows), classifier)
+        sums, logits = _assess(params, _gather(on_device, rows), classifier)
         return None, (sums, logits.argmax(-1), jax.nn.softmax(logits))
 
     sums, predicted, probabilities = jax.lax.scan(body, None, rows)[1]
-    flat, label = rows.ravel(), resident.label[rows.ravel()]
+    flat, label = rows.ravel(), on_device.label[rows.ravel()]
     counts = class_counts(predicted.ravel(), label, flat >= 0, probabilities.shape[-1])
     return EvalSums(sums, counts), probabilities
 

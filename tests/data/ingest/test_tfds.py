@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from absl import logging
+from helpers import scan_folder
 from PIL import Image
 
-from tlflax.data import table as folder
 from tlflax.data.ingest import tfds_writer
 from tlflax.data.ingest.tfds import materialise
 from tlflax.data.ingest.tfds_writer import tfds
@@ -91,7 +91,7 @@ def test_a_named_split_becomes_class_folders_of_the_original_bytes(lights, tmp_p
 
 
 def test_from_there_on_it_is_a_folder(lights, tmp_path):
-    table = folder.scan(materialise('tfds:small_lights/train', tmp_path / 'cache'))
+    table = scan_folder(materialise('tfds:small_lights/train', tmp_path / 'cache'))
     assert table.classes == ('%2Eodd', 'green', 'red', 'yellow%2Famber')
     (batch,) = tf_data.eval_epoch(
         table, image_size=(30, 20), resize='stretch', antialias=True, batch_size=8

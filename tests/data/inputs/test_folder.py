@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import scan_folder
 from PIL import Image
 
 from tlflax.data import table as folder
 from tlflax.data.images import scan as scans
-from tlflax.data.table import scan
 from tlflax.utils.errors import UserError
 
 
@@ -52,7 +52,7 @@ LIGHTS = {'red/1.jpg': 1, 'red/2.jpg': 2, 'green/3.jpg': 3, 'yellow/4.jpg': 4, '
 
 def test_table_of_class_folders(tmp_path):
     root = put(tmp_path / 'data', LIGHTS)
-    table = scan(root)
+    table = scan_folder(root)
     assert table.root == str(root)
     assert table.classes == ('green', 'red', 'yellow')
     assert relative(table) == [
@@ -73,7 +73,7 @@ def test_table_of_class_folders(tmp_path):
 
 
 def test_select_takes_rows_or_a_mask(tmp_path):
-    table = scan(put(tmp_path / 'data', LIGHTS))
+    table = scan_folder(put(tmp_path / 'data', LIGHTS))
     for rows in (np.array([4, 0]), table.labels == 2):
         chosen = table.select(rows)
         assert list(chosen.paths) == list(table.paths[rows])
@@ -93,8 +93,8 @@ def test_order_is_by_class_then_path_and_not_the_file_systems(tmp_path):
         'ä/日本 1.jpg': 6,
         'نیم\u200cفاصله/1.jpg': 7,
     }
-    first = scan(put(tmp_path / '1', files))
-    second = scan(put(tmp_path / '2', dict(reversed(files.items()))), workers=3)
+    first = scan_folder(put(tmp_path / '1', files))
+    second = scan_folder(put(tmp_path / '2', dict(reversed(files.items()))), workers=3)
     wanted = ['a/B.jpg', 'a/b.jpg', 'a/b/x.jpg', 'a/z.jpg', 'a b/z.png', 'ä/日本 1.jpg']
     wanted.append('نیم\u200cفاصله/1.jpg')
     assert relative(first) == relative(second) == wanted
@@ -104,18 +104,18 @@ def test_order_is_by_class_then_path_and_not_the_file_systems(tmp_path):
 
 def test_digest_is_of_contents_labels_and_names(tmp_path):
     root = put(tmp_path / 'data', LIGHTS)
-    digest = scan(root).digest
+    digest = scan_folder(root).digest
     moved = shutil.copytree(root, tmp_path / 'elsewhere' / 'copy')
-    assert scan(moved).digest == digest
+    assert scan_folder(moved).digest == digest
     (moved / 'red').rename(moved / 'rot')
-    renamed_class = scan(moved).digest
+    renamed_class = scan_folder(moved).digest
     (moved / 'rot').rename(moved / 'red')
     (moved / 'red/1.jpg').rename(moved / 'green/9.jpg')  # the order of contents stays
-    other_label = scan(moved).digest
+    other_label = scan_folder(moved).digest
     (moved / 'green/9.jpg').rename(moved / 'red/1.jpg')
-    assert scan(moved).digest == digest
+    assert scan_folder(moved).digest == digest
     put(moved, {'red/1.jpg': 99})
-    assert len({digest, renamed_class, other_label, scan(moved).digest}) == 4
+    assert len({digest, renamed_class, other_label, scan_folder(moved).digest}) == 4
 
 
 def test_content_decides_what_is_an_image(tmp_path, said):
@@ -137,7 +137,7 @@ def test_content_decides_what_is_an_image(tmp_path, said):
         'a/@eaDir/x.jpg': 9,
         'README.txt': b'Photographs',
     }
-    table = scan(put(tmp_path / 'data', files))
+    table = scan_folder(put(tmp_path / 'data', files))
     wanted = ['a/UPPER.JPG', 'a/lying.jpg', 'a/odd.dat', 'a/without', 'b/x.jpeg', 'b/y.tif']
     assert relative(table) == wanted
     assert list(table.plain_jpeg) == [True, False, False, False, True, False]
@@ -152,7 +152,7 @@ def test_plain_jpeg_column_follows_orientation(tmp_path):
     exif[0x0112] = 6
     file = io.BytesIO()
     Image.new('RGB', (8, 8)).save(file, 'JPEG', exif=exif)
-    table = scan(put(tmp_path / 'data', {'a/1.jpg': file.getvalue(), 'b/2.jpg': 2}))
+    table = scan_folder(put(tmp_path / 'data', {'a/1.jpg': file.getvalue(), 'b/2.jpg': 2}))
     assert list(table.plain_jpeg) == [False, True]
 
 
@@ -207,7 +207,7 @@ def test_folder_that_cannot_be_a_training_split(tmp_path, case):
     elif files is not None:
         put(root, files)
     with pytest.raises(UserError) as error:
-        scan(root, key='config.data.train')
+        scan_folder(root, key='config.data.train')
     assert error.value.where == 'config.data.train'
     for part in words:
         assert part in str(error.value)
@@ -227,7 +227,7 @@ BAD = {
 def test_bad_images_are_named_with_reasons(tmp_path):
     root = put(tmp_path / 'data', LIGHTS | BAD)
     with pytest.raises(UserError) as error:
-        scan(root, key='config.data.val', classes=['green', 'red', 'yellow'])
+        scan_folder(root, key='config.data.val', classes=['green', 'red', 'yellow'])
     assert error.value.where == 'config.data.val'
     text = str(error.value)
     assert '6 of 11 images cannot be used' in text
@@ -240,7 +240,7 @@ def test_bad_images_are_named_with_reasons(tmp_path):
 
 def test_bad_images_are_skipped_and_named_on_request(tmp_path, said):
     root = put(tmp_path / 'data', LIGHTS | BAD)
-    table = scan(root, on_bad_image='skip')
+    table = scan_folder(root, on_bad_image='skip')
     assert relative(table) == sorted(LIGHTS)
     warnings = [line for line in said if line.startswith('warning')]
     assert '6 of 11 images' in warnings[0]
@@ -248,7 +248,7 @@ def test_bad_images_are_skipped_and_named_on_request(tmp_path, said):
         assert any(path in line for line in warnings)
     put(root, {'blue/x.jpg': b''})
     with pytest.raises(UserError, match="without a usable image: 'blue'"):
-        scan(root, on_bad_image='skip')
+        scan_folder(root, on_bad_image='skip')
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path, said):
@@ -261,7 +261,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path, said):
     (root / 'a/elsewhere again').symlink_to(other)
     (root / 'b/file.jpg').symlink_to(other / '4.jpg')
     (root / 'c').symlink_to(other)
-    table = scan(root)
+    table = scan_folder(root)
     wanted = ['a/1.jpg', 'a/elsewhere/4.jpg', 'a/elsewhere/deep/5.jpg', 'a/sub/2.jpg', 'b/3.jpg']
     assert relative(table) == [*wanted, 'b/file.jpg', 'c/4.jpg', 'c/deep/5.jpg']
     assert '4 links to a folder already read' in said[-1]
@@ -269,14 +269,14 @@ def test_links_are_followed_and_loops_are_not(tmp_path, said):
     with pytest.raises(
         UserError, match=r'1 of 9 images cannot be used: b/gone.jpg is a broken link'
     ):
-        scan(root)
+        scan_folder(root)
 
 
 def test_pipes_are_not_opened(tmp_path, said):
     root = put(tmp_path / 'data', {'a/1.jpg': 1, 'b/2.jpg': 2})
     os.mkfifo(root / 'a/pipe.jpg')
     os.mkfifo(root / 'beside.jpg')
-    assert relative(scan(root)) == ['a/1.jpg', 'b/2.jpg']
+    assert relative(scan_folder(root)) == ['a/1.jpg', 'b/2.jpg']
     assert '2 pipes, sockets and devices' in said[-1]
 
 
@@ -301,10 +301,10 @@ def test_missing_permission_is_named(closed, words):
     with tempfile.TemporaryDirectory() as open_folder:  # pytest's are closed to others
         os.chmod(open_folder, 0o755)
         root = put(Path(open_folder, 'data'), {'a/1.jpg': 1, 'b/2.jpg': 2})
-        assert len(scan(root)) == 2
+        assert len(scan_folder(root)) == 2
         (root / closed).chmod(0)
         with as_nobody(), pytest.raises(UserError) as error:
-            scan(root)
+            scan_folder(root)
         (root / closed).chmod(0o700)
     assert words in str(error.value)
 
@@ -326,7 +326,7 @@ TRAINING = ('Yellow', 'green', 'red', 'blue_car')
 def test_class_that_training_does_not_have(tmp_path, name, hint):
     root = put(tmp_path / 'val', {'red/1.jpg': 1, f'{name}/2.jpg': 2})
     with pytest.raises(UserError) as error:
-        scan(root, key='config.data.val', classes=TRAINING)
+        scan_folder(root, key='config.data.val', classes=TRAINING)
     assert error.value.where == 'config.data.val'
     assert f'classes that training does not have: {name!r} (and training has' in str(error.value)
     assert hint in str(error.value)
@@ -334,7 +334,7 @@ def test_class_that_training_does_not_have(tmp_path, name, hint):
 
 def test_labels_of_validation_are_those_of_training(tmp_path, said):
     root = put(tmp_path / 'val', {'red/1.jpg': 1, 'green/2.jpg': 2})
-    table = scan(root, classes=TRAINING, key='config.data.val')
+    table = scan_folder(root, classes=TRAINING, key='config.data.val')
     assert table.classes == TRAINING
     assert dict(zip(relative(table), table.labels.tolist(), strict=True)) == {
         'green/2.jpg': 1,
@@ -345,13 +345,13 @@ def test_labels_of_validation_are_those_of_training(tmp_path, said):
         "config.data.val: no images of 2 of the classes that training has: 'Yellow', 'blue_car'"
         in warning
     )
-    assert len(scan(put(tmp_path / 'one', {'red/1.jpg': 1}), classes=TRAINING)) == 1
+    assert len(scan_folder(put(tmp_path / 'one', {'red/1.jpg': 1}), classes=TRAINING)) == 1
     with pytest.raises(UserError, match="without a usable image: 'green'"):
-        scan(put(tmp_path / 'none', {'red/1.jpg': 1, 'green/x.txt': b'x'}), classes=TRAINING)
+        scan_folder(put(tmp_path / 'none', {'red/1.jpg': 1, 'green/x.txt': b'x'}), classes=TRAINING)
 
 
 def test_classes_that_differ_in_spelling_only_are_a_warning(tmp_path, said):
-    scan(put(tmp_path / 'data', {'Yellow/1.jpg': 1, 'yellow/2.jpg': 2, 'red/3.jpg': 3}))
+    scan_folder(put(tmp_path / 'data', {'Yellow/1.jpg': 1, 'yellow/2.jpg': 2, 'red/3.jpg': 3}))
     assert any("differ in spelling only: 'Yellow', 'yellow'" in line for line in said)
 
 
@@ -361,11 +361,11 @@ def test_many_classes(tmp_path):
     for name in range(1200):
         os.makedirs(root / f'class {name:05}')
         (root / f'class {name:05}' / 'x.jpg').write_bytes(data)
-    table = scan(root)
+    table = scan_folder(root)
     assert table.classes == tuple(f'class {name:05}' for name in range(1200))
     np.testing.assert_array_equal(table.labels, np.arange(1200))
     with pytest.raises(UserError, match='and 1195 more'):
-        scan(root, classes=['a', 'b'])
+        scan_folder(root, classes=['a', 'b'])
 
 
 @pytest.fixture
@@ -393,17 +393,17 @@ def test_second_scan_reads_nothing(tmp_path, reads, cache):
     root = put(tmp_path / 'data', files)
     with open(os.fsencode(root) + b'/red/\xff.jpg', 'wb') as file:
         file.write(image_bytes(10))
-    first = scan(root)
+    first = scan_folder(root)
     assert len(reads) == 8
     reads.clear()
-    assert_same(scan(root), first)
+    assert_same(scan_folder(root), first)
     link = tmp_path / 'link'
     link.symlink_to(root)
-    assert scan(link).digest == first.digest
+    assert scan_folder(link).digest == first.digest
     assert reads == []
     put(root, {'green/new.jpg': 7})
     (root / 'red/1.jpg').unlink()
-    third = scan(root)
+    third = scan_folder(root)
     assert reads == ['green/new.jpg']
     assert sorted(os.path.basename(path) for path in third.paths if 'green' in path) == [
         '3.jpg',
@@ -415,14 +415,14 @@ def test_second_scan_reads_nothing(tmp_path, reads, cache):
 def test_replaced_contents_are_noticed(tmp_path, reads):
     root = put(tmp_path / 'data', LIGHTS)
     path = root / 'red/1.jpg'
-    before, status = scan(root), path.stat()
+    before, status = scan_folder(root), path.stat()
     data = bytearray(path.read_bytes())
     data[-10] ^= 1
     path.write_bytes(bytes(data))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as an unpacker may do
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     reads.clear()
-    after = scan(root)
+    after = scan_folder(root)
     assert reads == ['red/1.jpg']
     assert after.digests[1] == hashlib.sha256(data).hexdigest() != before.digests[1]
 
@@ -442,7 +442,7 @@ class Attack:
 )
 def test_damaged_cache_is_made_again(tmp_path, reads, cache, damage):
     root = put(tmp_path / 'data', LIGHTS)
-    first = scan(root)
+    first = scan_folder(root)
     (file,) = (cache / 'scans').iterdir()
     data = file.read_bytes()
     with np.load(file) as columns:
@@ -460,11 +460,11 @@ def test_damaged_cache_is_made_again(tmp_path, reads, cache, damage):
         broken = {'cut': data[:100], 'empty': b'', 'garbage': os.urandom(500), 'flip': flipped}
         file.write_bytes(broken[damage])
     reads.clear()
-    assert_same(scan(root), first)
+    assert_same(scan_folder(root), first)
     assert len(reads) == 5
     assert not (tmp_path / 'attacked').exists()
     reads.clear()
-    assert_same(scan(root), first)
+    assert_same(scan_folder(root), first)
     assert reads == []
 
 
@@ -477,20 +477,20 @@ def test_failure_to_read_is_not_remembered(tmp_path, monkeypatch):
         return open(path, *args, **options)
 
     monkeypatch.setattr(scans, 'open', fail, raising=False)
-    assert len(scan(root)) == 5
+    assert len(scan_folder(root)) == 5
     monkeypatch.undo()
     monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
-    assert len(scan(root)) == 6
+    assert len(scan_folder(root)) == 6
 
 
 def test_what_was_read_is_kept_when_an_image_is_bad(tmp_path, reads):
     root = put(tmp_path / 'data', LIGHTS | {'red/bad.jpg': b'x'})
     for _ in range(2):
         with pytest.raises(UserError, match=r'red/bad.jpg is text'):
-            scan(root)
+            scan_folder(root)
     assert len(reads) == 6
     put(root, {'red/bad.jpg': 6})
-    assert len(scan(root)) == 6
+    assert len(scan_folder(root)) == 6
     assert reads[6:] == ['red/bad.jpg']
 
 
@@ -506,7 +506,7 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scans, 'read_file', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        scan(root, workers=1)
+        scan_folder(root, workers=1)
     kept = paths[: len(paths) // scans._CHUNK * scans._CHUNK]
     assert len(kept) >= 64
     paths.clear()
@@ -515,7 +515,7 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
         'read_file',
         lambda *args, **options: paths.append(args[1].path) or read_file(*args, **options),
     )
-    assert len(scan(root)) == 300
+    assert len(scan_folder(root)) == 300
     assert not set(paths) & set(kept)
     assert len(paths) == 300 - len(kept)
 
@@ -523,7 +523,7 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_cache_that_cannot_be_written_is_only_a_warning(tmp_path, cache, said):
     cache.write_text('a file where the folder should be')
     root = put(tmp_path / 'data', LIGHTS)
-    assert len(scan(root)) == 5
+    assert len(scan_folder(root)) == 5
     assert any(line.startswith('warning') and 'cannot be remembered' in line for line in said)
 
 
@@ -534,11 +534,11 @@ class Terminal(io.StringIO):
 
 def test_progress_shows_on_a_terminal_only(tmp_path, monkeypatch, capfd):
     root = put(tmp_path / 'data', {f'{name}/{n}.jpg': n for name in 'ab' for n in range(100)})
-    scan(root)
+    scan_folder(root)
     assert capfd.readouterr().err == ''
     put(root, {f'{name}/{n}.jpg': n + 1 for name in 'ab' for n in range(100)})
     monkeypatch.setattr(sys, 'stderr', Terminal())
-    scan(root)
+    scan_folder(root)
     assert 'reading images' in sys.stderr.getvalue()
     assert '/200' in sys.stderr.getvalue()
 
@@ -546,13 +546,13 @@ def test_progress_shows_on_a_terminal_only(tmp_path, monkeypatch, capfd):
 def test_home_folder_is_expanded(tmp_path, monkeypatch):
     put(tmp_path / 'data', LIGHTS)
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert scan('~/data').root == str(tmp_path / 'data')
+    assert scan_folder('~/data').root == str(tmp_path / 'data')
 
 
 @pytest.mark.assets
 def test_the_real_traffic_lights(traffic_lights_dir):
-    train = scan(traffic_lights_dir / 'Train')
-    test = scan(traffic_lights_dir / 'Test', classes=train.classes)
+    train = scan_folder(traffic_lights_dir / 'Train')
+    test = scan_folder(traffic_lights_dir / 'Test', classes=train.classes)
     assert train.classes == ('green', 'red', 'yellow')
     np.testing.assert_array_equal(train.counts, [429, 723, 35])
     np.testing.assert_array_equal(test.counts, [107, 181, 9])

@@ -4,11 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers import make_folders, picture
+from helpers import make_folders, picture, scan_folder
 from PIL import Image
 
 from tlflax.config.schema import AugmentConfig, Config, DataConfig
-from tlflax.data import table as folder
 from tlflax.data.augment import mixup, sampling
 from tlflax.data.pipeline import preview, tf_data
 from tlflax.utils.errors import UserError
@@ -25,7 +24,7 @@ ALL = AugmentConfig(
 def table(tmp_path):
     root = make_folders(tmp_path / 'data', 4)
     (root / 'red').rename(root / 'rot und grün')
-    return folder.scan(root)
+    return scan_folder(root)
 
 
 def config(augment=AugmentConfig()):  # noqa: B008

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import scan_folder
 from PIL import Image, ImageOps
 
 from tlflax.config.schema import AugmentConfig
 from tlflax.data import _tensorflow
-from tlflax.data import table as folder
 from tlflax.data._tensorflow import tf
 from tlflax.data.augment import sampling
 from tlflax.data.pipeline import crops, tf_data
@@ -62,7 +62,7 @@ def table(tmp_path):
         path = tmp_path / 'data' / 'ab'[i >= 6] / f'{i}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (8, 8), (20 * i,) * 3).save(path)
-    return folder.scan(tmp_path / 'data')
+    return scan_folder(tmp_path / 'data')
 
 
 def joined(batches, key):
@@ -85,7 +85,7 @@ def reference(path, size, resize):
 def test_pixels_are_pillows(tmp_path, resize, size):
     """Within one level: Pillow rounds between its two passes, and to fixed point."""
     write_formats(tmp_path / 'formats')
-    table = folder.scan(tmp_path / 'formats')
+    table = scan_folder(tmp_path / 'formats')
     assert 0 < table.plain_jpeg.sum() < len(table)
     batches = tf_data.eval_epoch(
         table, image_size=size, resize=resize, antialias=True, batch_size=len(table)
@@ -141,7 +141,7 @@ def test_epochs_of_one_setting_are_traced_once(photos):
 def test_without_antialias_two_pixels_count(tmp_path, size):
     """Plain bilinear interpolation with half-pixel centres, written out."""
     write_formats(tmp_path / 'formats')
-    table = folder.scan(tmp_path / 'formats')
+    table = scan_folder(tmp_path / 'formats')
     batches = tf_data.eval_epoch(table, **FORMAT | {'antialias': False, 'image_size': size})
     for path, image in zip(table.paths, joined(batches, 'image'), strict=True):
         pixels = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert('RGB'), float)
@@ -161,7 +161,7 @@ def test_a_long_strip_is_cropped_in_little_memory(tmp_path):
     for name in 'ab':
         (tmp_path / 'strips' / name).mkdir(parents=True)
         Image.new('RGB', (20_000, 2), 'red').save(tmp_path / f'strips/{name}/x.png')
-    table = folder.scan(tmp_path / 'strips')
+    table = scan_folder(tmp_path / 'strips')
     for resize in ('stretch', 'pad', 'crop'):
         fmt = {'image_size': (160, 160), 'resize': resize, 'antialias': True, 'batch_size': 2}
         (batch,) = tf_data.eval_epoch(table, **fmt)
@@ -203,7 +203,7 @@ def test_order_holds_where_images_take_unlike_times(tmp_path):
         path = tmp_path / 'unlike' / 'ab'[i % 2] / f'{i:02d}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (8, 8) if i % 4 else (1500, 1500), (10 * i,) * 3).save(path)
-    table = folder.scan(tmp_path / 'unlike')
+    table = scan_folder(tmp_path / 'unlike')
     order = np.argsort([os.path.basename(path) for path in table.paths])
     batches = list(tf_data.batches(table, order, **FORMAT))
     assert joined(batches, 'image')[:, 0, 0, 0].tolist() == list(range(0, 240, 10))
@@ -245,7 +245,7 @@ def photos(tmp_path):
         path = tmp_path / 'photos' / 'xy'[i % 2] / f'{i}.{"jpg" if i % 3 else "png"}'
         path.parent.mkdir(parents=True, exist_ok=True)
         picture((20 + i, 50 - 3 * i), i).save(path)
-    return folder.scan(tmp_path / 'photos')
+    return scan_folder(tmp_path / 'photos')
 
 
 def images_by_row(batches):
@@ -445,7 +445,7 @@ before = dict(os.environ)
 from tlflax.config import AugmentConfig
 from tlflax.data import folder, pipeline
 assert dict(os.environ) == before, set(os.environ) ^ set(before)
-table = folder.scan({root!r})
+table = scan_folder({root!r})
 for batch in pipeline.train_epoch(
     table, augment=AugmentConfig(rotation_range=3.0), seed=0, epoch=0,
     image_size=(8, 8), resize='stretch', antialias=True, batch_size=4,
@@ -461,7 +461,7 @@ assert not tf.config.get_visible_devices('GPU')
 @pytest.mark.assets
 def test_real_photographs(traffic_lights_dir):
     """Every real test image, decoded and resized, is Pillow's within one level."""
-    table = folder.scan(traffic_lights_dir / 'Test')
+    table = scan_folder(traffic_lights_dir / 'Test')
     assert len(table) == 297
     assert table.plain_jpeg.all()
     batches = tf_data.eval_epoch(table, **FORMAT | {'image_size': (224, 224), 'batch_size': 32})

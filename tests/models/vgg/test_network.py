@@ -18,7 +18,6 @@ from tlflax.models.preprocess import PREPROCESS
 from tlflax.models.vgg import network as vgg
 from tlflax.models.vgg import tensor_names
 from tlflax.models.weights import pretrained
-from tlflax.models.weights.file_formats import Container
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import unflatten
 
@@ -93,7 +92,7 @@ def test_softmax_of_the_full_network_in_both_fc1_orders():
     images = random_images(4, 2, 224, 224, 3) / 64
     want = torch_network.probabilities(images)
     state = {name: tensor.numpy() for name, tensor in torch_network.state_dict().items()}
-    found = tensor_names.canonical(Container('PyTorch', state, {}), top=True, where='memory')
+    found = tensor_names.canonical(state, onnx=False, top=True, where='memory')
     params = jax.device_put(unflatten(found.tensors))
     del state, torch_network, found
     ours = vgg.apply(params, images, layer='predictions')

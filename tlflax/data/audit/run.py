@@ -13,7 +13,7 @@ from tlflax.data.audit.problems import CODES, LEVELS, Problem
 from tlflax.data.inputs.class_checks import check_classes, refuse_empty
 from tlflax.data.inputs.walk import Report
 from tlflax.data.splits import groups, load
-from tlflax.data.splits.resolve import Input
+from tlflax.data.splits.load import Input
 from tlflax.utils.errors import UserError, did_you_mean
 
 

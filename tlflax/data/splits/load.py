@@ -5,14 +5,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from tlflax.config.schema import DataConfig
-from tlflax.data import table as folder
-from tlflax.data.audit import checks
+from tlflax.data.images.scan import Scanned
 from tlflax.data.inputs import manifest
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.walk import Report, stop
 from tlflax.data.splits import groups, stratify
-from tlflax.data.splits.resolve import NAMES, Input, Known, list_input
-from tlflax.data.table import ImageTable
+from tlflax.data.splits.resolve import NAMES, Known, list_input
+from tlflax.data.table import ImageTable, check, read, tabulate
 from tlflax.utils.errors import UserError
 
 
@@ -27,8 +26,44 @@ class Splits:
     @property
     def digest(self) -> str:
         """The digest of all of them, hexadecimal."""
-        tables = [table for table in (self.train, self.val, self.test) if table is not None]
-        return hashlib.sha256(' '.join(table.digest for table in tables).encode()).hexdigest()
+        digests = ' '.join(table.digest for table in self.by_name.values())
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+    @property
+    def by_name(self) -> dict[str, ImageTable]:
+        """The splits that there are, training first."""
+        tables = zip(NAMES, (self.train, self.val, self.test), strict=True)
+        return {name: table for name, table in tables if table is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What was named as one split.
+
+    Attributes:
+        key: The configuration key that named it, for messages.
+        listing: The files and their classes.
+        scanned: What reading them found.
+    """
+
+    key: str
+    listing: Listing
+    scanned: Scanned
+
+    def table(self, data: DataConfig, classes: Sequence[str] | None = None) -> ImageTable:
+        """Makes its table, with the scenes that `data.group` names.
+
+        Raises:
+            UserError: See `tlflax.data.table.tabulate` and `tlflax.data.splits.groups.by_pattern`.
+        """
+        table = tabulate(
+            self.scanned,
+            self.listing,
+            key=self.key,
+            on_bad_image=data.on_bad_image,
+            classes=classes,
+        )
+        return groups.by_pattern(table, data.group) if data.group else table
 
 
 def load_table(
@@ -46,7 +81,7 @@ def load_table(
         UserError: See `list_input`, and `check` and `tabulate` of `tlflax.data.table`.
     """
     listing = list_input(spec, key=key)
-    folder.check(listing, key=key, classes=classes)
+    check(listing, key=key, classes=classes)
     return _read(listing, key, data).table(data, classes)
 
 
@@ -74,7 +109,7 @@ def read_inputs(
     train = list_input(data.train, key='config.data.train', known=known, report=report)
     listings = {'train': train}
     if strict:
-        folder.check(train, key='config.data.train', classes=None)
+        check(train, key='config.data.train', classes=None)
     specs: dict[str, str] = {}
     for name in NAMES[1:]:
         try:
@@ -90,7 +125,7 @@ def read_inputs(
             report(error)
             continue
         if strict:
-            folder.check(listings[name], key=key, classes=train.classes)
+            check(listings[name], key=key, classes=train.classes)
     return {name: _read(listing, f'config.data.{name}', data) for name, listing in listings.items()}
 
 
@@ -104,7 +139,7 @@ def _no_training_images() -> UserError:
 
 
 def _read(listing: Listing, key: str, data: DataConfig) -> Input:
-    scanned = folder.read(listing, max_pixels=data.max_pixels, background=data.background)
+    scanned = read(listing, max_pixels=data.max_pixels, background=data.background)
     return Input(key, listing, scanned)
 
 
@@ -133,8 +168,6 @@ def load_splits(data: DataConfig) -> Splits:
     train = found['train'].table(data)
     others = {name: found[name].table(data, train.classes) for name in NAMES[1:] if name in found}
     tables = divide({'train': train, **others}, data)
-    if data.audit != 'off':
-        checks.brief(tables, strict=data.audit == 'error')
     return Splits(tables['train'], tables['val'], tables.get('test'))
 
 
@@ -186,7 +219,7 @@ def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:
         UserError: See `load_splits`.
     """
     if not data.val:
-        return load_splits(dataclasses.replace(data, audit='off')).val
+        return load_splits(data).val
     return load_table(data.val, key='config.data.val', data=data, classes=classes)
 
 

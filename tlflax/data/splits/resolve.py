@@ -1,54 +1,19 @@
 """The ways in: whatever names a split, to the files of that split and what they hold."""
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
-from tlflax.config.schema import DataConfig
-from tlflax.data import table as folder
-from tlflax.data.images.scan import Scanned
 from tlflax.data.ingest import object_store
 from tlflax.data.inputs import manifest, pattern
+from tlflax.data.inputs.demos import resolve_demo
+from tlflax.data.inputs.folder import list_folder
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.walk import Report, stop
-from tlflax.data.splits import groups
-from tlflax.data.table import ImageTable
 from tlflax.utils import assets
 from tlflax.utils.errors import UserError, did_you_mean
 
 NAMES = ('train', 'val', 'test')
 Known = dict[str, list[manifest.Row]]
 """Manifests that have been read, by their paths as written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """What was named as one split.
-
-    Attributes:
-        key: The configuration key that named it, for messages.
-        listing: The files and their classes.
-        scanned: What reading them found.
-    """
-
-    key: str
-    listing: Listing
-    scanned: Scanned
-
-    def table(self, data: DataConfig, classes: Sequence[str] | None = None) -> ImageTable:
-        """Makes its table, with the scenes that `data.group` names.
-
-        Raises:
-            UserError: See `tlflax.data.table.tabulate` and `tlflax.data.splits.groups.by_pattern`.
-        """
-        table = folder.tabulate(
-            self.scanned,
-            self.listing,
-            key=self.key,
-            on_bad_image=data.on_bad_image,
-            classes=classes,
-        )
-        return groups.by_pattern(table, data.group) if data.group else table
 
 
 def list_input(
@@ -74,23 +39,23 @@ def list_input(
             known[path] = manifest.read_manifest(path, key=key, report=report)
         return manifest.list_manifest(path, known[path], split=_part(spec, key, known[path], part))
     if spec.startswith('demo:'):
-        root = assets.resolve_demo(spec, where=key)
-        return folder.list_folder(root, key=key, report=report)
+        root = resolve_demo(spec, where=key)
+        return list_folder(root, key=key, report=report)
     if spec.startswith('tfds:'):
         from tlflax.data.ingest import tfds  # TensorFlow is imported only where it is needed
 
         root = tfds.materialise(spec, assets.cache_folder())
-        return folder.list_folder(root, key=key, report=report)
+        return list_folder(root, key=key, report=report)
     if spec.startswith('py:'):
         from tlflax.data.ingest import python_function
 
         root = python_function.materialise(spec, assets.cache_folder(), key=key)
-        return folder.list_folder(root, key=key, report=report)
+        return list_folder(root, key=key, report=report)
     if object_store.is_url(spec):
         spec = object_store.fetch(spec, assets.cache_folder(), key=key)
     if pattern.is_pattern(spec):
         return pattern.list_pattern(spec, key=key, report=report)
-    return folder.list_folder(Path(spec).expanduser(), key=key, report=report)
+    return list_folder(Path(spec).expanduser(), key=key, report=report)
 
 
 def _part(spec: str, key: str, rows: list[manifest.Row], part: str) -> str | None:

@@ -20,8 +20,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from tlflax.train.losses import cross_entropy
-
 STRENGTHS = tuple(np.logspace(0, -6, 10))
 """Regularisation, times the mean square of a row of features, from strong to weak."""
 
@@ -70,7 +68,8 @@ def solve(
 
     def objective(params: tuple[Array, Array]) -> Array:
         kernel, bias = params
-        losses = cross_entropy(product(features, kernel) + bias, label)
+        logits = product(features, kernel) + bias
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         return losses.mean() + l2 / 2 * jnp.sum(kernel**2)
 
     solver = optax.lbfgs()

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from tlflax.models.vgg import network
-from tlflax.models.weights.file_formats import Container
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 
@@ -29,7 +28,7 @@ _MEND = 'give float32 weights of VGG16 itself, not of VGG19 or one with batch no
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The VGG16 in a container.
+    """The VGG16 in a file.
 
     Attributes:
         tensors: Canonical path to array in canonical layout; nothing checked yet.
@@ -42,22 +41,23 @@ class Found:
     aside: tuple[str, ...]
 
 
-def canonical(container: Container, *, top: bool, where: str) -> Found:
-    """Finds the tensors of VGG16 in a container and lays them out canonically.
+def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where: str) -> Found:
+    """Finds the tensors of VGG16 among those of a file and lays them out canonically.
 
     Args:
-        container: What was read from a file.
+        tensors: As they stand in the file.
+        onnx: Whether the file is ONNX, whose convolutions are OIHW whatever their names.
         top: Also take fc1, fc2 and predictions.
         where: The file's name, for errors.
 
     Raises:
         UserError: No layer of VGG16, or two tensors for one parameter.
     """
-    torch_names = not any('block1_conv1' in name for name in container.tensors)
+    torch_names = not any('block1_conv1' in name for name in tensors)
     names = _torchvision_names() if torch_names else {}
-    tensors: Tensors = {}
+    laid_out: Tensors = {}
     origins: dict[str, str] = {}
-    for name, tensor in container.tensors.items():
+    for name, tensor in tensors.items():
         path = _torch_path(name, names) if torch_names else _keras_path(name, tensor.ndim)
         if path is None or (not top and _in_top(path)):
             continue
@@ -68,12 +68,14 @@ def canonical(container: Container, *, top: bool, where: str) -> Found:
                 mend='give a file with one VGG16',
             )
         origins[path] = name
-        tensors[path] = _laid_out(path, tensor, torch_names, container.kind)
-    if not tensors:
-        some = ', '.join(list(container.tensors)[:3]) or 'none at all'
+        laid_out[path] = _laid_out(
+            path, tensor, channels_first=torch_names or onnx, torch=torch_names
+        )
+    if not laid_out:
+        some = ', '.join(list(tensors)[:3]) or 'none at all'
         raise UserError(f'no tensor is of a VGG16 (it has {some})', where=where, mend=_MEND)
-    aside = tuple(name for name in container.tensors if name not in origins.values())
-    return Found(tensors, torch_names, aside)
+    aside = tuple(name for name in tensors if name not in origins.values())
+    return Found(laid_out, torch_names, aside)
 
 
 def check(tensors: Tensors, expected: Mapping[str, network.Shape], *, where: str) -> None:
@@ -133,11 +135,11 @@ def _in_top(path: str) -> bool:
     return path.split('/')[0] in network.TOP or path.startswith('classifier.')
 
 
-def _laid_out(path: str, tensor: np.ndarray, torch_names: bool, kind: str) -> np.ndarray:
+def _laid_out(path: str, tensor: np.ndarray, *, channels_first: bool, torch: bool) -> np.ndarray:
     """Returns the tensor in canonical layout; what does not fit is left for `check`."""
-    if tensor.ndim == 4 and (torch_names or kind == 'ONNX'):
+    if tensor.ndim == 4 and channels_first:
         tensor = tensor.transpose(2, 3, 1, 0)
-    elif tensor.ndim == 2 and torch_names:
+    elif tensor.ndim == 2 and torch:
         units, rows = tensor.shape
         if path == 'fc1/kernel' and rows % network.GRID**2 == 0:
             # Its columns count channels first: a plain transpose would fit and be wrong.

@@ -1,6 +1,6 @@
 """Files of named tensors: which format a file has, by its content, and what it holds.
 
-Names and layouts are as in the file; `weights.py` knows what they mean.
+Names and layouts are as in the file; `tlflax.models.weights.pretrained` knows what they mean.
 """
 
 import dataclasses

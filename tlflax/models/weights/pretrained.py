@@ -90,7 +90,9 @@ def load(
     path = Path(path)
     container = file_formats.read(path)
     declared = _declared(container, str(path))
-    found = tensor_names.canonical(container, top=top, where=str(path))
+    found = tensor_names.canonical(
+        container.tensors, onnx=container.kind == 'ONNX', top=top, where=str(path)
+    )
     if expected is None:
         expected = network.shapes(top=tensor_names.has_top(found.tensors))
     tensor_names.check(found.tensors, expected, where=str(path))

