@@ -42,7 +42,7 @@ SIZE, GRID = (64, 48), (12, 9)
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
-    """Returns smooth random colours, as different from one to the next as photographs are."""
+    """Returns smooth random colors, as different from one to the next as photographs are."""
     pixels = rng.integers(0, 256, (GRID[1], GRID[0], 3), np.uint8)
     return Image.fromarray(pixels).resize(SIZE, Image.Resampling.BICUBIC)
 

@@ -126,16 +126,16 @@ def torch_epoch(
     x = torch.from_numpy(features.astype(np.float32)).permute(0, 3, 1, 2)
     x, y = x.contiguous(memory_format=memory), torch.from_numpy(label.astype(np.int64))
     batches = [torch.from_numpy(rows[rows >= 0]) for rows in order]
-    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     loss_of = nn.CrossEntropyLoss()
 
     def epoch() -> np.ndarray:
         losses = []
         for rows in batches:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = loss_of(network(x[rows]), y[rows])
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.detach())
         return np.array([float(loss) for loss in losses])
 

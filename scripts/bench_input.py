@@ -64,9 +64,9 @@ def photograph(rng: np.random.Generator) -> UInt8[np.ndarray, '375 500 3']:
     height, width = PHOTO
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     spectrum = np.fft.rfft2(rng.normal(size=(3, height, width))) / np.maximum(frequency, 1 / width)
-    grey, *colours = np.fft.irfft2(spectrum, s=PHOTO)
-    # Colours differ less than brightness does.
-    channels = np.stack([grey, grey + 0.3 * colours[0], grey + 0.3 * colours[1]], axis=-1)
+    gray, *colors = np.fft.irfft2(spectrum, s=PHOTO)
+    # Colors differ less than brightness does.
+    channels = np.stack([gray, gray + 0.3 * colors[0], gray + 0.3 * colors[1]], axis=-1)
     return np.clip(127 + 55 * channels / channels.std(), 0, 255).astype(np.uint8)
 
 

@@ -39,7 +39,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     'ten crops': {'crops': 'ten'},
     'random resized crop': {'random_resized_crop': True},
     'geometry, brightness': FULL,
-    'colour jitter': {
+    'color jitter': {
         'jitter_brightness': 0.4,
         'jitter_contrast': 0.4,
         'jitter_saturation': 0.4,
@@ -92,7 +92,7 @@ def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epo
 def augmentation_epochs(folder: Path) -> dict[str, Epoch]:
     """Returns tlflax's pipeline with each augmentation, and each as a stage of its own."""
     # What changes how a file is read, and mixing, are no stages by themselves.
-    alone = {'right angles', 'colour jitter', 'randaugment', 'trivialaugment', 'erasing'}
+    alone = {'right angles', 'color jitter', 'randaugment', 'trivialaugment', 'erasing'}
     return {
         **{name: tlflax_epoch(folder, **settings) for name, settings in AUGMENTATIONS.items()},
         **stage_epochs(folder, {name: AUGMENTATIONS[name] for name in sorted(alone)}),

@@ -149,7 +149,7 @@ def onnx_model(params: Params) -> bytes:
 
 
 def onnxruntime(params: Params) -> Run:
-    """ONNX Runtime as it comes: all optimisations, a thread per core."""
+    """ONNX Runtime as it comes: all optimizations, a thread per core."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(onnx_model(params), providers=['CPUExecutionProvider'])

@@ -140,7 +140,7 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
     return results
 
 
-def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns all figures, with how each phase grows from size to size: 1 is linear."""
     growth: dict[str, list[float]] = {}
     for phase in ('append', 'lookup', 'verify', 'epoch', 'control'):
@@ -186,7 +186,7 @@ def main() -> None:
             f'  {result["control_seconds"]:7.4f}  {result["peak_mib"]:8.0f}',
             flush=True,
         )
-    figures = summarise(results)
+    figures = summarize(results)
     for phase, exponents in figures['growth'].items():
         print(f'{phase:8} grows as rows^{", ".join(f"{exponent:.2f}" for exponent in exponents)}')
     verdict = 'within' if figures['within_bound'] else 'BEYOND'

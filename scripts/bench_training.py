@@ -178,7 +178,7 @@ def measure_tlflax(setting: Setting, cold: int, warm: int) -> dict[str, list[Run
     return runs
 
 
-def summarise(tlflax: dict[str, list[Run]], keras: Run | None) -> dict[str, Any]:
+def summarize(tlflax: dict[str, list[Run]], keras: Run | None) -> dict[str, Any]:
     """Returns every figure; those of Keras are None where it was not run."""
     seconds: dict[str, list[float]] = {
         kind: [run.seconds for run in runs] for kind, runs in tlflax.items()
@@ -257,7 +257,7 @@ def main() -> int:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return EXIT_CODE
-    figures = {'quick': options.quick, **summarise(tlflax, keras)}
+    figures = {'quick': options.quick, **summarize(tlflax, keras)}
     show(figures)
     print(json.dumps(figures))
     return 0

@@ -55,16 +55,16 @@ def convert(source: str, target: str, *, top: bool, stated: str | None) -> None:
         raise UserError(
             f'{found.name} weights need {found.preprocess!r} preprocessing, not {stated!r}',
             where='--preprocess',
-            mend='leave it out',
+            fix='leave it out',
         )
     pretrained.save(target, found)
     tensors = sum(len(layer) for layer in found.params.values())
     print(f'source      {found.source}')
-    print(f'recognised  {found.name}: {found.recognised}')
+    print(f'recognized  {found.name}: {found.recognized}')
     print(f'tensors     {tensors}, {"with" if "fc1" in found.params else "without"} top')
     print(f'digest      {found.digest}')
     print(f'preprocess  {found.preprocess}{" (assumed)" if found.assumed else ""}')
-    print(f'licence     {found.licence}')
+    print(f'license     {found.license}')
     print(f'written     {target}')
 
 

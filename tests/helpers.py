@@ -18,17 +18,17 @@ from tlflax.data.table import ImageTable
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
-COLOURS = {'green': (40, 190, 60), 'red': (200, 40, 40), 'yellow': (210, 200, 50)}
+COLORS = {'green': (40, 190, 60), 'red': (200, 40, 40), 'yellow': (210, 200, 50)}
 
 
 def make_folders(root: Path, per_class: int, *, seed: int = 0, noise: float = 40.0) -> Path:
-    """Writes noisy coloured JPEGs into class folders, brighter on the left than on the right."""
+    """Writes noisy colored JPEGs into class folders, brighter on the left than on the right."""
     rng = np.random.default_rng(seed)
     shade = np.linspace(1.2, 0.6, 24)[None, :, None]
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (root / name).mkdir(parents=True)
         for i in range(per_class):
-            pixels = np.array(colour) * shade + rng.normal(0, noise, (40, 24, 3))
+            pixels = np.array(color) * shade + rng.normal(0, noise, (40, 24, 3))
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             image.save(root / name / f'{i:03}.jpg', quality=95)
     return root

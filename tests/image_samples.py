@@ -16,7 +16,7 @@ def encode(pixels, fmt, **options):
     return file.getvalue()
 
 
-def png(samples, colour_type, bits, *, transparent=None, palette=None):
+def png(samples, color_type, bits, *, transparent=None, palette=None):
     """Encodes rows of samples as a PNG by hand, for depths that Pillow cannot write."""
 
     def chunk(name, data):
@@ -31,7 +31,7 @@ def png(samples, colour_type, bits, *, transparent=None, palette=None):
         grown = samples.astype(np.uint8).reshape(height, -1, 1)
         binary = np.unpackbits(grown, axis=2)[:, :, 8 - bits :].reshape(height, -1)
         rows = [np.packbits(row).tobytes() for row in binary]
-    chunks = [chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, colour_type, 0, 0, 0))]
+    chunks = [chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, color_type, 0, 0, 0))]
     if palette is not None:
         chunks.append(chunk(b'PLTE', palette.astype(np.uint8).tobytes()))
     if transparent is not None:
@@ -46,7 +46,7 @@ def noise(height=11, width=17, channels=3, seed=0, high=256, dtype=np.uint8):
 
 
 def smooth(height=64, width=96, seed=0):
-    """Slow colour gradients, which a JPEG of high quality keeps."""
+    """Slow color gradients, which a JPEG of high quality keeps."""
     y, x = np.mgrid[0:height, 0:width]
     phase = np.random.default_rng(seed).uniform(0, 6, 3)
     waves = [np.sin(x / 15 + p) + np.cos(y / 20 + 2 * p) for p in phase]

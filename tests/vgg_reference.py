@@ -97,7 +97,7 @@ class TorchVGG16(torch.nn.Module):
             module.bias.copy_(torch.tensor(array['bias']))
 
     @torch.no_grad()
-    def randomise(self, seed):
+    def randomize(self, seed):
         """He-normal kernels and small biases, so that activations keep their size."""
         torch.manual_seed(seed)
         for module in self.modules():

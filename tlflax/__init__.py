@@ -1,4 +1,4 @@
-"""Transfer learning from folders of labelled images, in JAX/Flax."""
+"""Transfer learning from folders of labeled images, in JAX/Flax."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -15,7 +15,7 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             f'{arguments[0]!r} is no flag' if arguments else 'no workdir is given',
             where='command line',
-            mend='for example: python -m tlflax.evaluate --workdir=runs/traffic',
+            fix='for example: python -m tlflax.evaluate --workdir=runs/traffic',
         )
     classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
     result = classifier.evaluate(flags.FLAGS.data, tta=flags.FLAGS.tta)

@@ -19,7 +19,7 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             'no workdir is given' if arguments else 'no image is given',
             where='command line',
-            mend='for example: python -m tlflax.predict --workdir=runs/traffic photo.jpg',
+            fix='for example: python -m tlflax.predict --workdir=runs/traffic photo.jpg',
         )
     classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
     limit = classifier.config.data.max_pixels
@@ -32,7 +32,7 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             f'{len(faults)} of {len(faults) + len(table)} files could not be classified',
             where='command line',
-            mend='see the lines above',
+            fix='see the lines above',
         )
 
 

@@ -46,25 +46,25 @@ def computed(caplog):
 
 
 @pytest.mark.parametrize(
-    ('head', 'optimiser', 'augment'),
+    ('head', 'optimizer', 'augment'),
     [
         ('conv', 'sgd', {'vertical_flip': True}),  # four views
         ('flatten_linear', 'adam', {'right_angles': True}),  # eight
         ('flatten_linear', 'sgd', {'crops': 'ten', 'crop_fraction': 0.8}),
     ],
 )
-def test_cached_training_equals_live_training(folders, tmp_path, head, optimiser, augment):
+def test_cached_training_equals_live_training(folders, tmp_path, head, optimizer, augment):
     """The same seed, batches and views: after 51 steps the parameters agree to 1e-5."""
     for cache in ('auto', 'False'):
         config = small_config(folders, features__cache=cache, train__epochs=17)
-        config.model.head, config.optim.name = head, optimiser
+        config.model.head, config.optim.name = head, optimizer
         config.augment.update(augment)
         train_and_evaluate(config, tmp_path / cache)
     cached, live = params_of(tmp_path / 'auto'), params_of(tmp_path / 'False')
     for path, leaf in live.items():
         off = np.abs(cached[path] - leaf) > 1e-5
         # Adam divides by the gradient's size: where that is all rounding, a weight may differ.
-        assert off.mean() <= (0.001 if optimiser == 'adam' else 0), path
+        assert off.mean() <= (0.001 if optimizer == 'adam' else 0), path
     for a, b in zip(records(tmp_path / 'auto'), records(tmp_path / 'False'), strict=True):
         for key in ('train_loss', 'val_loss', 'train_accuracy', 'val_accuracy'):
             assert abs(a[key] - b[key]) < 1e-5, key
@@ -167,7 +167,7 @@ def test_sampled_views_belong_to_the_image_not_to_its_row():
     assert len(np.unique([d['rotation'] for d in views.draws])) == 8
 
 
-def test_evaluation_uses_the_centre_crop_that_training_stored(folders, tmp_path, caplog):
+def test_evaluation_uses_the_center_crop_that_training_stored(folders, tmp_path, caplog):
     """The same images as training and validation: nothing is computed twice."""
     caplog.set_level('INFO')
     config = small_config(folders, augment__crops='five', train__epochs=80)

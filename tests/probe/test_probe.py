@@ -81,13 +81,13 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='module', params=['flatten', 'gap', 'standardised'])
+@pytest.fixture(scope='module', params=['flatten', 'gap', 'standardized'])
 def finished(request, root, tmp_path_factory):
     """A probe's workdir, its result and the scikit-learn transform of the features."""
     head = {'gap': 'gap_linear'}.get(request.param, 'conv')  # 'conv' is no probe: flatten
     config = resolve(small_config(root, model__head=head))
     workdir = tmp_path_factory.mktemp('probes') / request.param
-    result = run.run(config, Workdir(workdir), standardise=request.param == 'standardised')
+    result = run.run(config, Workdir(workdir), standardize=request.param == 'standardized')
     return workdir, result, request.param
 
 
@@ -98,7 +98,7 @@ def test_workdir_has_the_path_and_its_best(finished):
     strengths = [record['l2'] for record in records]
     assert strengths == sorted(strengths, reverse=True)
     losses = [record['train_loss'] for record in records]
-    assert losses == sorted(losses, reverse=True)  # weaker regularisation fits better
+    assert losses == sorted(losses, reverse=True)  # weaker regularization fits better
     best = max(records, key=lambda record: (record['val_accuracy'], -record['val_loss']))
     assert result['best_epoch'] == best['epoch']
     assert result['best_val_accuracy'] == best['val_accuracy'] > 0.5
@@ -118,10 +118,10 @@ def test_restored_probe_is_the_one_that_was_fitted(finished):
     )
 
 
-def test_standardised_probe_equals_scikit_learn_on_standardised_features(root, tmp_path):
+def test_standardized_probe_equals_scikit_learn_on_standardized_features(root, tmp_path):
     """The chosen kernel and bias, which are for plain features, give the same probabilities."""
     config = resolve(small_config(root, features__dtype='float32'))
-    result = run.run(config, Workdir(tmp_path / 'w'), standardise=True)
+    result = run.run(config, Workdir(tmp_path / 'w'), standardize=True)
     record = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()[result['best_epoch'] - 1]
     restored = trained.load(tmp_path / 'w')
     source, table = _train_source(restored)

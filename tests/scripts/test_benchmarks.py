@@ -120,10 +120,10 @@ def test_training_ratios_and_accuracies():
     module = load('bench_training')
     cold = [module.Run(s, (1.0,) * 10, tuple(i / 10 for i in range(1, 11))) for s in (20, 22, 60)]
     tlflax = {'cold_10': cold, 'cold_30': cold[:1], 'warm_10': [cold[1]]}
-    found = module.summarise(tlflax, module.Run(30.0, (20.0, 5.0), (0.3, 0.9)))
+    found = module.summarize(tlflax, module.Run(30.0, (20.0, 5.0), (0.3, 0.9)))
     assert found['ratio'] == {'cold_10': 70 / 22, 'cold_30': 170 / 20, 'warm_10': 70 / 22}
     assert found['accuracy'] == {'tlflax': 1.0, 'keras': 0.9, 'tlflax_after_as_many': 0.2}
-    alone = module.summarise(tlflax, None)
+    alone = module.summarize(tlflax, None)
     assert alone['ratio'] == dict.fromkeys(('cold_10', 'cold_30', 'warm_10'))
     assert alone['seconds']['keras'] is None
 
@@ -131,7 +131,7 @@ def test_training_ratios_and_accuracies():
 def test_quick_training_extrapolates_thirty_epochs():
     module = load('bench_training')
     run = module.Run(20.0, (9.0, 1.0, 1.0), (0.1, 0.2, 0.3))
-    found = module.summarise({'cold_10': [run], 'cold_30': [], 'warm_10': [run]}, None)
+    found = module.summarize({'cold_10': [run], 'cold_30': [], 'warm_10': [run]}, None)
     assert found['seconds']['tlflax']['cold_30'] == [20 + 27]
 
 
@@ -140,8 +140,8 @@ def test_a_part_of_the_images_keeps_every_class(tmp_path):
     make_folders(tmp_path / 'all' / 'Test', per_class=3)
     part = load('bench_training').copy_part(tmp_path / 'all', tmp_path / 'part', 0.25)
     counts = {str(f.relative_to(part)): len(list(f.iterdir())) for f in part.glob('*/*')}
-    colours = ('green', 'red', 'yellow')
-    assert counts == {f'Train/{c}': 3 for c in colours} | {f'Test/{c}': 2 for c in colours}
+    colors = ('green', 'red', 'yellow')
+    assert counts == {f'Train/{c}': 3 for c in colors} | {f'Test/{c}': 2 for c in colors}
 
 
 def test_keras_recipe_stamps_every_epoch(tmp_path):

@@ -39,7 +39,7 @@ def test_it_converts_and_says_what_it_found(torch_file, tmp_path):
     arrays = reference.random_arrays(0)
     assert told['digest'] == trees.digest(arrays)
     assert told['source'] == 'mine.pth (PyTorch)'
-    assert told['recognised'].startswith('custom: no known digest; layers named as in torchvision')
+    assert told['recognized'].startswith('custom: no known digest; layers named as in torchvision')
     assert told['tensors'] == '26, without top'
     assert told['preprocess'] == 'torch (assumed)'
     found = pretrained.load(tmp_path / 'mine.safetensors')
@@ -73,6 +73,6 @@ def test_bad_input_ends_in_one_sentence(tmp_path):
 def test_the_canonical_weights(imagenet_weights_path, tmp_path):
     told = printed(run(imagenet_weights_path, tmp_path / 'vgg16.safetensors'))
     assert told['digest'] == pretrained.CANONICAL
-    assert told['recognised'].startswith('imagenet-caffe')
+    assert told['recognized'].startswith('imagenet-caffe')
     assert told['preprocess'] == 'caffe'
     assert pretrained.load(tmp_path / 'vgg16.safetensors').name == 'imagenet-caffe'

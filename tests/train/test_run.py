@@ -333,13 +333,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(('changes', 'where', 'mend'), BAD, ids=lambda x: str(x)[:40])
-def test_bad_configuration_is_one_sentence(folders, tmp_path, changes, where, mend):
+@pytest.mark.parametrize(('changes', 'where', 'fix'), BAD, ids=lambda x: str(x)[:40])
+def test_bad_configuration_is_one_sentence(folders, tmp_path, changes, where, fix):
     with pytest.raises(UserError) as error:
         train_and_evaluate(small_config(folders, **changes), tmp_path / 'w')
     assert where in str(error.value)
-    assert mend in str(error.value)
-    # A mended configuration may use the same workdir: nothing was trained.
+    assert fix in str(error.value)
+    # A fixed configuration may use the same workdir: nothing was trained.
     assert not (tmp_path / 'w' / 'config.json').exists()
 
 

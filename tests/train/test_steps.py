@@ -86,7 +86,7 @@ def test_frozen_parameters_stay_bit_identical_and_carry_no_state(name, options):
     assert optim.state_bytes(state.opt_state)['frozen'] == 0
 
 
-def test_optimiser_over_all_parameters_gives_frozen_ones_no_update():
+def test_optimizer_over_all_parameters_gives_frozen_ones_no_update():
     params, _ = make_params()
     labels = trees.label_tree(params, RULES)
     tx = optim.build(labels, name='adamw', learning_rates={'head': 0.1}, weight_decay=0.5)
@@ -212,7 +212,7 @@ def test_training_the_head_follows_pytorch(name, weighted):
         {'head': head}, (('head/.*', 'head'),), name, weight_decay=decay
     )
     theirs = TorchConvHead(head)
-    their_optimiser = {
+    their_optimizer = {
         'adam': lambda p: torch.optim.Adam(p, lr=1e-2),
         'adamw': lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=decay),
         'sgd': lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=decay),
@@ -228,13 +228,13 @@ def test_training_the_head_follows_pytorch(name, weighted):
         if weighted:
             weight = batch['weight'] = rng.random(16).astype(np.float32)
         state, sums = steps.train_step(state, frozen, batch, 0, our_loss, classifier=model, tx=tx)
-        their_optimiser.zero_grad()
+        their_optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(
             theirs(torch.tensor(features)), torch.tensor(label), weight=by_class, reduction='none'
         )
         loss = (loss * torch.tensor(weight)).sum() / 16
         loss.backward()
-        their_optimiser.step()
+        their_optimizer.step()
         np.testing.assert_allclose(sums.loss / 16, loss.item(), rtol=1e-4)
     for path, leaf in trees.flatten(state.params['head']).items():
         reference = getattr(theirs, path.replace('/', '_')).detach().numpy()

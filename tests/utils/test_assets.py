@@ -50,7 +50,7 @@ def weights(server, monkeypatch):
     def make(*paths):
         asset = assets.Asset(
             what='some weights',
-            licence='CC0, nobody',
+            license='CC0, nobody',
             key='config.weights.source',
             own='--config.weights.source=FILE',
             mirrors=tuple(
@@ -79,7 +79,7 @@ def images(server, monkeypatch):
     )
     asset = assets.Asset(
         what='some images',
-        licence='CC0, nobody',
+        license='CC0, nobody',
         key='config.data.train',
         own='--config.data.train=FOLDER',
         mirrors=(mirror,),
@@ -103,7 +103,7 @@ def write(folder, files):
         (folder / name).write_bytes(data)
 
 
-def test_first_use_says_what_from_where_how_large_and_under_which_licence(
+def test_first_use_says_what_from_where_how_large_and_under_which_license(
     server, weights, tmp_path, log
 ):
     weights('/data.bin')

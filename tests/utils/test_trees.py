@@ -174,12 +174,12 @@ def test_merge_refuses_a_parameter_given_twice(params):
         trees.merge(params, {'head': {'dense': {'bias': params['head']['dense']['bias']}}})
 
 
-def test_table_counts_tensors_parameters_and_optimiser_bytes(params):
+def test_table_counts_tensors_parameters_and_optimizer_bytes(params):
     rules = (('backbone/.*', 'frozen'), ('head/.*/bias', 'head'), ('head/.*', 'head'))
     lines = trees.table(params, rules, {'frozen': 0, 'head': 2 * 4 * (8 * 5 + 5 + 5 * 3 + 3) + 4})
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines.splitlines()]
     assert rows == [
-        ['pattern', 'label', 'tensors', 'parameters', 'optimiser bytes'],
+        ['pattern', 'label', 'tensors', 'parameters', 'optimizer bytes'],
         ['backbone/.*', 'frozen', '4', f'{3 * 3 * 3 * 4 + 4 + 3 * 3 * 4 * 8 + 8:,}', '0'],
         ['head/.*/bias', 'head', '2', '8', '508'],
         ['head/.*', 'head', '2', '55', 'as above'],
@@ -188,7 +188,7 @@ def test_table_counts_tensors_parameters_and_optimiser_bytes(params):
 
 
 def test_check_same_accepts_the_same_shapes_and_types(params):
-    trees.check_same(jax.eval_shape(lambda: params), params, where='file', mend='mend')
+    trees.check_same(jax.eval_shape(lambda: params), params, where='file', fix='fix')
 
 
 def test_check_same_shows_every_difference(params):
@@ -201,7 +201,7 @@ def test_check_same_shows_every_difference(params):
     got['head']['predictions']['kernel'] = np.zeros((5, 7), np.float32)
     got['head']['predictions']['bias'] = np.zeros(3, np.int8)
     with pytest.raises(UserError) as caught:
-        trees.check_same(params, got, where='weights.h5', mend='use another file')
+        trees.check_same(params, got, where='weights.h5', fix='use another file')
     message = str(caught.value)
     assert message.startswith('weights.h5: ')
     assert [line.strip() for line in message.splitlines()[1:]] == [
@@ -215,7 +215,7 @@ def test_check_same_shows_every_difference(params):
 def test_check_same_shortens_a_long_list():
     expected = {f'layer{i}': np.zeros(1) for i in range(100)}
     with pytest.raises(UserError, match='and 80 more') as caught:
-        trees.check_same(expected, {}, where='x', mend='y')
+        trees.check_same(expected, {}, where='x', fix='y')
     assert len(str(caught.value).splitlines()) == 22
 
 

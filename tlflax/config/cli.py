@@ -25,7 +25,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 def run(main: Callable[[list[str]], Any]) -> None:
     """Parses the flags defined so far, runs `main(arguments)` and exits with its fate.
 
-    Exit code 0: done; 2: something the user can mend, one sentence on stderr; 130: interrupted.
+    Exit code 0: done; 2: something the user can fix, one sentence on stderr; 130: interrupted.
     """
     setup_logging()
     keep_compiled_programs()
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(
-            str(error).splitlines()[0], where='command line', mend='see --help'
+            str(error).splitlines()[0], where='command line', fix='see --help'
         ) from error
 
 
@@ -79,14 +79,14 @@ def _check_override(argument: str) -> None:
     name, _, value = argument.lstrip('-').partition('=')
     if name == 'config' and value and not Path(value.split(':')[0]).is_file():
         raise UserError(
-            'there is no such config file', where=value, mend='give the path of a .py file'
+            'there is no such config file', where=value, fix='give the path of a .py file'
         )
     node: Any = default_config()
     done = 'config'
     for key in name.split('.')[1:] if name.startswith('config.') else ():
         choices = list(node) if isinstance(node, ConfigDict) else []
         if key not in choices:
-            raise UserError('no such key', where=f'--{done}.{key}', mend=did_you_mean(key, choices))
+            raise UserError('no such key', where=f'--{done}.{key}', fix=did_you_mean(key, choices))
         node, done = node[key], f'{done}.{key}'
 
 

@@ -51,10 +51,10 @@ def _build(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
     for name, value in raw.items():
         key = f'config.{prefix}{name}'
         if name not in fields:
-            raise UserError('no such key', where=key, mend=did_you_mean(name, fields))
+            raise UserError('no such key', where=key, fix=did_you_mean(name, fields))
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
-                raise UserError(f'holds keys, not {value!r}', where=key, mend='set its keys')
+                raise UserError(f'holds keys, not {value!r}', where=key, fix='set its keys')
             values[name] = _build(typing.cast(type, hints[name]), value, f'{prefix}{name}.')
         else:
             values[name] = _check(key, _cast(key, hints[name], value), fields[name].metadata)
@@ -78,19 +78,17 @@ def _cast(key: str, hint: Any, value: Any) -> Any:
     elif not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
     wanted = hint.__name__ if origin is None else str(hint)
-    raise UserError(
-        f'{value!r} is a {type(value).__name__}', where=key, mend=f'give it as {wanted}'
-    )
+    raise UserError(f'{value!r} is a {type(value).__name__}', where=key, fix=f'give it as {wanted}')
 
 
 def _check(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
     if rule['choices'] and value not in rule['choices']:
         hint = did_you_mean(str(value), map(str, rule['choices']))
-        raise UserError(f'{value!r} is not one of its values', where=key, mend=hint)
+        raise UserError(f'{value!r} is not one of its values', where=key, fix=hint)
     numbers = value if isinstance(value, tuple) else (value,)
     low, high = rule['at_least'], rule['at_most']
     if low is not None and not all(number >= low for number in numbers):
-        raise UserError(f'{value!r} is too small', where=key, mend=f'at least {low}')
+        raise UserError(f'{value!r} is too small', where=key, fix=f'at least {low}')
     if high is not None and not all(number <= high for number in numbers):
-        raise UserError(f'{value!r} is too large', where=key, mend=f'at most {high}')
+        raise UserError(f'{value!r} is too large', where=key, fix=f'at most {high}')
     return value

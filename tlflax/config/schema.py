@@ -46,7 +46,7 @@ class DataConfig:
     image_size: tuple[int, int] = _key((224, 224), '(height, width) given to the network')
     resize: str = _key(
         'stretch',
-        'stretch: ignore the aspect ratio; pad: fit inside, zeros around; crop: cover, centre crop',
+        'stretch: ignore the aspect ratio; pad: fit inside, zeros around; crop: cover, center crop',
         choices=('stretch', 'pad', 'crop'),
     )
     antialias: bool = _key(True, 'widen the bilinear filter when shrinking, as Pillow does')
@@ -83,8 +83,8 @@ class AugmentConfig:
     )
     crops: str = _key(
         '',
-        'five: one of the corners or the centre, equally likely; ten: mirrored with probability '
-        '1/2 too; validation and prediction then see the centre',
+        'five: one of the corners or the center, equally likely; ten: mirrored with probability '
+        '1/2 too; validation and prediction then see the center',
         choices=('', 'five', 'ten'),
     )
     crop_fraction: float = _key(
@@ -116,10 +116,10 @@ class AugmentConfig:
         (3 / 4, 4 / 3), '(low, high) of its width by its height, log-uniform'
     )
     jitter_brightness: float = _key(0.0, 'factor, uniform in [max(0, 1 - j), 1 + j]', at_least=0)
-    jitter_contrast: float = _key(0.0, 'the same of the distance from mean grey', at_least=0)
-    jitter_saturation: float = _key(0.0, "the same of that from the pixel's grey", at_least=0)
+    jitter_contrast: float = _key(0.0, 'the same of the distance from mean gray', at_least=0)
+    jitter_saturation: float = _key(0.0, "the same of that from the pixel's gray", at_least=0)
     jitter_hue: float = _key(
-        0.0, 'part of the colour circle, uniform in [-j, j]', at_least=0, at_most=0.5
+        0.0, 'part of the color circle, uniform in [-j, j]', at_least=0, at_most=0.5
     )
     policy: str = _key(
         '',
@@ -137,7 +137,7 @@ class AugmentConfig:
     )
     erasing_fill: str = _key(
         'noise',
-        'with what: random pixels, the mean colour of ImageNet, or black',
+        'with what: random pixels, the mean color of ImageNet, or black',
         choices=('noise', 'mean', 'black'),
     )
     mixup: float = _key(
@@ -194,7 +194,7 @@ class OptimConfig:
         (('backbone/.*', 'frozen'), ('head/.*', 'head')),
         "(pattern over the parameter's path, label), first match wins; 'frozen' never changes",
     )
-    name: str = _key('adam', 'the optimiser', choices=('adam', 'adamw', 'sgd'))
+    name: str = _key('adam', 'the optimizer', choices=('adam', 'adamw', 'sgd'))
     learning_rate: float = _key(1e-3, 'peak learning rate', at_least=0)
     learning_rates: tuple[tuple[str, float], ...] = _key(
         (), '(label, its own peak learning rate) pairs'
@@ -212,7 +212,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What training minimises; evaluation always reports plain cross-entropy."""
+    """What training minimizes; evaluation always reports plain cross-entropy."""
 
     name: str = _key('cross_entropy', 'the loss', choices=('cross_entropy', 'focal'))
     gamma: float = _key(2.0, 'of the focal loss: 0 is cross-entropy', at_least=0, at_most=100)
@@ -240,7 +240,7 @@ class TrainConfig:
     epochs: int = _key(50, 'at most so many passes over the training images', at_least=1)
     batch_size: int = _key(32, 'images per step, over all devices', at_least=1)
     seed: int = _key(
-        0, 'fixes initialisation, order, augmentation, dropout', at_least=0, at_most=2**31 - 1
+        0, 'fixes initialization, order, augmentation, dropout', at_least=0, at_most=2**31 - 1
     )
     label_smoothing: float = _key(0.0, 'of the training loss', at_least=0, at_most=0.99)
     balanced_sampling: bool = _key(

@@ -27,7 +27,7 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             f'{arguments[0]!r} is no flag',
             where='command line',
-            mend='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
+            fix='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
         )
     if flags.FLAGS.show:
         _show(_config(), flags.FLAGS.show)

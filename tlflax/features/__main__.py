@@ -19,7 +19,7 @@ def _main(arguments: list[str]) -> None:
             raise UserError(
                 f'{" ".join(arguments) or "nothing"!r} is no command',
                 where='command line',
-                mend="'info' shows what is cached, 'clear' deletes all of it, 'clear NAME' a space",
+                fix="'info' shows what is cached, 'clear' deletes all of it, 'clear NAME' a space",
             )
 
 

@@ -141,13 +141,13 @@ class SourceSelector:
             raise UserError(
                 'features of a backbone that learns cannot be kept',
                 where='config.features.cache',
-                mend="set it to 'auto', or label all of the backbone 'frozen' in optim.labels",
+                fix="set it to 'auto', or label all of the backbone 'frozen' in optim.labels",
             )
         if wish == 'True' and mixed:
             raise UserError(
                 'features of mixed images cannot be kept: every epoch mixes others',
                 where='config.features.cache and config.augment',
-                mend="set features.cache to 'auto', or augment.mixup and augment.cutmix to 0",
+                fix="set features.cache to 'auto', or augment.mixup and augment.cutmix to 0",
             )
         if wish == 'False' or mixed or self.backbone_learns or jax.process_count() > 1:
             return False

@@ -240,7 +240,7 @@ def require_on_device(source: Source) -> OnDevice:
         raise UserError(
             'this needs features that are kept, and the backbone runs on every batch',
             where='config.features.cache, config.augment and config.optim.labels',
-            mend='freeze the backbone and allow the cache; of the augmentations only flips, '
+            fix='freeze the backbone and allow the cache; of the augmentations only flips, '
             'right angles and corner crops are exact, mixup and cutmix cannot be kept, the others '
             "need features.cache='True'",
         )
@@ -248,5 +248,5 @@ def require_on_device(source: Source) -> OnDevice:
         f'the features of {source.num_examples} images are more than the '
         f'{on_device_limit() / 2**30:.0f} GiB kept on the device',
         where='config.data.train and config.data.val',
-        mend='use fewer or smaller images, or train one head with python -m tlflax.train',
+        fix='use fewer or smaller images, or train one head with python -m tlflax.train',
     )

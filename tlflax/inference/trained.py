@@ -147,7 +147,7 @@ class Trained:
             raise UserError(
                 f'the images are {images.dtype}{list(images.shape)}',
                 where='predict',
-                mend=f'give uint8[b, {height}, {width}, 3], RGB',
+                fix=f'give uint8[b, {height}, {width}, 3], RGB',
             )
         params = trees.merge(self.trainable, self.frozen)
         whole = dataclasses.replace(self.config.augment, crops='')
@@ -261,7 +261,7 @@ def _checkpoint_folder(workdir: Path) -> Path:
         raise UserError(
             'this is one checkpoint, not a workdir',
             where=str(workdir),
-            mend='give the folder two levels up',
+            fix='give the folder two levels up',
         )
     return workdir / 'checkpoints'
 
@@ -284,7 +284,7 @@ def _load_frozen(config: Config, digest: str, like: Params) -> Params:
         raise UserError(
             f'these weights ({pretrained.digest[:16]}) are not those of the run ({digest[:16]})',
             where=f'config.weights.source={config.weights.source!r}',
-            mend='put the original file back',
+            fix='put the original file back',
         )
     flat = trees.flatten(pretrained.params)
     return trees.unflatten({path: flat[path] for path in trees.flatten(like)})

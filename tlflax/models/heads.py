@@ -202,8 +202,8 @@ def _build(
     name: str, shape: Shape, classes: int, units: int, dropout: float, key: Array | int
 ) -> nnx.Module:
     if name not in HEADS:
-        mend = did_you_mean(name, HEADS)
-        raise UserError(f'{name!r} is not a head', where='config.model.head', mend=mend)
+        fix = did_you_mean(name, HEADS)
+        raise UserError(f'{name!r} is not a head', where='config.model.head', fix=fix)
     return HEADS[name](shape, classes, units=units, dropout=dropout, rngs=nnx.Rngs(key))
 
 
@@ -213,7 +213,7 @@ def _spatial(shape: Shape, name: str, smallest: int) -> tuple[int, int, int]:
             f'the {name!r} head needs feature maps of at least {smallest}x{smallest}, '
             f'and gets features of shape {shape}',
             where='config.model.head',
-            mend='use larger images (config.data.image_size), an earlier layer '
+            fix='use larger images (config.data.image_size), an earlier layer '
             "(config.features.layer) or the 'mlp' head",
         )
     return shape[0], shape[1], shape[2]

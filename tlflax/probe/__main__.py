@@ -20,11 +20,11 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             f'{arguments[0]!r} is no flag' if arguments else 'a config file is needed',
             where='command line',
-            mend='for example: python -m tlflax.probe --config=configs/traffic.py',
+            fix='for example: python -m tlflax.probe --config=configs/traffic.py',
         )
     name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     work = Workdir(Path(flags.FLAGS.workdir or f'runs/{name}-probe'))
-    result = run.run(resolve(config), work, standardise=flags.FLAGS.standardise)
+    result = run.run(resolve(config), work, standardize=flags.FLAGS.standardize)
     print(run.format_table(work.records()))
     print(metrics.format_table(result['val']))
     best = work.records()[result['best_epoch'] - 1]
@@ -35,5 +35,5 @@ def _main(arguments: list[str]) -> None:
 if __name__ == '__main__':
     cli.config_flag()
     flags.DEFINE_string('workdir', None, 'Where to write; runs/<config>-probe by default.')
-    flags.DEFINE_bool('standardise', False, 'Zero mean and unit variance for each feature.')
+    flags.DEFINE_bool('standardize', False, 'Zero mean and unit variance for each feature.')
     cli.run(_main)

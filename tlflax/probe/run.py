@@ -1,7 +1,7 @@
 """Linear probes: logistic regression on frozen features, the standard way to compare backbones.
 
 The features are those of the images as they are, without augmentation; the strength of
-regularisation that does best on validation decides (see
+regularization that does best on validation decides (see
 `tlflax.models.linear.logistic_regression`).
 """
 
@@ -29,18 +29,18 @@ from tlflax.workdir.files import Workdir
 HEADS = ('flatten_linear', 'gap_linear')
 
 
-def run(config: Config, work: Workdir, *, standardise: bool = False) -> dict[str, Any]:
+def run(config: Config, work: Workdir, *, standardize: bool = False) -> dict[str, Any]:
     """Fits a linear probe on a configuration's training images and writes it as a workdir.
 
     The probe is `config.model.head` where that is linear, else 'flatten_linear'. In the workdir,
-    each strength of regularisation stands as an epoch; its record also has `l2`, `iterations` and
+    each strength of regularization stands as an epoch; its record also has `l2`, `iterations` and
     `gradient_norm`, and no learning rate. The best has the highest validation accuracy, and of
     those the lowest loss.
 
     Args:
-        config: Its optimiser, loss, sampling, augmentation and early stopping are not used.
+        config: Its optimizer, loss, sampling, augmentation and early stopping are not used.
         work: New.
-        standardise: Give each feature zero mean and unit variance over the training images; this
+        standardize: Give each feature zero mean and unit variance over the training images; this
             becomes part of the kernel and bias that are written.
 
     Returns:
@@ -52,7 +52,7 @@ def run(config: Config, work: Workdir, *, standardise: bool = False) -> dict[str
     began = time.perf_counter()
     if (work.path / 'config.json').exists():
         raise UserError(
-            'this workdir is in use', where=str(work.path), mend='give another --workdir'
+            'this workdir is in use', where=str(work.path), fix='give another --workdir'
         )
     config = probe_config(config)
     prepared = setup.build(config, setup.load(config))
@@ -61,7 +61,7 @@ def run(config: Config, work: Workdir, *, standardise: bool = False) -> dict[str
     require_on_device(val)
     features, label = _rows(train, config.model.head)
     mean, deviation = np.zeros_like(features[0]), np.ones_like(features[0])
-    if standardise:
+    if standardize:
         mean, deviation = features.mean(0), features.std(0)
         deviation[deviation == 0] = 1
         features = (features - mean) / deviation
@@ -98,7 +98,7 @@ def probe_config(config: Config) -> Config:
 
 
 def format_table(records: Sequence[dict[str, Any]]) -> str:
-    """Shows the regularisation path for people."""
+    """Shows the regularization path for people."""
     head = '        l2  iterations  gradient  train loss  val loss  val accuracy'
     return '\n'.join([head, *map(format_row, records)])
 

@@ -26,7 +26,7 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             f'{arguments[0]!r} is no flag' if arguments else 'a config and a sweep file are needed',
             where='command line',
-            mend='for example: python -m tlflax.sweep --config=configs/traffic.py '
+            fix='for example: python -m tlflax.sweep --config=configs/traffic.py '
             '--sweep=configs/sweeps/rates.py',
         )
     settings = run.read_settings(Path(sweep))

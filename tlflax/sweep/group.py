@@ -1,6 +1,6 @@
 """Many heads side by side: what one compiled program does for all members of a group.
 
-Members of a group share everything static (head, optimiser, schedule, batch size); what differs is
+Members of a group share everything static (head, optimizer, schedule, batch size); what differs is
 a number (seed, learning rates, weight decay, those of the loss), so that one program serves all:
 `jax.vmap` of one head's epoch on accelerators, that epoch itself on a CPU
 (`tlflax.sweep.per_member`). Each member sees its own order of examples, drops its own units, stops
@@ -130,7 +130,7 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
             weight_decay=0.0 if config.optim.name == 'adam' else numbers.weight_decay,
         )
         traced = dataclasses.replace(config, optim=optim)
-        tx, _ = experiment.build_optimiser(traced, run.learner.labels, run.steps_per_epoch)
+        tx, _ = experiment.build_optimizer(traced, run.learner.labels, run.steps_per_epoch)
         return steps.update_many(
             state,
             frozen,

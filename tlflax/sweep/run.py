@@ -61,20 +61,20 @@ def read_settings(path: Path) -> list[Setting]:
         UserError: The file is missing, does not run, or returns no list of dicts.
     """
     if not path.is_file():
-        raise UserError('there is no such sweep file', where=str(path), mend='give a .py file')
+        raise UserError('there is no such sweep file', where=str(path), fix='give a .py file')
     try:
         settings = list(runpy.run_path(str(path))['get_sweep']())
     except Exception as error:
         raise UserError(
             f'the sweep file fails with {type(error).__name__}: {error}',
             where=str(path),
-            mend='define get_sweep(), which returns a list of {config key: value}',
+            fix='define get_sweep(), which returns a list of {config key: value}',
         ) from error
     if not settings or not all(isinstance(setting, dict) for setting in settings):
         raise UserError(
             'get_sweep() returns no list of settings',
             where=str(path),
-            mend='return a list of {config key: value}, such as '
+            fix='return a list of {config key: value}, such as '
             "[{'optim.learning_rate': 1e-3}, {'optim.learning_rate': 1e-4}]",
         )
     return settings
@@ -99,7 +99,7 @@ def resolve_settings(config: Config, settings: Sequence[Setting], where: str) ->
                 raise UserError(
                     f'{key!r} cannot be swept: all heads share data, features and batches',
                     where=f'{where}, setting {number}',
-                    mend=f'sweep {", ".join(SWEPT)}, and run a sweep for each value of other keys',
+                    fix=f'sweep {", ".join(SWEPT)}, and run a sweep for each value of other keys',
                 )
             section, name = key.split('.')
             raw[section][name] = value
@@ -108,7 +108,7 @@ def resolve_settings(config: Config, settings: Sequence[Setting], where: str) ->
             raise UserError(
                 'the seed decides a random backbone, and all heads share one',
                 where=f'{where}, setting {number}, train.seed',
-                mend='name a file in config.weights.source',
+                fix='name a file in config.weights.source',
             )
         configs.append(resolved)
     return configs
@@ -170,7 +170,7 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
             raise UserError(
                 'the backbone learns, so no features are kept',
                 where=f'{where}, setting {number}',
-                mend="label all of the backbone 'frozen' in optim.labels",
+                fix="label all of the backbone 'frozen' in optim.labels",
             )
     seeds = sorted({one.train.seed for one in configs})
     train = base.sources.train_on_device(base.splits.train, seeds)
@@ -216,7 +216,7 @@ def run(
     began = time.perf_counter()
     if any((work.path / name).exists() for name in ('sweep.json', 'config.json', 'best')):
         raise UserError(
-            'this workdir is in use', where=str(work.path), mend='give another --workdir'
+            'this workdir is in use', where=str(work.path), fix='give another --workdir'
         )
     sweep = prepare_sweep(config, settings, where)
     finished: list[int] = []
@@ -251,7 +251,7 @@ def run(
         raise UserError(
             f'all {len(settings)} settings diverged',
             where=where,
-            mend='lower optim.learning_rate',
+            fix='lower optim.learning_rate',
         )
     return ranking
 

@@ -17,7 +17,7 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             'a config file is needed' if config is None else f'{arguments[0]!r} is no flag',
             where='command line',
-            mend='for example: python -m tlflax.train --config=configs/traffic.py',
+            fix='for example: python -m tlflax.train --config=configs/traffic.py',
         )
     name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     workdir = flags.FLAGS.workdir or f'runs/{name}'

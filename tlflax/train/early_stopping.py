@@ -141,7 +141,7 @@ def resolve_monitor(name: str, available: Iterable[str]) -> str:
         if not hint.startswith('choose'):
             hint = f'{hint} There are {", ".join(available)}'
         raise UserError(
-            f'no epoch records a metric {name!r}', where='config.early_stopping.monitor', mend=hint
+            f'no epoch records a metric {name!r}', where='config.early_stopping.monitor', fix=hint
         )
     return resolved
 
@@ -164,5 +164,5 @@ def resolve_mode(monitor: str, mode: str) -> Mode:
     raise UserError(
         f'auto cannot tell whether {monitor!r} is better small or large',
         where='config.early_stopping.mode',
-        mend="set it to 'min' or 'max'",
+        fix="set it to 'min' or 'max'",
     )

@@ -42,11 +42,11 @@ class Runner:
 
     Attributes:
         classifier: The static half of the model.
-        tx: The optimiser of the trainable parameters.
+        tx: The optimizer of the trainable parameters.
         frozen: The parameters that never change, replicated over the mesh.
         mesh: Devices along one axis, 'data', over which batches are split.
         seed: Of dropout.
-        loss: What training minimises.
+        loss: What training minimizes.
     """
 
     classifier: Classifier

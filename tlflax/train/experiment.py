@@ -1,4 +1,4 @@
-"""From a configuration to the things a run is made of: backbone, model, optimiser."""
+"""From a configuration to the things a run is made of: backbone, model, optimizer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,10 +33,10 @@ def load_backbone(config: Config) -> Pretrained:
         params = jax.device_get(network.init(jax.random.key(config.train.seed), top=top))
         return Pretrained(
             params=params,
-            preprocess='torch',  # pixels of unit scale, as He's initialisation assumes
+            preprocess='torch',  # pixels of unit scale, as He's initialization assumes
             digest=trees.digest(params),
             name='random',
-            licence='none',
+            license='none',
             source=f'seed {config.train.seed}',
         )
     if source == 'imagenet':
@@ -45,7 +45,7 @@ def load_backbone(config: Config) -> Pretrained:
                 f'the downloaded ImageNet weights end at block5_pool, before '
                 f'{config.features.layer!r}',
                 where='config.features.layer',
-                mend='name a file with a top in config.weights.source',
+                fix='name a file with a top in config.weights.source',
             )
         return weights.load(fetch(VGG16_IMAGENET))
     return weights.load(Path(source).expanduser(), top=top)
@@ -95,15 +95,15 @@ def init_head(config: Config, backbone: Params, classes: int) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """Labelled parameters and their optimiser.
+    """Labeled parameters and their optimizer.
 
     Attributes:
         trainable: Parameters that learn.
         frozen: Parameters that do not.
         labels: The label of each trainable parameter.
-        tx: The optimiser of `trainable`.
+        tx: The optimizer of `trainable`.
         learning_rate: Step to the learning rate of the first label, for the record.
-        table: Pattern, label, tensors, parameters and optimiser bytes, as text.
+        table: Pattern, label, tensors, parameters and optimizer bytes, as text.
     """
 
     trainable: Params
@@ -115,7 +115,7 @@ class Learner:
 
 
 def build_learner(config: Config, params: Params, steps_per_epoch: int) -> Learner:
-    """Labels parameters by `config.optim.labels` and builds their optimiser.
+    """Labels parameters by `config.optim.labels` and builds their optimizer.
 
     Raises:
         UserError: A pattern matches nothing, a parameter has no label, or all are frozen.
@@ -124,17 +124,17 @@ def build_learner(config: Config, params: Params, steps_per_epoch: int) -> Learn
     labels = trees.label_tree(params, rules)
     trainable, frozen = trees.partition(params, labels)
     trainable_labels, _ = trees.partition(labels, labels)
-    tx, schedules = build_optimiser(config, trainable_labels, steps_per_epoch)
+    tx, schedules = build_optimizer(config, trainable_labels, steps_per_epoch)
     state = jax.eval_shape(tx.init, trainable)
     table = trees.table(params, rules, optim.state_bytes(state))
     first = next(iter(schedules.values()))
     return Learner(trainable, frozen, trainable_labels, tx, lambda step: float(first(step)), table)
 
 
-def build_optimiser(
+def build_optimizer(
     config: Config, labels: Params, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """Returns the optimiser of labelled parameters and each label's learning-rate schedule.
+    """Returns the optimizer of labeled parameters and each label's learning-rate schedule.
 
     Learning rates and weight decay may be traced: a sweep trains many values of them at once.
 

@@ -152,7 +152,7 @@ def _train_epoch(
         raise UserError(
             f'the training loss became {position.loss} in epoch {position.epoch + 1}',
             where=str(fit.workdir.path),
-            mend='lower config.optim.learning_rate and use a new --workdir '
+            fix='lower config.optim.learning_rate and use a new --workdir '
             '(checkpoints up to the epoch before are kept)',
         )
     return state, position, round(position.count) >= fit.train.num_examples
@@ -184,7 +184,7 @@ def make_record(
 
     Args:
         position: At the end of the epoch's training.
-        step: Optimiser steps done.
+        step: Optimizer steps done.
         val: `VAL_METRICS` of the validation split.
         learning_rate: At `step`.
         val_seconds: Spent on validation.

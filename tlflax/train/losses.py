@@ -128,15 +128,15 @@ def named_weights(
     for name, times in collections.Counter(name for name, _ in pairs).items():
         if name not in classes:
             raise UserError(
-                f'there is no class {name!r}', where=_KEY, mend=did_you_mean(name, classes)
+                f'there is no class {name!r}', where=_KEY, fix=did_you_mean(name, classes)
             )
         if times > 1:
-            raise UserError(f'class {name!r} is named {times} times', where=_KEY, mend='name once')
+            raise UserError(f'class {name!r} is named {times} times', where=_KEY, fix='name once')
         if not 0 <= given[name] < math.inf:
             raise UserError(
                 f'the weight {given[name]} of class {name!r} is none',
                 where=_KEY,
-                mend='give a finite number that is at least 0',
+                fix='give a finite number that is at least 0',
             )
     return np.array([given.get(name, 1.0) for name in classes])
 
@@ -169,7 +169,7 @@ def build(
         raise UserError(
             'explicit weights need a list of them' if explicit else 'these weights are not used',
             where=_KEY if explicit else f'{_KEY} and config.loss.class_weights',
-            mend="give (class, weight) pairs, such as (('yellow', 5.0),)"
+            fix="give (class, weight) pairs, such as (('yellow', 5.0),)"
             if explicit
             else "set config.loss.class_weights='explicit'",
         )

@@ -134,9 +134,9 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     if not n:
         return 0.0, 1.0
     z2 = _NORMAL_975**2
-    centre = (right + z2 / 2) / (n + z2)
+    center = (right + z2 / 2) / (n + z2)
     half = _NORMAL_975 / (n + z2) * math.sqrt(right * (n - right) / n + z2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def per_class(

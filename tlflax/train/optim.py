@@ -1,6 +1,6 @@
-"""Labels to optimisers: one `optax.multi_transform` over the parameters.
+"""Labels to optimizers: one `optax.multi_transform` over the parameters.
 
-Frozen parameters are labelled 'frozen'; everything that could touch the others (moments, weight
+Frozen parameters are labeled 'frozen'; everything that could touch the others (moments, weight
 decay, the clipping norm) lives inside their own branch and so never sees a frozen one.
 """
 
@@ -19,7 +19,7 @@ from tlflax.utils.trees import FROZEN, flatten
 def schedule(
     peak: float | Array, *, kind: str, warmup_steps: int, total_steps: int
 ) -> optax.ScalarOrSchedule:
-    """Returns a learning-rate schedule over optimiser steps.
+    """Returns a learning-rate schedule over optimizer steps.
 
     Args:
         peak: The learning rate after warm-up; may be traced.
@@ -47,7 +47,7 @@ def build(
     momentum: float = 0.9,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns the optimiser of a tree of labelled parameters.
+    """Returns the optimizer of a tree of labeled parameters.
 
     Args:
         labels: The parameters' tree with a label at each leaf.
@@ -63,7 +63,7 @@ def build(
     """
     if name == 'adam' and weight_decay:
         raise UserError(
-            "'adam' has no weight decay", where='config.optim.weight_decay', mend="use 'adamw'"
+            "'adam' has no weight decay", where='config.optim.weight_decay', fix="use 'adamw'"
         )
     transforms = {FROZEN: optax.set_to_zero()}
     for label in sorted(set(flatten(labels).values()) - {FROZEN}):
@@ -92,15 +92,15 @@ def label_rates(
     for label, _ in overrides:
         if label not in names:
             raise UserError(
-                f'no trainable parameter is labelled {label!r}',
+                f'no trainable parameter is labeled {label!r}',
                 where='config.optim.learning_rates',
-                mend=did_you_mean(label, sorted(names)),
+                fix=did_you_mean(label, sorted(names)),
             )
     return dict.fromkeys(sorted(names), default) | dict(overrides)
 
 
 def state_bytes(state: optax.OptState) -> dict[str, int]:
-    """Returns the bytes of optimiser state behind each label; shapes are enough."""
+    """Returns the bytes of optimizer state behind each label; shapes are enough."""
     return {
         label: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(inner))
         for label, inner in state.inner_states.items()

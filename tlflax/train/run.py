@@ -36,7 +36,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         The contents of `workdir/result.json`. A finished run is not run again.
 
     Raises:
-        UserError: Something the user can mend.
+        UserError: Something the user can fix.
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM came, and the state is saved.
     """
     resolved = resolve(config)
@@ -53,7 +53,7 @@ def run(config: Config, work: Workdir) -> dict[str, Any]:
     """Trains in `work` from wherever its checkpoints stand and returns the result.
 
     Raises:
-        UserError: Something the user can mend.
+        UserError: Something the user can fix.
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM came, and the state is saved.
     """
     began = time.perf_counter()
@@ -163,7 +163,7 @@ def _resume(
                 raise UserError(
                     f'the {thing} are no longer those this run started with',
                     where=str(work.path),
-                    mend=f'put the {thing} back, or start afresh with another --workdir',
+                    fix=f'put the {thing} back, or start afresh with another --workdir',
                 )
         params, opt_state = saved.state(last, state.params, state.opt_state)
         state = steps.TrainState(jnp.int32(last), params, opt_state)

@@ -1,4 +1,4 @@
-"""What a run is made of, before its first step: images, weights, model and optimiser."""
+"""What a run is made of, before its first step: images, weights, model and optimizer."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ class Run:
         config: The configuration.
         splits: The images.
         pretrained: The backbone.
-        learner: Labelled parameters and their optimiser.
+        learner: Labeled parameters and their optimizer.
         runner: The steps.
         sources: Chooses the splits' sources.
         meta: What every checkpoint's metadata holds besides the position.
@@ -41,13 +41,13 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in one pass over the training images."""
+        """Optimizer steps in one pass over the training images."""
         return _steps_per_epoch(self.config, self.splits)
 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What runs that differ in head and optimiser alone have in common."""
+    """What runs that differ in head and optimizer alone have in common."""
 
     splits: Splits
     pretrained: Pretrained
@@ -127,5 +127,5 @@ def _check_sizes(config: Config, splits: Splits) -> None:
         raise UserError(
             f'a batch of {config.train.batch_size} is larger than the {images} training images',
             where='config.train.batch_size',
-            mend=f'at most {images}',
+            fix=f'at most {images}',
         )

@@ -22,9 +22,9 @@ class TrainState(NamedTuple):
     """What a step changes.
 
     Attributes:
-        step: i32 scalar, optimiser steps done.
+        step: i32 scalar, optimizer steps done.
         params: The trainable parameters alone.
-        opt_state: Their optimiser state.
+        opt_state: Their optimizer state.
     """
 
     step: Int[Array, '']
@@ -98,7 +98,7 @@ def update(
     classifier: Classifier,
     tx: optax.GradientTransformation,
 ) -> tuple[TrainState, Sums]:
-    """One optimiser step on the trainable parameters.
+    """One optimizer step on the trainable parameters.
 
     Only they are differentiated. A backbone without any trainable parameter runs before, outside
     the differentiated function; the part of a backbone below its first trainable layer depends on
@@ -110,9 +110,9 @@ def update(
         batch: Images or features with 'label' and 'mask', and what
             `tlflax.train.losses.training_losses` knows.
         seed: Of dropout; the key depends on it and on the step number alone.
-        loss: What is minimised, averaged over the real examples.
+        loss: What is minimized, averaged over the real examples.
         classifier: The static half of the model.
-        tx: The optimiser of `state.params`.
+        tx: The optimizer of `state.params`.
 
     Returns:
         The new state, and the sums of loss and right answers before the update.
@@ -136,7 +136,7 @@ def update(
 train_step = functools.partial(
     jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
 )(update)
-"""`update`, compiled once for each model and optimiser; the old state's memory is reused."""
+"""`update`, compiled once for each model and optimizer; the old state's memory is reused."""
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
@@ -185,7 +185,7 @@ def update_many(
 train_scan = functools.partial(
     jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
 )(update_many)
-"""`update_many`, compiled once for each model and optimiser."""
+"""`update_many`, compiled once for each model and optimizer."""
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))

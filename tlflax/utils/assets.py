@@ -28,7 +28,7 @@ class Asset:
 
     Attributes:
         what: Its name in messages.
-        licence: Of its contents, and whom to credit.
+        license: Of its contents, and whom to credit.
         key: The config key that asks for it.
         own: The command-line argument that takes a user's own instead.
         mirrors: In the order in which they are tried.
@@ -36,7 +36,7 @@ class Asset:
     """
 
     what: str
-    licence: str
+    license: str
     key: str
     own: str
     mirrors: tuple[Mirror, ...]
@@ -76,7 +76,7 @@ def fetch(asset: Asset, *, cache: Path | None = None) -> Path:
         raise UserError(
             f'the cache folder cannot be used ({error.strerror or error})',
             where=str(cache),
-            mend='mend that, or set TLFLAX_CACHE to another folder',
+            fix='fix that, or set TLFLAX_CACHE to another folder',
         ) from error
 
 
@@ -87,7 +87,7 @@ def _download(asset: Asset, cache: Path) -> Path:
     for mirror in asset.mirrors:
         logging.info(
             'Fetching %s (%.0f MB; %s) from %s, to be kept in %s',
-            *(asset.what, mirror.size / 1e6, asset.licence, mirror, cache),
+            *(asset.what, mirror.size / 1e6, asset.license, mirror, cache),
         )
         with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=cache) as partial:
             try:
@@ -101,7 +101,7 @@ def _download(asset: Asset, cache: Path) -> Path:
     raise UserError(
         f'{asset.what} could not be fetched from {" or ".join(tried)}',
         where=asset.key,
-        mend=f'give your own with {asset.own}, or copy {places} from a machine that has it, '
+        fix=f'give your own with {asset.own}, or copy {places} from a machine that has it, '
         'or set TLFLAX_CACHE to a folder that holds it',
     )
 

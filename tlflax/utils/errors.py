@@ -7,23 +7,23 @@ EXIT_CODE = 2
 
 
 class UserError(Exception):
-    """Something the user can mend: what is wrong, where, and how to put it right.
+    """Something the user can fix: what is wrong, where, and how to put it right.
 
     Entry points print it as one sentence without a traceback and exit with `EXIT_CODE`.
 
     Args:
         what: What is wrong, with the offending value.
         where: The file, class or config key it concerns.
-        mend: What to do about it.
+        fix: What to do about it.
     """
 
-    def __init__(self, what: str, *, where: str = '', mend: str = '') -> None:
-        self.what, self.where, self.mend = what, where, mend
-        super().__init__(what, where, mend)
+    def __init__(self, what: str, *, where: str = '', fix: str = '') -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what, where, fix)
 
     def __str__(self) -> str:
         sentence = f'{self.where}: {self.what}' if self.where else self.what
-        return f'{sentence}; {self.mend}' if self.mend else sentence
+        return f'{sentence}; {self.fix}' if self.fix else sentence
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

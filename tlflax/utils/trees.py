@@ -71,7 +71,7 @@ def label_tree(params: Mapping[str, Any], rules: Rules) -> Tree:
         raise UserError(
             f'every parameter is {FROZEN!r}, so nothing could learn',
             where=_KEY,
-            mend="give some another label, as in ('head/.*', 'head')",
+            fix="give some another label, as in ('head/.*', 'head')",
         )
     return unflatten(labels)
 
@@ -84,13 +84,13 @@ def _first_matches(paths: Sequence[str], rules: Rules) -> dict[str, int]:
             matched = [path for path in paths if re.fullmatch(pattern, path)]
         except re.error as error:
             raise UserError(
-                f'{pattern!r} is no regular expression ({error})', where=_KEY, mend='correct it'
+                f'{pattern!r} is no regular expression ({error})', where=_KEY, fix='correct it'
             ) from None
         if not matched:
             raise UserError(
                 f'the pattern {pattern!r} matches no parameter',
                 where=_KEY,
-                mend=f'near misses: {", ".join(map(repr, _near_misses(pattern, paths)))}',
+                fix=f'near misses: {", ".join(map(repr, _near_misses(pattern, paths)))}',
             )
         new = [path for path in matched if path not in chosen]
         if not new:
@@ -98,7 +98,7 @@ def _first_matches(paths: Sequence[str], rules: Rules) -> dict[str, int]:
                 f'all that the pattern {pattern!r} matches has a label from an earlier pattern, '
                 f'and none is left to be {label!r}',
                 where=_KEY,
-                mend='put it before the more general pattern, or leave it out',
+                fix='put it before the more general pattern, or leave it out',
             )
         chosen |= dict.fromkeys(new, number)
     bare = [path for path in paths if path not in chosen]
@@ -107,7 +107,7 @@ def _first_matches(paths: Sequence[str], rules: Rules) -> dict[str, int]:
         raise UserError(
             f'no pattern covers {len(bare)} of {len(paths)} parameters: {shown}',
             where=_KEY,
-            mend=f"add a pattern for them, as in ('.*', {FROZEN!r})",
+            fix=f"add a pattern for them, as in ('.*', {FROZEN!r})",
         )
     return chosen
 
@@ -153,15 +153,15 @@ def table(params: Mapping[str, Any], rules: Rules, state_bytes: Mapping[str, int
     Args:
         params: The parameters, arrays or abstract.
         rules: The rules that `label_tree` accepted for them.
-        state_bytes: label -> bytes of its optimiser state.
+        state_bytes: label -> bytes of its optimizer state.
 
     Returns:
-        A header, a line per pattern and a line of sums. A label's optimiser state stands on the
+        A header, a line per pattern and a line of sums. A label's optimizer state stands on the
         line of its first pattern.
     """
     flat = flatten(params)
     chosen = _first_matches(list(flat), rules)
-    rows = [('pattern', 'label', 'tensors', 'parameters', 'optimiser bytes')]
+    rows = [('pattern', 'label', 'tensors', 'parameters', 'optimizer bytes')]
     shown: set[str] = set()
     for number, (pattern, label) in enumerate(rules):
         sizes = [math.prod(flat[path].shape) for path, rule in chosen.items() if rule == number]
@@ -182,7 +182,7 @@ def table(params: Mapping[str, Any], rules: Rules, state_bytes: Mapping[str, int
 
 
 def check_same(
-    expected: Mapping[str, Any], got: Mapping[str, Any], *, where: str, mend: str
+    expected: Mapping[str, Any], got: Mapping[str, Any], *, where: str, fix: str
 ) -> None:
     """Checks that two trees have the same paths, shapes and dtypes.
 
@@ -190,7 +190,7 @@ def check_same(
         expected: Arrays or abstract arrays.
         got: The same.
         where: The file or checkpoint `got` comes from.
-        mend: What the user can do about a difference.
+        fix: What the user can do about a difference.
 
     Raises:
         UserError: They differ; lists what is missing (-), unexpected (+) or different (!).
@@ -208,7 +208,7 @@ def check_same(
         if len(diff) > _LINES:
             diff[_LINES:] = [f'  and {len(diff) - _LINES} more']
         header = 'parameters are missing (-), unexpected (+) or different (!)'
-        raise UserError('\n'.join([header, *diff]), where=where, mend=mend)
+        raise UserError('\n'.join([header, *diff]), where=where, fix=fix)
 
 
 def _describe(leaf: Any) -> str:

@@ -43,7 +43,7 @@ class Checkpoints:
             raise UserError(
                 'there is no checkpoint here',
                 where=str(self.folder),
-                mend='give a workdir in which `python -m tlflax.train` ran',
+                fix='give a workdir in which `python -m tlflax.train` ran',
             )
         keep = policies.AnyPreservationPolicy(
             [
@@ -100,7 +100,7 @@ class Checkpoints:
             raise UserError(
                 'there is no checkpoint here yet',
                 where=str(self.folder),
-                mend='train first, or give another workdir',
+                fix='train first, or give another workdir',
             )
         if which in ('best', 'last'):
             best = self.best() if which == 'best' else None
@@ -109,7 +109,7 @@ class Checkpoints:
             raise UserError(
                 f'there is no checkpoint of step {which!r}',
                 where=str(self.folder),
-                mend=f"choose 'best', 'last' or one of {', '.join(map(str, steps))}",
+                fix=f"choose 'best', 'last' or one of {', '.join(map(str, steps))}",
             )
         return int(which)
 
@@ -126,9 +126,9 @@ class Checkpoints:
         """Starts saving; arrays are copied before this returns, so they may be donated.
 
         Args:
-            step: Optimiser steps done.
+            step: Optimizer steps done.
             params: The trainable parameters.
-            opt_state: The optimiser's state.
+            opt_state: The optimizer's state.
             meta: Plain values; NaN and infinities allowed.
             rank: Rises with every improvement; the highest is the best. -1: not an improvement.
             frozen: Frozen parameters to copy along.
@@ -166,7 +166,7 @@ class Checkpoints:
             raise UserError(
                 f'the state cannot be saved ({str(error).strip().splitlines()[0][:200]})',
                 where=str(self.folder),
-                mend='make room or mend that, then run the same command to go on',
+                fix='make room or fix that, then run the same command to go on',
             ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Checkpoints:
         return params
 
     def state(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        """Returns parameters and optimiser state as host arrays shaped like the arguments."""
+        """Returns parameters and optimizer state as host arrays shaped like the arguments."""
         restored = self._restore(step, params=_host(params), opt_state=_host(opt_state))
         self._check(step, params, restored['params'])
         return restored['params'], restored['opt_state']
@@ -195,7 +195,7 @@ class Checkpoints:
     def _check(self, step: int, expected: Any, got: Any) -> None:
         """Orbax restores whatever shape was saved."""
         where = str(self.folder / str(step))
-        trees.check_same(expected, got, where=where, mend='it was written by another model')
+        trees.check_same(expected, got, where=where, fix='it was written by another model')
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
@@ -204,7 +204,7 @@ class Checkpoints:
             raise UserError(
                 f'step {step} cannot be read ({str(error).splitlines()[0]})',
                 where=str(self.folder),
-                mend='it was written by another model or is damaged; choose another --step',
+                fix='it was written by another model or is damaged; choose another --step',
             ) from error
 
 

@@ -51,7 +51,7 @@ class Workdir:
             raise UserError(
                 f'the workdir cannot be written ({error.strerror})',
                 where=str(path),
-                mend='give another one with --workdir',
+                fix='give another one with --workdir',
             ) from error
         self._events: SummaryWriter | None = None
 
@@ -81,7 +81,7 @@ class Workdir:
             raise UserError(
                 f'this workdir holds a run of another config ({"; ".join(differ[:5])})',
                 where=str(self.path),
-                mend='give another --workdir, or the same config to go on',
+                fix='give another --workdir, or the same config to go on',
             )
 
     def claim(self, config: dict[str, Any]) -> None:
@@ -142,11 +142,11 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f'there is no {path.name} here',
             where=str(path.parent),
-            mend='give a workdir in which `python -m tlflax.train` ran',
+            fix='give a workdir in which `python -m tlflax.train` ran',
         ) from error
     except json.JSONDecodeError as error:
         raise UserError(
-            f'is not JSON ({error})', where=str(path), mend='the file is damaged'
+            f'is not JSON ({error})', where=str(path), fix='the file is damaged'
         ) from error
 
 

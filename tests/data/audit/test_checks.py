@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def picture(seed, size=(60, 48)):
-    """Smooth random colours, as different from seed to seed as photographs are."""
+    """Smooth random colors, as different from seed to seed as photographs are."""
     pixels = np.random.default_rng(seed).integers(0, 256, (11, 9, 3), np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
@@ -142,7 +142,7 @@ def test_search_finds_what_brute_force_finds(bits):
     assert dict(zip(pairs, found.bits.tolist(), strict=True)) == wanted
 
 
-def test_search_tells_colours_apart():
+def test_search_tells_colors_apart():
     table = np.repeat(random_looks(1, 0), 2, axis=0)
     table[1, 8:] += 7
     assert len(near_duplicates.find(table, difference=7.1).pairs) == 1
@@ -309,7 +309,7 @@ def test_fractions_are_audited_as_they_are_drawn(tmp_path):
     assert not found['spoilt']
 
 
-def test_format_and_colour_mode_that_tell_the_class(tmp_path):
+def test_format_and_color_mode_that_tell_the_class(tmp_path):
     ending = {'a': 'png', 'b': 'jpg'}
     files = {f'{c}__{i}_{ending[c]}': 40 * k + i for k, c in enumerate('ab') for i in range(12)}
     train = save(tmp_path / 'train', **files)
@@ -322,7 +322,7 @@ def test_format_and_colour_mode_that_tell_the_class(tmp_path):
         picture(80 + seed).convert('L').save(train / 'b' / f'{seed}.png')
         picture(120 + seed).save(train / 'a' / f'{seed}.jpg')
     text, found = audit(train=train)
-    assert 'the colour mode alone tells the class of 48 of 48 images' in text
+    assert 'the color mode alone tells the class of 48 of 48 images' in text
     assert 'format alone' not in text
 
 

@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def picture(seed, size=(36, 28)):
-    """Smooth random colours, as different from seed to seed as photographs are."""
+    """Smooth random colors, as different from seed to seed as photographs are."""
     pixels = np.random.default_rng(seed).integers(0, 256, (9, 8, 3), np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 

@@ -99,19 +99,19 @@ def test_random_draws_are_kerass(fill_mode):
 
 @pytest.mark.parametrize('fill_mode', FILL_MODES)
 @pytest.mark.parametrize('size', [OBLONG, OBLONG[::-1], (1, 7), (7, 1)])
-def test_oblong_images_are_warped_about_their_centre(size, fill_mode):
+def test_oblong_images_are_warped_about_their_center(size, fill_mode):
     """Keras exchanges the axes after centring; SciPy with the written-out map is the reference."""
     height, width = size
     theta, phi = np.deg2rad(GEOMETRY['rotation']), np.deg2rad(GEOMETRY['shear'])
-    # In (x, y) about the centre, as Keras writes its matrices.
+    # In (x, y) about the center, as Keras writes its matrices.
     rotation = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]])
     shift = np.array([GEOMETRY['width_shift'] * width, GEOMETRY['height_shift'] * height])
     shear = np.array([[1, -np.sin(phi)], [0, np.cos(phi)]])
     zoom = np.diag([GEOMETRY['zoom_width'], GEOMETRY['zoom_height']])
-    centre = np.array([width - 1, height - 1]) / 2
+    center = np.array([width - 1, height - 1]) / 2
 
     def source(position):
-        x, y = rotation @ (shear @ zoom @ (position[1::-1] - centre) + shift) + centre
+        x, y = rotation @ (shear @ zoom @ (position[1::-1] - center) + shift) + center
         return y, x, position[2]
 
     image = picture(size)

@@ -1,4 +1,4 @@
-"""Colour changes, against Pillow's ImageEnhance, colorsys and each formula written out."""
+"""Color changes, against Pillow's ImageEnhance, colorsys and each formula written out."""
 
 import colorsys
 
@@ -54,7 +54,7 @@ def test_hue_is_colorsyss(turn):
     np.testing.assert_allclose(got, 255 * expected, atol=2e-3)
 
 
-def test_grey_images_have_no_hue():
+def test_gray_images_have_no_hue():
     image = np.repeat(picture((6, 6))[..., :1], 3, axis=-1)
     got = color_ops.hue(tf.constant(image, tf.float32), np.float32(0.3)).numpy()
     np.testing.assert_allclose(got, image, atol=1e-4)

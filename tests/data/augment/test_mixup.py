@@ -46,7 +46,7 @@ def test_parts_are_distributed_as_in_the_papers():
 
 
 def rand_bbox(height, width, keep, row, column):
-    """The paper's code, with its random centre given."""
+    """The paper's code, with its random center given."""
     ratio = np.sqrt(1.0 - keep)
     half_w, half_h = int(width * ratio) // 2, int(height * ratio) // 2
     left, top = np.clip(column - half_w, 0, width), np.clip(row - half_h, 0, height)
@@ -56,10 +56,10 @@ def rand_bbox(height, width, keep, row, column):
 
 def test_boxes_are_the_papers():
     rng = np.random.default_rng(0)
-    keep, centre = rng.random(200), rng.random((200, 2))
+    keep, center = rng.random(200), rng.random((200, 2))
     keep[:2] = 0, 1
-    boxes = mixing.cutmix_boxes(keep, centre, (31, 50))
-    for part, (down, across), box in zip(keep, centre, boxes, strict=True):
+    boxes = mixing.cutmix_boxes(keep, center, (31, 50))
+    for part, (down, across), box in zip(keep, center, boxes, strict=True):
         assert tuple(box) == rand_bbox(31, 50, part, int(31 * down), int(50 * across))
 
 

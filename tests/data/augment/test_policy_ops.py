@@ -40,7 +40,7 @@ PILLOW = {
     'translate_y': lambda image, v: affine(image, (1, 0, 0, 0, 1, v)),
     'rotate': lambda image, v: image.rotate(v, Image.BILINEAR),
     'brightness': lambda image, v: ImageEnhance.Brightness(image).enhance(v),
-    'colour': lambda image, v: ImageEnhance.Color(image).enhance(v),
+    'color': lambda image, v: ImageEnhance.Color(image).enhance(v),
     'contrast': lambda image, v: ImageEnhance.Contrast(image).enhance(v),
     'sharpness': lambda image, v: ImageEnhance.Sharpness(image).enhance(v),
     'posterize': lambda image, v: ImageOps.posterize(image, int(v)),
@@ -73,8 +73,8 @@ def test_operations_are_pillows(policy, name):
 
 
 def test_pictures_without_contrast_stay_as_they_are():
-    for grey in (0, 90, 255):
-        image = np.full((5, 6, 3), grey, np.uint8)
+    for gray in (0, 90, 255):
+        image = np.full((5, 6, 3), gray, np.uint8)
         image[..., 1] = 7
         for name in ('autocontrast', 'equalize'):
             assert (ours(image, name, 0.0) == image).all()

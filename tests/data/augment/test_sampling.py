@@ -238,7 +238,7 @@ def test_names_hold_what_decides_the_pixels():
     augment = AugmentConfig(crops='five', crop_fraction=0.8, right_angles=True)
     view = {'horizontal_flip': True, 'quarter_turns': 3, 'crop': 1}
     assert sampling.describe(view, augment) == 'horizontal_flip quarter_turns=3 crop=top_right/0.8'
-    assert sampling.describe(sampling.plain(augment), augment) == 'crop=centre/0.8'
+    assert sampling.describe(sampling.plain(augment), augment) == 'crop=center/0.8'
     neither = AugmentConfig()
     assert sampling.describe(sampling.plain(neither), neither) == ''
     assert sampling.plain(augment) in sampling.outcomes(

@@ -75,7 +75,7 @@ def test_cmyk_jpeg_as_adobe_stores_it():
 
 def test_ycck_jpeg():
     pixels = smooth()
-    # Adobe stores inverted inks, and YCCK's colours are defined as inverted once more (TN 5116).
+    # Adobe stores inverted inks, and YCCK's colors are defined as inverted once more (TN 5116).
     ycc = np.asarray(Image.fromarray(255 - pixels).convert('YCbCr'))
     # No black; Pillow inverts what it writes.
     planes = 255 - np.concatenate([ycc, np.full((64, 96, 1), 255, np.uint8)], -1)
@@ -159,7 +159,7 @@ def test_alpha_is_composited(fmt):
     np.testing.assert_array_equal(read_image(data), read_image(data, background=(0, 0, 0)))
 
 
-def test_gray_with_alpha_and_a_transparent_colour():
+def test_gray_with_alpha_and_a_transparent_color():
     la = noise(channels=2)
     wanted = la[..., :1] * (la[..., 1:] / 255)
     assert np.abs(read_image(encode(Image.fromarray(la, 'LA'), 'PNG')) - wanted).max() <= 1

@@ -34,15 +34,15 @@ IMAGES = [
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """Materialises the function `make` of a file with this body."""
+    """Materializes the function `make` of a file with this body."""
     monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
 
-    def materialise(body, name='make'):
+    def materialize(body, name='make'):
         (tmp_path / 'mine.py').write_text(HEAD + body)
         spec = f'py:{tmp_path}/mine.py:{name}'
-        return python_function.materialise(spec, tmp_path / 'cache', key='config.data.train')
+        return python_function.materialize(spec, tmp_path / 'cache', key='config.data.train')
 
-    return materialise
+    return materialize
 
 
 def contents(root):
@@ -157,7 +157,7 @@ def test_what_cannot_be_used_is_said(made, body, words):
 @pytest.mark.parametrize('spec', ['py:', 'py:x', 'py::f', 'py:nowhere.py:f', 'py:no_such_module:f'])
 def test_specifications_that_name_nothing(tmp_path, spec):
     with pytest.raises(UserError) as error:
-        python_function.materialise(spec, tmp_path, key='config.data.val')
+        python_function.materialize(spec, tmp_path, key='config.data.val')
     assert error.value.where == 'config.data.val'
 
 
@@ -166,7 +166,7 @@ def test_modules_are_found_by_name(tmp_path, monkeypatch):
         HEAD + 'def make(): return pairs(IMAGES, [0] * 6)'
     )
     monkeypatch.syspath_prepend(tmp_path)
-    root = python_function.materialise('py:a_module_of_mine:make', tmp_path / 'cache', key='k')
+    root = python_function.materialize('py:a_module_of_mine:make', tmp_path / 'cache', key='k')
     assert contents(root) == {'0': images(0, 1, 2, 3, 4, 5)}
 
 

@@ -15,7 +15,7 @@ from helpers import scan_folder
 from PIL import Image
 
 from tlflax.data.ingest import tfds_writer
-from tlflax.data.ingest.tfds import materialise
+from tlflax.data.ingest.tfds import materialize
 from tlflax.data.ingest.tfds_writer import tfds
 from tlflax.data.pipeline import tf_data
 from tlflax.utils.errors import UserError
@@ -81,7 +81,7 @@ def files(root):
 
 
 def test_a_named_split_becomes_class_folders_of_the_original_bytes(lights, tmp_path):
-    root = materialise('tfds:small_lights/train', tmp_path / 'cache')
+    root = materialize('tfds:small_lights/train', tmp_path / 'cache')
     assert root.is_relative_to(tmp_path / 'cache' / 'tfds' / 'small_lights' / '1.0.0')
     names = ['green', 'red', 'yellow%2Famber', '%2Eodd']
     assert files(root) == sorted(f'{names[i % 4]}/{i:08d}.jpg' for i in range(8))
@@ -91,7 +91,7 @@ def test_a_named_split_becomes_class_folders_of_the_original_bytes(lights, tmp_p
 
 
 def test_from_there_on_it_is_a_folder(lights, tmp_path):
-    table = scan_folder(materialise('tfds:small_lights/train', tmp_path / 'cache'))
+    table = scan_folder(materialize('tfds:small_lights/train', tmp_path / 'cache'))
     assert table.classes == ('%2Eodd', 'green', 'red', 'yellow%2Famber')
     (batch,) = tf_data.eval_epoch(
         table, image_size=(30, 20), resize='stretch', antialias=True, batch_size=8
@@ -111,19 +111,19 @@ def said(caplog, monkeypatch):
 
 
 def test_written_once_said_once(lights, tmp_path, said):
-    root = materialise('tfds:small_lights/train', tmp_path / 'cache')
+    root = materialize('tfds:small_lights/train', tmp_path / 'cache')
     message = f'tfds:small_lights/train: writing 8 images (0 MB) to {root}'
     assert said() == [message]
     (root / 'green' / 'mark').touch()
     for spec in ('tfds:small_lights/train', 'tfds:small_lights:1.0.0/train'):
-        assert materialise(spec, tmp_path / 'cache') == root
+        assert materialize(spec, tmp_path / 'cache') == root
     assert (root / 'green' / 'mark').exists()
     assert said() == [message]
 
 
 def test_splits_and_slices_have_folders_of_their_own(lights, tmp_path):
     roots = {
-        split: materialise(f'tfds:small_lights/{split}', tmp_path / 'cache')
+        split: materialize(f'tfds:small_lights/{split}', tmp_path / 'cache')
         for split in ('train', 'test', 'train[:50%]', 'train[50%:]', 'train+test')
     }
     assert len(set(roots.values())) == 5
@@ -156,7 +156,7 @@ def test_many_shards_come_in_the_same_order_each_time(data_dir, tmp_path):
     examples = [{'image': image, 'label': i % 2} for i, image in enumerate(pixels)]
     store(data_dir, 'many', examples, shards=3, image=IMAGE, label=LABEL)
     assert len(list(data_dir.rglob('*-train.tfrecord-*'))) == 3
-    roots = [materialise('tfds:many/train', tmp_path / f'cache{i}') for i in range(3)]
+    roots = [materialize('tfds:many/train', tmp_path / f'cache{i}') for i in range(3)]
     contents = [{name: (root / name).read_bytes() for name in files(root)} for root in roots]
     assert contents[0] == contents[1] == contents[2]
     decoded = [np.asarray(Image.open(roots[0] / name)) for name in contents[0]]
@@ -164,7 +164,7 @@ def test_many_shards_come_in_the_same_order_each_time(data_dir, tmp_path):
 
 
 def test_a_data_set_prepared_anew_is_written_anew(lights, data_dir, tmp_path):
-    old = materialise('tfds:small_lights/train', tmp_path / 'cache')
+    old = materialize('tfds:small_lights/train', tmp_path / 'cache')
     shutil.rmtree(data_dir / 'small_lights')
     paths = jpegs(tmp_path / 'others', offset=1)
     store(
@@ -174,7 +174,7 @@ def test_a_data_set_prepared_anew_is_written_anew(lights, data_dir, tmp_path):
         image=features.Image(shape=(None, None, 3), encoding_format='jpeg'),
         label=features.ClassLabel(names=LABELS),
     )
-    new = materialise('tfds:small_lights/train', tmp_path / 'cache')
+    new = materialize('tfds:small_lights/train', tmp_path / 'cache')
     assert new != old
     assert (new / 'green/00000003.jpg').read_bytes() == paths[3].read_bytes()
 
@@ -198,7 +198,7 @@ def test_pixels_survive(data_dir, tmp_path, kind, channels):
         photo=feature,
         kind=features.ClassLabel(num_classes=2),
     )
-    root = materialise(f'tfds:raw_{kind}_{channels}/train', tmp_path / 'cache')
+    root = materialize(f'tfds:raw_{kind}_{channels}/train', tmp_path / 'cache')
     for i, image in enumerate(pixels):
         stored = np.asarray(Image.open(root / str(i % 2) / f'{i:08d}.png'))
         np.testing.assert_array_equal(stored.reshape(shape), image)
@@ -210,15 +210,15 @@ def test_a_folder_in_the_tfds_layout_is_not_copied(tmp_path):
             (tmp_path / 'pets' / split / name).mkdir(parents=True)
             Image.new('RGB', (4, 4)).save(tmp_path / 'pets' / split / name / 'x.png')
     spec = f'tfds:{tmp_path}/pets/train'
-    assert materialise(spec, tmp_path / 'cache') == tmp_path / 'pets' / 'train'
+    assert materialize(spec, tmp_path / 'cache') == tmp_path / 'pets' / 'train'
     assert not (tmp_path / 'cache').exists()
     assert (
         os.listdir(tmp_path / 'pets') == ['train', 'val'] or len(os.listdir(tmp_path / 'pets')) == 2
     )
     with pytest.raises(UserError, match=r"pets: no split 'trian' .*did you mean 'train'"):
-        materialise(f'tfds:{tmp_path}/pets/trian', tmp_path / 'cache')
+        materialize(f'tfds:{tmp_path}/pets/trian', tmp_path / 'cache')
     with pytest.raises(UserError, match='petz: there is no such folder'):
-        materialise(f'tfds:{tmp_path}/petz/train', tmp_path / 'cache')
+        materialize(f'tfds:{tmp_path}/petz/train', tmp_path / 'cache')
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_folder_in_the_tfds_layout_is_not_copied(tmp_path):
 )
 def test_what_does_not_exist(lights, tmp_path, spec, message):
     with pytest.raises(UserError, match=message):
-        materialise(spec, tmp_path / 'cache')
+        materialize(spec, tmp_path / 'cache')
     assert not (tmp_path / 'cache').exists()
 
 
@@ -261,16 +261,16 @@ def test_what_does_not_exist(lights, tmp_path, spec, message):
 def test_no_image_classification(data_dir, tmp_path, feature_dict, example, message):
     store(data_dir, 'unfit', [example] * 3, **feature_dict)
     with pytest.raises(UserError, match=f'tfds:unfit/train: {message}.*choose'):
-        materialise('tfds:unfit/train', tmp_path / 'cache')
+        materialize('tfds:unfit/train', tmp_path / 'cache')
 
 
 def test_an_error_leaves_nothing_half_written(data_dir, tmp_path):
     examples = [{'image': BLACK, 'label': label} for label in (0, 1, 0, -1)]
-    store(data_dir, 'partly_labelled', examples, image=IMAGE, label=LABEL)
+    store(data_dir, 'partly_labeled', examples, image=IMAGE, label=LABEL)
     with pytest.raises(UserError, match='example 3 has no label'):
-        materialise('tfds:partly_labelled/train', tmp_path / 'cache')
+        materialize('tfds:partly_labeled/train', tmp_path / 'cache')
     assert files(tmp_path / 'cache') == []
-    assert len(files(materialise('tfds:partly_labelled/test', tmp_path / 'cache'))) == 3
+    assert len(files(materialize('tfds:partly_labeled/test', tmp_path / 'cache'))) == 3
 
 
 def test_damaged_records_are_named(lights, data_dir, tmp_path):
@@ -279,14 +279,14 @@ def test_damaged_records_are_named(lights, data_dir, tmp_path):
     data[len(data) // 2] ^= 1
     record.write_bytes(data)
     with pytest.raises(UserError, match=r'small_lights/1\.0\.0: TFDS cannot read what it prepared'):
-        materialise('tfds:small_lights/train', tmp_path / 'cache')
+        materialize('tfds:small_lights/train', tmp_path / 'cache')
     assert files(tmp_path / 'cache') == []
 
 
 def test_a_cache_that_cannot_be_written(lights, tmp_path):
     (tmp_path / 'cache').write_text('a file')
     with pytest.raises(UserError, match='cannot be written'):
-        materialise('tfds:small_lights/train', tmp_path / 'cache')
+        materialize('tfds:small_lights/train', tmp_path / 'cache')
 
 
 class UnpreparablePhotos(tfds.core.GeneratorBasedBuilder):
@@ -320,7 +320,7 @@ class UnreachablePhotos(UnpreparablePhotos):
 def test_a_download_that_fails(data_dir, tmp_path, said, name, reason, amount):
     message = rf'{name}/train: TFDS could not prepare it \({reason}\); prepare'
     with pytest.raises(UserError, match=message):
-        materialise(f'tfds:{name}/train', tmp_path / 'cache')
+        materialize(f'tfds:{name}/train', tmp_path / 'cache')
     folder = data_dir / name / '1.0.0'
     assert said() == [f'tfds:{name}/train: fetching {amount}, to be prepared in {folder}']
 
@@ -328,8 +328,8 @@ def test_a_download_that_fails(data_dir, tmp_path, said, name, reason, amount):
 def test_nothing_is_printed(lights, data_dir, tmp_path):
     """In a process of its own."""
     code = (
-        'from tlflax.data.ingest.tfds import materialise; from pathlib import Path;'
-        f'materialise("tfds:small_lights/train", Path({str(tmp_path / "cache")!r}));'
+        'from tlflax.data.ingest.tfds import materialize; from pathlib import Path;'
+        f'materialize("tfds:small_lights/train", Path({str(tmp_path / "cache")!r}));'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')

@@ -25,7 +25,7 @@ COUNT = 10
 
 
 def picture(size, seed):
-    """Smooth colours and some noise, as a Pillow image of `size` (height, width)."""
+    """Smooth colors and some noise, as a Pillow image of `size` (height, width)."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
     smooth = np.asarray(small.resize(size[::-1], Image.BICUBIC), int)
@@ -47,7 +47,7 @@ def write_formats(root):
     image.save(root / 'a/oriented.jpg', exif=oriented)
     image.convert('L').save(root / 'a/gray.jpg')
     image.convert('CMYK').save(root / 'a/cmyk.jpg')
-    image.save(root / 'a/colour.png')
+    image.save(root / 'a/color.png')
     image.quantize(50).save(root / 'a/palette.png')
     image.save(root / 'a/photo.webp', lossless=True)
     image.save(root / 'a/wrong extension äß.png', format='JPEG')
@@ -57,7 +57,7 @@ def write_formats(root):
 
 @pytest.fixture
 def table(tmp_path):
-    """Ten images in two classes; image i has the grey value 20 * i."""
+    """Ten images in two classes; image i has the gray value 20 * i."""
     for i in range(COUNT):
         path = tmp_path / 'data' / 'ab'[i >= 6] / f'{i}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def test_epochs_of_one_setting_are_traced_once(photos):
 
 @pytest.mark.parametrize('size', [(24, 32), (96, 128)])
 def test_without_antialias_two_pixels_count(tmp_path, size):
-    """Plain bilinear interpolation with half-pixel centres, written out."""
+    """Plain bilinear interpolation with half-pixel centers, written out."""
     write_formats(tmp_path / 'formats')
     table = scan_folder(tmp_path / 'formats')
     batches = tf_data.eval_epoch(table, **FORMAT | {'antialias': False, 'image_size': size})
@@ -332,7 +332,7 @@ def test_flipped_views_are_mirrored_views(photos):
 
 @pytest.mark.parametrize('resize', ['stretch', 'crop'])
 def test_crops_are_cut_from_the_image_enlarged(photos, resize):
-    """As Pillow: the image as large as the crop's fraction asks, of which corners and centre."""
+    """As Pillow: the image as large as the crop's fraction asks, of which corners and center."""
     size, fraction = (24, 32), 0.75
     augment = AugmentConfig(horizontal_flip=False, crops='five', crop_fraction=fraction)
     corners = {'top_left': (0, 0), 'top_right': (11, 0), 'bottom_left': (0, 8)}
@@ -347,10 +347,10 @@ def test_crops_are_cut_from_the_image_enlarged(photos, resize):
             expected = np.asarray(large.crop((left, top, left + size[1], top + size[0])), int)
             assert abs(image - expected).max() <= 1
     plain = joined(tf_data.eval_epoch(photos, augment=augment, **FORMAT), 'image')
-    centre = joined(
+    center = joined(
         tf_data.eval_epoch(photos, augment=augment, view={'crop': 4}, **FORMAT), 'image'
     )
-    np.testing.assert_array_equal(plain, centre)
+    np.testing.assert_array_equal(plain, center)
 
 
 def test_oblong_images_are_not_turned_by_right_angles(photos):

@@ -208,16 +208,16 @@ def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkey
         palette = Image.new('P', (8, 8), 3)
         palette.save(tmp_path / f'icons/{name}/2.gif', transparency=3)
         Image.new('LA', (8, 8), (200, 0)).save(tmp_path / f'icons/{name}/3.webp', lossless=True)
-    for colour in ((0, 0, 0), (10, 200, 90)):
-        keys = {'train': str(tmp_path / 'icons'), 'background': colour, 'image_size': (4, 4)}
+    for color in ((0, 0, 0), (10, 200, 90)):
+        keys = {'train': str(tmp_path / 'icons'), 'background': color, 'image_size': (4, 4)}
         config = resolve({'data': keys})
         table = load_table(config.data.train, key='k', data=config.data)
         images = ImageSource(table, config)
         for batch in [*images.eval_batches(), *images.train_batches(0, 0)]:
             assert batch['mask'].sum() == 6
-            assert (batch['image'][batch['mask']] == colour).all()
+            assert (batch['image'][batch['mask']] == color).all()
         spaces = extract.describe_space(config, weights_digest='', preprocess='')
-        assert spaces.get('background') == (list(colour) if any(colour) else None)
+        assert spaces.get('background') == (list(color) if any(color) else None)
 
 
 def test_prediction_has_the_limit_too(tmp_path):

@@ -88,7 +88,7 @@ def test_real_weights_on_real_photographs(
 def test_softmax_of_the_full_network_in_both_fc1_orders():
     """PyTorch's weights, channels first, read by us, then given to Keras, channels last."""
     torch_network = reference.TorchVGG16(top=True)
-    torch_network.randomise(3)
+    torch_network.randomize(3)
     images = random_images(4, 2, 224, 224, 3) / 64
     want = torch_network.probabilities(images)
     state = {name: tensor.numpy() for name, tensor in torch_network.state_dict().items()}

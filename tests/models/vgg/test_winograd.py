@@ -83,7 +83,7 @@ def test_a_convolution_equals_direct(way, size, pool):
 
 
 @pytest.mark.parametrize('way', WAYS[::2], ids=str)
-def test_a_strip_takes_its_neighbours_rows(way):
+def test_a_strip_takes_its_neighbors_rows(way):
     arrays = layer(3, 4)
     x = images(1, 20, 11, 3)
     prepared = arrays | {'kernel': winograd.transform_kernel(arrays['kernel'], way)}

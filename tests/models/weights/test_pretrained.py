@@ -41,7 +41,7 @@ def keras_network(arrays):
 @pytest.fixture(scope='module')
 def torch_network():
     network = reference.TorchVGG16(top=True, **SIZES)
-    network.randomise(1)
+    network.randomize(1)
     return network
 
 
@@ -81,12 +81,12 @@ def test_keras_files(arrays, keras_network, tmp_path, name):
     os.rename(tmp_path / name, tmp_path / 'unnamed')
     found = assert_reads(tmp_path / 'unnamed', arrays)
     assert found.preprocess == 'caffe'
-    assert 'named as in Keras' in found.recognised
+    assert 'named as in Keras' in found.recognized
 
 
 @pytest.mark.parametrize('name', ['n.h5', 'n.weights.h5', 'n.keras'])
 def test_keras_classifier_around_a_trained_vgg16(arrays, tmp_path, name):
-    """The base nested in a Sequential model with another head and an optimiser's moments."""
+    """The base nested in a Sequential model with another head and an optimizer's moments."""
     base = reference.keras_network(widths=SIZES['widths'])
     reference.keras_set(base, {k: v for k, v in arrays.items() if k not in vgg.TOP})
     base.trainable = False
@@ -96,7 +96,7 @@ def test_keras_classifier_around_a_trained_vgg16(arrays, tmp_path, name):
     save = model.save_weights if 'weights' in name else model.save
     save(tmp_path / name)
     found = assert_reads(tmp_path / name, arrays, top=False)
-    assert 'other tensors left aside' in found.recognised
+    assert 'other tensors left aside' in found.recognized
 
 
 @pytest.mark.parametrize('chunked', [False, True])
@@ -131,8 +131,8 @@ def test_pytorch_state_dict(torch_network, tmp_path, zipped):
 
 def test_pytorch_training_checkpoint(torch_network, tmp_path):
     state = {f'module.{name}': t for name, t in torch_network.state_dict().items()}
-    optimiser = torch.optim.Adam(torch_network.parameters())
-    content = {'state_dict': state, 'epoch': 3, 'optimizer': optimiser.state_dict()}
+    optimizer = torch.optim.Adam(torch_network.parameters())
+    content = {'state_dict': state, 'epoch': 3, 'optimizer': optimizer.state_dict()}
     torch.save(content, tmp_path / 'last.ckpt')
     assert_computes_as_pytorch(tmp_path / 'last.ckpt', torch_network)
 
@@ -235,7 +235,7 @@ def test_save_and_load_keep_everything(arrays, tmp_path):
         params=arrays,
         name='mine',
         preprocess='rescale',
-        licence='CC0',
+        license='CC0',
         digest=trees.digest(arrays),
         source='elsewhere',
     )
@@ -243,7 +243,7 @@ def test_save_and_load_keep_everything(arrays, tmp_path):
     pretrained.save(path, given)
     found = pretrained.load(path, top=True, expected=NARROW_TOP)
     assert_same(found.params, arrays, top=True)
-    for key in ('name', 'preprocess', 'licence', 'digest', 'assumed'):
+    for key in ('name', 'preprocess', 'license', 'digest', 'assumed'):
         assert getattr(found, key) == getattr(given, key)
     with safetensors.safe_open(path, framework='numpy') as file:
         assert file.metadata()['source'] == 'elsewhere'
@@ -353,7 +353,7 @@ def test_every_difference_is_listed(arrays, tmp_path):
     assert len(lines) == 5
 
 
-def test_batch_normalisation_is_refused(tmp_path):
+def test_batch_normalization_is_refused(tmp_path):
     layers, channels = [], 3
     for depth, width in zip(reference.DEPTHS, SIZES['widths'], strict=True):
         for _ in range(depth):
@@ -363,7 +363,7 @@ def test_batch_normalisation_is_refused(tmp_path):
         layers.append(torch.nn.MaxPool2d(2))
     network = torch.nn.ModuleDict({'features': torch.nn.Sequential(*layers)})
     torch.save(network.state_dict(), tmp_path / 'bn.pth')
-    with pytest.raises(UserError, match=r'running_mean(.|\n)*batch normalisation'):
+    with pytest.raises(UserError, match=r'running_mean(.|\n)*batch normalization'):
         pretrained.load(tmp_path / 'bn.pth', expected=NARROW)
 
 
@@ -425,7 +425,7 @@ def test_a_file_that_is_no_weights_file(tmp_path, name, content):
     assert '\n' not in str(caught.value)
     assert name in str(caught.value)
     assert 'is not a weights file' in str(caught.value)
-    assert 'safetensors' in caught.value.mend
+    assert 'safetensors' in caught.value.fix
 
 
 def test_a_zip_of_something_else(tmp_path):
@@ -481,7 +481,7 @@ def test_the_canonical_weights_are_known_by_their_digest(imagenet_weights_path, 
     found = pretrained.load(imagenet_weights_path)
     assert found.digest == pretrained.CANONICAL == trees.digest(found.params)
     assert (found.name, found.preprocess, found.assumed) == ('imagenet-caffe', 'caffe', False)
-    assert 'CC BY 4.0' in found.licence
+    assert 'CC BY 4.0' in found.license
     first = found.params['block1_conv1']
     for got, want in (
         (first['kernel'][0, :, 0, 0], [0.42947057, 0.373467, -0.06136011]),
@@ -511,7 +511,7 @@ def test_ports_of_the_canonical_weights(imagenet_weights_path, tmp_path):
     torch.save(network.state_dict(), tmp_path / 'rgb.pth')
     found = pretrained.load(tmp_path / 'rgb.pth')
     assert (found.name, found.digest) == ('imagenet-caffe', pretrained.CANONICAL)
-    assert 'turned from RGB back to BGR' in found.recognised
+    assert 'turned from RGB back to BGR' in found.recognized
     flat = trees.flatten(params)
     rotated = {k: a[::-1, ::-1] if a.ndim == 4 else a for k, a in flat.items()}
     np.savez(tmp_path / 'rotated.npz', **rotated)

@@ -66,12 +66,12 @@ def brief(tables: Mapping[str, ImageTable], *, strict: bool) -> None:
     for problem in problems:
         if problem.level != 'note':
             example = f' (first: {describe(problem.items[0])})' if problem.items else ''
-            logging.warning('WARNING: %s%s; %s', problem.what, example, problem.mend)
+            logging.warning('WARNING: %s%s; %s', problem.what, example, problem.fix)
     if strict and problems and problems[0].level == 'error':
         raise UserError(
             problems[0].what,
             where='config.data.audit=error',
-            mend=f'{problems[0].mend}; python -m tlflax.data names them all',
+            fix=f'{problems[0].fix}; python -m tlflax.data names them all',
         )
 
 
@@ -100,9 +100,9 @@ def copies(images: Images) -> Iterator[Problem]:
         ('near_repeat', 'note', alike.repeats,
          'images look like another of their class and split', apart),
     )  # fmt: skip
-    for code, level, kind, what, mend in found:
+    for code, level, kind, what, fix in found:
         if kind.count:
-            yield Problem(code, level, kind.count, f'{kind.count:,} {what}', mend, kind.items)
+            yield Problem(code, level, kind.count, f'{kind.count:,} {what}', fix, kind.items)
     if not alike.complete:
         what = 'the search for images that look alike was cut off: there are more than those found'
         yield Problem('cut_off', 'warning', 1, what, 'remove those found and ask again')
@@ -145,8 +145,8 @@ def balance(images: Images) -> Iterator[Problem]:
             f'class {images.classes[large]!r} has {counts[large]:,} training images, '
             f'{images.classes[small]!r} has {counts[small]:,}: {ratio:.1f} to 1'
         )
-        mend = 'watch the recall of each class, not the accuracy'
-        yield Problem('imbalance', 'warning', len(present), what, mend)
+        fix = 'watch the recall of each class, not the accuracy'
+        yield Problem('imbalance', 'warning', len(present), what, fix)
 
 
 def imbalance(counts: Int[np.ndarray, ' c']) -> float:
@@ -165,10 +165,10 @@ def class_counts(images: Images) -> Int[np.ndarray, 's c']:
 def _faults(faults: Sequence[UserError]) -> Iterator[Problem]:
     """What is wrong with the inputs themselves; of many, such as lines of a manifest, the first."""
     for fault in faults[:FAULTS]:
-        yield Problem('folder', 'error', 1, f'{fault.where}: {fault.what}', fault.mend)
+        yield Problem('folder', 'error', 1, f'{fault.where}: {fault.what}', fault.fix)
     if rest := faults[FAULTS:]:
         what = f'{len(rest):,} more faults, up to {rest[-1].where}'
-        yield Problem('folder', 'error', len(rest), what, 'mend the first ones and ask again')
+        yield Problem('folder', 'error', len(rest), what, 'fix the first ones and ask again')
 
 
 def _empty_classes(split: str, scanned: Scanned) -> Iterator[Problem]:
@@ -189,18 +189,18 @@ def _classes(images: Images) -> Iterator[Problem]:
         if unknown := list(names[present & ~here[0]]):
             hints = '; '.join(f'{name!r}: {near_class(name, known)}' for name in unknown[:5])
             what = f'{split} has {len(unknown)} classes that {first} has not: {some(unknown)}'
-            mend = f'rename or remove these classes ({hints})'
-            yield Problem('classes', 'error', len(unknown), what, mend)
+            fix = f'rename or remove these classes ({hints})'
+            yield Problem('classes', 'error', len(unknown), what, fix)
         if missing := list(names[here[0] & ~present]):
             what = f'{split} has no image of {len(missing)} classes of {first}: {some(missing)}'
-            mend = f'nothing will be known of them; add images to {split}'
-            yield Problem('classes', 'error', len(missing), what, mend)
+            fix = f'nothing will be known of them; add images to {split}'
+            yield Problem('classes', 'error', len(missing), what, fix)
     if twice := spelled_alike(known):
         what = f'{first}: class names that differ in spelling only: {some(twice)}'
         yield Problem('spelling', 'error', len(twice), what, 'put their images into one folder')
 
 
-def summarise(splits: Mapping[str, Scanned], images: Images) -> dict[str, Any]:
+def summarize(splits: Mapping[str, Scanned], images: Images) -> dict[str, Any]:
     """Returns what each split holds, for JSON: see `docs/data.md` for the names."""
     counts = class_counts(images)
     parts: dict[str, Any] = {}

@@ -56,13 +56,13 @@ def check(split: str, scanned: Scanned) -> Iterator[Problem]:
     for entry, finding in zip(scanned.entries, scanned.findings, strict=True):
         for code, fault in _faults(entry.path, finding):
             found[code].append(_item(split, entry.path, fault))
-    for code, (level, what, mend) in _CHECKS.items():
+    for code, (level, what, fix) in _CHECKS.items():
         if items := found[code]:
             sentence = f'{split}: {len(items):,} {what}'
             if code == 'not_an_image':
                 tally = Counter(kind_of_stray(item['path']) for item in items).most_common(5)
                 sentence += f' ({", ".join(f"{count:,} {kind}" for kind, count in tally)})'
-            yield Problem(code, level, len(items), sentence, mend, items)
+            yield Problem(code, level, len(items), sentence, fix, items)
     yield from _left_out(split, scanned)
 
 
@@ -87,7 +87,7 @@ def _faults(path: str, finding: Finding) -> Iterator[tuple[str, str]]:
 
 def shortcuts(split: str, scanned: Scanned) -> Iterator[Problem]:
     """Yields the properties of files that tell the class, so that the network may learn them."""
-    for field, what in (('format', 'file format'), ('mode', 'colour mode')):
+    for field, what in (('format', 'file format'), ('mode', 'color mode')):
         counts: dict[str, Counter[str]] = {}
         classes: Counter[str] = Counter()
         for name, finding in zip(scanned.names, scanned.findings, strict=True):
@@ -102,8 +102,8 @@ def shortcuts(split: str, scanned: Scanned) -> Iterator[Problem]:
             most = sorted(guessed.items(), key=lambda pair: -pair[1][1])[:3]
             pairs = ', '.join(f'{value}: {printable(name)}' for value, (name, _) in most)
             sentence = f'{split}: the {what} alone tells the class of {right:,} of {total:,} images'
-            mend = 'convert all images alike, or the network may learn that instead'
-            yield Problem('shortcut', 'warning', right, f'{sentence} ({pairs})', mend)
+            fix = 'convert all images alike, or the network may learn that instead'
+            yield Problem('shortcut', 'warning', right, f'{sentence} ({pairs})', fix)
 
 
 def _left_out(split: str, scanned: Scanned) -> Iterator[Problem]:

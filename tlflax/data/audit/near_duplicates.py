@@ -3,7 +3,7 @@
 Two hashes of 64 bits that differ in at most k of them agree wholly on at least two of k + 2 bands
 (pigeonhole; Norouzi, Punjani and Fleet, "Fast exact search in Hamming space with multi-index
 hashing", 2014, take one of fewer bands). So for each two bands the hashes are sorted by these
-alone, and only neighbours with equal ones are compared: exact, and about a dozen sorts. Two bands
+alone, and only neighbors with equal ones are compared: exact, and about a dozen sorts. Two bands
 and not one, for hashes of photographs are far from uniform and single bands collide too often.
 """
 
@@ -45,7 +45,7 @@ def find(
     most_pairs: int = _MOST_PAIRS,
     most_comparisons: int = _MOST_COMPARISONS,
 ) -> Near:
-    """Returns every pair of looks that differ in few bits and little colour; flat ones have none.
+    """Returns every pair of looks that differ in few bits and little color; flat ones have none.
 
     Args:
         table: See `looks.table`.
@@ -61,7 +61,7 @@ def find(
     distances = [np.empty(0, np.uint8)]
     masks = _masks(bits)
     for number, mask in enumerate(masks):
-        for a, b in _neighbours(hashes & mask):
+        for a, b in _neighbors(hashes & mask):
             compared += len(a)
             both = hashes[a] ^ hashes[b]
             distance = np.bitwise_count(both)
@@ -83,7 +83,7 @@ def _masks(bits: int) -> UInt64[np.ndarray, ' k']:
     return np.array([a | b for a, b in itertools.combinations(bands, 2)], np.uint64)
 
 
-def _neighbours(
+def _neighbors(
     keys: UInt64[np.ndarray, ' n'],
 ) -> Iterator[tuple[Int[np.ndarray, ' m'], Int[np.ndarray, ' m']]]:
     """Yields (rows, rows) with equal keys, every two once, in arrays of bounded size."""

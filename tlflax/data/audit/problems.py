@@ -28,7 +28,7 @@ class Problem:
         level: One of `LEVELS`.
         count: How many images, files or classes it concerns.
         what: A sentence.
-        mend: How to put it right; may be empty.
+        fix: How to put it right; may be empty.
         items: All it concerns: {'files': [...]} of copies, with 'bits' where they only look alike
             and 'scene' where that is all they share, or {'split', 'path'} of a file, with 'fault'
             where it has one.
@@ -38,7 +38,7 @@ class Problem:
     level: str
     count: int
     what: str
-    mend: str = ''
+    fix: str = ''
     items: Sequence[dict[str, Any]] = ()
 
     @property

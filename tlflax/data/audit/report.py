@@ -27,10 +27,10 @@ def check_format(path: str) -> None:
         UserError: Its name ends neither with .json nor .html, or its folder is missing.
     """
     if Path(path).suffix not in ('.json', '.html'):
-        mend = 'end its name with .json (for programs) or .html (shows the images)'
-        raise UserError('no such kind of report', where=f'--report={path}', mend=mend)
+        fix = 'end its name with .json (for programs) or .html (shows the images)'
+        raise UserError('no such kind of report', where=f'--report={path}', fix=fix)
     if not Path(path).absolute().parent.is_dir():
-        raise UserError('its folder does not exist', where=f'--report={path}', mend='make it')
+        raise UserError('its folder does not exist', where=f'--report={path}', fix='make it')
 
 
 def write(path: str, problems: Sequence[Problem], summary: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def write(path: str, problems: Sequence[Problem], summary: dict[str, Any]) -> No
             _write(file, pieces(problems, summary))
     except OSError as error:
         what = f'the report cannot be written: {error.strerror}'
-        raise UserError(what, where=f'--report={path}', mend='name another file') from error
+        raise UserError(what, where=f'--report={path}', fix='name another file') from error
 
 
 def _write(file: IO[str], pieces: Iterator[str]) -> None:
@@ -61,7 +61,7 @@ def _splits(summary: dict[str, Any]) -> Iterator[str]:
         yield f'{name}: {images}{classes}{size}'
         if not part.get('width'):
             continue
-        for key, label in (('formats', 'formats'), ('modes', 'colour modes')):
+        for key, label in (('formats', 'formats'), ('modes', 'color modes')):
             tally = ', '.join(f'{count:,} {value}' for value, count in part[key].items())
             yield f'  {label}: {tally}'
         (w0, w1, w2), (h0, h1, h2), (a0, a1, a2) = (
@@ -96,8 +96,8 @@ def _problems(problems: Sequence[Problem]) -> Iterator[str]:
             yield f'    {describe(item)}'
         if problem.level != 'note' and len(problem.items) > _EXAMPLES:
             yield f'    and {len(problem.items) - _EXAMPLES:,} more'
-        if problem.mend:
-            yield f'  -> {problem.mend}'
+        if problem.fix:
+            yield f'  -> {problem.fix}'
     if not problems:
         yield 'nothing is wrong'
 
@@ -105,7 +105,7 @@ def _problems(problems: Sequence[Problem]) -> Iterator[str]:
 def _json(problems: Sequence[Problem], summary: dict[str, Any]) -> Iterator[str]:
     yield f'{{"splits": {json.dumps(summary)},\n"problems": ['
     for number, problem in enumerate(problems):
-        fields = {key: getattr(problem, key) for key in ('code', 'level', 'count', 'what', 'mend')}
+        fields = {key: getattr(problem, key) for key in ('code', 'level', 'count', 'what', 'fix')}
         yield (',\n' if number else '\n') + json.dumps(fields)[:-1] + ', "items": ['
         for at, item in enumerate(problem.items):
             yield (',\n  ' if at else '\n  ') + json.dumps(item)
@@ -127,7 +127,7 @@ def _page(problems: Sequence[Problem], summary: dict[str, Any]) -> Iterator[str]
     roots = {name: part.get('root', '') for name, part in summary.items()}
     for problem in problems:
         yield f'<h2 class="{problem.level}">{html.escape(problem.what)}</h2>\n'
-        yield f'<p>{html.escape(problem.mend)}</p>\n'
+        yield f'<p>{html.escape(problem.fix)}</p>\n'
         for item in problem.items[:_SHOWN]:
             files = item.get('files', [item])
             paths = [os.path.join(roots.get(file['split'], ''), file['path']) for file in files]

@@ -57,7 +57,7 @@ def check_accepted(codes: Collection[str]) -> None:
     for code in codes:
         if code not in CODES:
             what = f'{code!r} is no kind of problem'
-            raise UserError(what, where='--accept', mend=did_you_mean(code, CODES))
+            raise UserError(what, where='--accept', fix=did_you_mean(code, CODES))
 
 
 def run(data: DataConfig) -> Audit:
@@ -71,7 +71,7 @@ def run(data: DataConfig) -> Audit:
         raise UserError(
             'no training images are named',
             where='--train',
-            mend='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
+            fix='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
         )
     faults: list[UserError] = []
     inputs = load.read_inputs(data, strict=False, report=faults.append)
@@ -85,7 +85,7 @@ def run(data: DataConfig) -> Audit:
     problems = checks.audit(splits, images, faults)
     return Audit(
         problems=problems,
-        summary=checks.summarise(splits, images),
+        summary=checks.summarize(splits, images),
         seconds=time.monotonic() - began,
         read=sum(scanned.read for scanned in splits.values()),
     )

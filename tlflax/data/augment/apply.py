@@ -1,17 +1,17 @@
 """Augmentations of one image as TensorFlow operations on explicit parameters: nothing random here.
 
 First what Keras's ImageDataGenerator does with the same parameters, in its order: rotation, shift,
-shear and zoom as one affine warp about the centre (bilinear), channel shift, brightness. Three
+shear and zoom as one affine warp about the center (bilinear), channel shift, brightness. Three
 differences, all deliberate:
 
 - Keras 3 exchanges the axes of its matrix after centring it, so that its `height_shift_range` moves
-  an image sideways and the centre of an image that is not square is off. Here shifts do what their
-  names say and the centre is the centre; on square images with the shifts exchanged both agree.
+  an image sideways and the center of an image that is not square is off. Here shifts do what their
+  names say and the center is the center; on square images with the shifts exchanged both agree.
 - Keras truncates to integers before and after brightness; here an image is rounded, once, after
-  colour jitter.
+  color jitter.
 - A shift is always a fraction of the size, never a number of pixels.
 
-Then colour jitter, the operations of a policy, flips, right angles and erasing.
+Then color jitter, the operations of a policy, flips, right angles and erasing.
 """
 
 from collections.abc import Callable, Mapping
@@ -128,7 +128,7 @@ def erase(image: tf.Tensor, box: tf.Tensor, seed: tf.Tensor, fill: str) -> tf.Te
         image: uint8 [h, w, 3] of known shape.
         box: int32 [4], (top, left, height, width); nothing is done where it is empty.
         seed: int32 [2], of the pixels of 'noise'.
-        fill: 'noise', 'mean' (the colour that ImageNet has on average) or 'black'.
+        fill: 'noise', 'mean' (the color that ImageNet has on average) or 'black'.
     """
     height, width, _ = image.shape
     _, _, rows, columns = tf.unstack(box)
@@ -140,8 +140,8 @@ def erase(image: tf.Tensor, box: tf.Tensor, seed: tf.Tensor, fill: str) -> tf.Te
             )
             patch = tf.bitcast(words, tf.uint8)[..., :3]
         else:
-            colour = _IMAGENET_MEAN if fill == 'mean' else (0, 0, 0)
-            patch = tf.broadcast_to(tf.constant(colour, tf.uint8), [rows, columns, 3])
+            color = _IMAGENET_MEAN if fill == 'mean' else (0, 0, 0)
+            patch = tf.broadcast_to(tf.constant(color, tf.uint8), [rows, columns, 3])
         return paste(patch, image, box)
 
     return tf.ensure_shape(tf.cond(rows * columns > 0, painted, lambda: image), [height, width, 3])

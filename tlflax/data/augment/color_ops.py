@@ -17,7 +17,7 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(image + 0.5, tf.uint8)  # the cast truncates, so halves go up, as in Pillow
 
 
-def grey(image: tf.Tensor) -> tf.Tensor:
+def gray(image: tf.Tensor) -> tf.Tensor:
     """Returns float32 [h, w, 1]."""
     flat = tf.matmul(tf.reshape(image, [-1, 3]), tf.constant(_LUMA)[:, None])
     return tf.reshape(flat, [*image.shape[:2], 1])
@@ -29,17 +29,17 @@ def brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Mixes with the grey that the image has on average."""
-    return _mix(tf.round(tf.reduce_mean(grey(image))), image, factor)
+    """Mixes with the gray that the image has on average."""
+    return _mix(tf.round(tf.reduce_mean(gray(image))), image, factor)
 
 
 def saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Mixes with the grey image."""
-    return _mix(grey(image), image, factor)
+    """Mixes with the gray image."""
+    return _mix(gray(image), image, factor)
 
 
 def hue(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
-    """Turns the hue of HSV by a part of the colour circle, -0.5 to 0.5."""
+    """Turns the hue of HSV by a part of the color circle, -0.5 to 0.5."""
     return tf.raw_ops.AdjustHue(images=image, delta=turn)
 
 
@@ -50,9 +50,9 @@ def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
         return image
     rows = image[:, :-2] + image[:, 1:-1] + image[:, 2:]
     box = rows[:-2] + rows[1:-1] + rows[2:]
-    centre = image[1:-1, 1:-1]
-    smooth = (box + 4.0 * centre) / 13.0
-    change = (factor - 1.0) * (centre - smooth)
+    center = image[1:-1, 1:-1]
+    smooth = (box + 4.0 * center) / 13.0
+    change = (factor - 1.0) * (center - smooth)
     return tf.clip_by_value(image + tf.pad(change, [[1, 1], [1, 1], [0, 0]]), 0.0, 255.0)
 
 
@@ -66,4 +66,4 @@ JITTER: Mapping[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     'jitter_saturation': saturation,
     'jitter_hue': hue,
 }
-"""Colour jitter, in the order in which it is applied; torchvision draws an order each time."""
+"""Color jitter, in the order in which it is applied; torchvision draws an order each time."""

@@ -11,7 +11,7 @@ def affine_matrices(
 ) -> Float64[np.ndarray, 'n 2 3']:
     """Returns the maps from output pixels to input pixels, in (row, column) order.
 
-    The composition is Keras's: rotation @ shift @ shear @ zoom, about the centre of the image.
+    The composition is Keras's: rotation @ shift @ shear @ zoom, about the center of the image.
 
     Args:
         draws: Any of `rotation`, `shear` (degrees), `width_shift`, `height_shift` (fractions),
@@ -32,9 +32,9 @@ def affine_matrices(
     shear = _matrix(n, {(0, 0): np.cos(phi), (1, 0): -np.sin(phi)})
     zoom = _matrix(n, {(0, 0): get('zoom_height', 1.0), (1, 1): get('zoom_width', 1.0)})
     row, column = np.full(n, height / 2 - 0.5), np.full(n, width / 2 - 0.5)
-    to_centre = _matrix(n, {(0, 2): row, (1, 2): column})
-    from_centre = _matrix(n, {(0, 2): -row, (1, 2): -column})
-    return (to_centre @ rotation @ shift @ shear @ zoom @ from_centre)[:, :2]
+    to_center = _matrix(n, {(0, 2): row, (1, 2): column})
+    from_center = _matrix(n, {(0, 2): -row, (1, 2): -column})
+    return (to_center @ rotation @ shift @ shear @ zoom @ from_center)[:, :2]
 
 
 def _matrix(

@@ -72,27 +72,27 @@ def draw(
     if augment.cutmix:
         rows = mixed & cut
         keep = beta_quantile(part[rows], augment.cutmix)
-        centre = random_bits.units(seed, epoch, 'cutmix_centre', n, 2)[rows]
-        box[rows] = cutmix_boxes(keep, centre, image_size)
+        center = random_bits.units(seed, epoch, 'cutmix_centre', n, 2)[rows]
+        box[rows] = cutmix_boxes(keep, center, image_size)
         mix[rows] = 1 - box[rows, 2] * box[rows, 3] / (image_size[0] * image_size[1])
     return Mixing(partner, mix.astype(np.float32), box)
 
 
 def cutmix_boxes(
-    keep: Float64[np.ndarray, ' n'], centre: Float64[np.ndarray, 'n 2'], image_size: tuple[int, int]
+    keep: Float64[np.ndarray, ' n'], center: Float64[np.ndarray, 'n 2'], image_size: tuple[int, int]
 ) -> Int32[np.ndarray, 'n 4']:
     """Returns rectangles of the part 1 - `keep` of the image's area, cut off at its edges.
 
-    As the paper's `rand_bbox`: their centre is any pixel.
+    As the paper's `rand_bbox`: their center is any pixel.
 
     Args:
         keep: What is left of the image, 0 to 1.
-        centre: From top and left, 0 to 1.
+        center: From top and left, 0 to 1.
         image_size: (height, width).
     """
     size = np.array(image_size)
     half = (size * np.sqrt(1 - keep)[:, None]).astype(np.int64) // 2
-    middle = np.minimum((centre * size).astype(np.int64), size - 1)
+    middle = np.minimum((center * size).astype(np.int64), size - 1)
     first, last = np.clip(middle - half, 0, size), np.clip(middle + half, 0, size)
     return np.concatenate([first, last - first], axis=1).astype(np.int32)
 

@@ -13,7 +13,7 @@ from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import geometry, random_bits
 
 GEOMETRIC = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate')
-ENHANCING = ('brightness', 'colour', 'contrast', 'sharpness')
+ENHANCING = ('brightness', 'color', 'contrast', 'sharpness')
 OPS = (
     *('identity', *GEOMETRIC, *ENHANCING),
     *('posterize', 'solarize', 'autocontrast', 'equalize'),
@@ -86,7 +86,7 @@ def matrices(
     result = geometry.affine_matrices({'rotation': amount['rotate']}, image_size)
     result[:, 0, 1] += amount['shear_y']
     result[:, 1, 0] += amount['shear_x']
-    # The edge is half a pixel from the first pixel's centre.
+    # The edge is half a pixel from the first pixel's center.
     result[:, 0, 2] += amount['shear_y'] / 2 + amount['translate_y']
     result[:, 1, 2] += amount['shear_x'] / 2 + amount['translate_x']
     return result.reshape(*op.shape, 2, 3)

@@ -70,7 +70,7 @@ def _one(
         'identity': lambda: image,
         'warp': rounded(lambda floats, _: warp(floats, matrix, fill_mode=fill_mode, cval=cval)),
         'brightness': rounded(color_ops.brightness),
-        'colour': rounded(color_ops.saturation),
+        'color': rounded(color_ops.saturation),
         'contrast': rounded(color_ops.contrast),
         'sharpness': rounded(color_ops.sharpness),
         'posterize': lambda: posterize(image, value),

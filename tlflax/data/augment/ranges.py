@@ -20,13 +20,13 @@ def check(augment: AugmentConfig, image_size: tuple[int, int]) -> None:
         raise UserError(
             f'an image of {image_size[0]}x{image_size[1]} pixels cannot be turned by right angles',
             where='config.augment.right_angles and config.data.image_size',
-            mend='give a square image_size, or augment.right_angles=False',
+            fix='give a square image_size, or augment.right_angles=False',
         )
     if augment.crops and augment.random_resized_crop:
         raise UserError(
             'fixed crops and random ones are both asked for',
             where='config.augment.crops and config.augment.random_resized_crop',
-            mend='keep one of them',
+            fix='keep one of them',
         )
     for key, most in (
         ('random_crop_scale', 1.0),
@@ -77,6 +77,6 @@ def _require_range(
     raise UserError(
         f'{values!r} is not a range',
         where=f'config.augment.{key}',
-        mend=f'give two numbers, {lower} <= high{upper}, such as (0.8, {1.0 if upper else 1.2})'
+        fix=f'give two numbers, {lower} <= high{upper}, such as (0.8, {1.0 if upper else 1.2})'
         f'{off}',
     )

@@ -23,7 +23,13 @@ View = dict[str, Any]
 
 FLIPS = ('horizontal_flip', 'vertical_flip')
 TRIES = 10  # for a box that fits, as torchvision
-CROPS = ('top_left', 'top_right', 'bottom_left', 'bottom_right', 'centre')
+CROPS = (
+    'top_left',
+    'top_right',
+    'bottom_left',
+    'bottom_right',
+    'centre',
+)  # as stored keys spell it
 
 
 def permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, ' n']:
@@ -84,7 +90,7 @@ def batch_rows(
         raise UserError(
             f'{batch_size} images cannot be shared equally by {process_count} processes',
             where='config.train.batch_size',
-            mend=f'give a multiple of {process_count}',
+            fix=f'give a multiple of {process_count}',
         )
     steps = -(-len(order) // batch_size)
     padded = np.full(steps * batch_size, -1, np.int64)
@@ -106,7 +112,7 @@ def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
         One array [n] for each active augmentation: `horizontal_flip`, `vertical_flip` (bool);
         `quarter_turns` (i64, 0..3, counterclockwise); `crop` (i64, position in `CROPS`);
         float32 `rotation` and `shear` (degrees), `width_shift`, `height_shift` (fractions of the
-        size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (grey levels),
+        size), `zoom_width`, `zoom_height`, `brightness` (factors), `channel_shift` (gray levels),
         `jitter_brightness`, `jitter_contrast`, `jitter_saturation` (factors), `jitter_hue`
         (part of the circle). Arrays [n, ...], float32 unless said otherwise: `crop_area` (part of
         the image), `crop_ratio` (width by height), each [n, TRIES], and `crop_place` [n, 2] (from
@@ -174,7 +180,7 @@ def outcomes(augment: AugmentConfig) -> list[View] | None:
 
 
 def plain(augment: AugmentConfig) -> View:
-    """Returns the view that evaluation has of an image: the centre crop where crops are trained on.
+    """Returns the view that evaluation has of an image: the center crop where crops are trained on.
 
     So objects are as large in evaluation as in training.
     """

@@ -21,8 +21,8 @@ def warp(image: tf.Tensor, matrix: tf.Tensor, *, fill_mode: str, cval: float) ->
     columns = tf.range(width, dtype=tf.float64)[None, :]
     y = matrix[0, 0] * rows + matrix[0, 1] * columns + matrix[0, 2]
     x = matrix[1, 0] * rows + matrix[1, 1] * columns + matrix[1, 2]
-    top, bottom, down = _neighbours(_inside(y, height, fill_mode), height)
-    left, right, across = _neighbours(_inside(x, width, fill_mode), width)
+    top, bottom, down = _neighbors(_inside(y, height, fill_mode), height)
+    left, right, across = _neighbors(_inside(x, width, fill_mode), width)
     pixels = tf.reshape(image, [height * width, channels])
 
     def row(start: tf.Tensor) -> tf.Tensor:
@@ -37,7 +37,7 @@ def warp(image: tf.Tensor, matrix: tf.Tensor, *, fill_mode: str, cval: float) ->
     return result
 
 
-def _neighbours(position: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _neighbors(position: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The pixels before and after each position [h, w], and the weight [h, w, 1] of the latter."""
     before = tf.cast(position, tf.int32)
     weight = tf.cast(position - tf.cast(before, tf.float64), tf.float32)

@@ -1,4 +1,4 @@
-"""Pixels of every colour mode that image files have, to RGB."""
+"""Pixels of every color mode that image files have, to RGB."""
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -47,7 +47,7 @@ def to_rgb(image: Image.Image, layout: str, background: tuple[int, int, int]) ->
         opaque = np.asarray(gray) != min(key * _GRAY_SCALE.get(layout, 1), 255)
         return _over(gray, opaque, background)
     if isinstance(key, tuple) and layout.endswith('16B'):
-        raise ValueError('a transparent colour of 16 bits a channel')
+        raise ValueError('a transparent color of 16 bits a channel')
     if not image.has_transparency_data:
         return image.convert('RGB')
     canvas = Image.new('RGBA', image.size, (*background, 255))

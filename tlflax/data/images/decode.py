@@ -6,7 +6,7 @@ its extension. What is done to each format:
 - EXIF (and XMP, TIFF) orientation is applied; unreadable metadata count as none.
 - Grayscale is repeated over three channels; palettes are looked up; 16 bits keep the high byte.
 - CMYK and YCCK become RGB by Pillow's formula (Adobe's inverted storage undone, no ICC profile).
-- Transparency is composited over a background colour, black unless asked otherwise.
+- Transparency is composited over a background color, black unless asked otherwise.
 - Of an animation or a multi-page file, the first picture counts.
 - Truncated files are errors. (A JPEG carries no checksum: damage in the middle that still decodes
   cannot be told from a picture.)
@@ -56,7 +56,7 @@ class ImageInfo(NamedTuple):
         format: Pillow's name: JPEG, MPO, PNG, GIF, BMP, WEBP, TIFF or PPM.
         width: Pixels, after orientation.
         height: Pixels, after orientation.
-        mode: Pillow's colour mode of the file (RGB, L, P, CMYK, RGBA, I;16, ...).
+        mode: Pillow's color mode of the file (RGB, L, P, CMYK, RGBA, I;16, ...).
         orientation: The EXIF value, 1 (upright) to 8.
         plain_jpeg: A JPEG that TensorFlow's decoder reads to the same pixels: baseline or
             progressive Huffman coding, 8 bits, 1 or 3 components, upright.
@@ -81,7 +81,7 @@ def read_image(
 
     Args:
         source: A path, or the whole file as bytes.
-        background: The RGB colour, 0..255, behind transparent pixels.
+        background: The RGB color, 0..255, behind transparent pixels.
         max_pixels: Larger images are refused before memory is spent on them.
         name: What to call `source` in an error where it is bytes.
 
@@ -160,7 +160,7 @@ def _bytes(source: Source, name: str) -> tuple[bytes, str]:
             return file.read(), name
     except OSError as error:
         what = f'cannot be read: {error.strerror}'
-        raise UserError(what, where=name, mend='check its path and permissions') from error
+        raise UserError(what, where=name, fix='check its path and permissions') from error
 
 
 def printable(path: str) -> str:
@@ -182,10 +182,10 @@ def _blaming(data: bytes, name: str) -> Iterator[None]:
     try:
         yield
     except _TooLarge as error:
-        raise UserError(f'has {error}', where=name, mend='shrink it or remove it') from None
+        raise UserError(f'has {error}', where=name, fix='shrink it or remove it') from None
     except Exception as error:
         what = f'is {_fault(data, error)}'
-        raise UserError(what, where=name, mend='replace or remove it') from error
+        raise UserError(what, where=name, fix='replace or remove it') from error
 
 
 def _fault(data: bytes, error: Exception) -> str:

@@ -1,12 +1,12 @@
-"""What an image looks like, in 56 bytes: a perceptual hash and a sketch of its colours.
+"""What an image looks like, in 56 bytes: a perceptual hash and a sketch of its colors.
 
 The hash is the 64-bit DCT hash of C. Zauner, "Implementation and benchmarking of perceptual image
 hash functions" (2010), in the form of the Python library imagehash (`phash`): gray values of a
 thumbnail, their discrete cosine transform, and of its 8x8 lowest frequencies one bit each, set
 where the coefficient is above their median. Copies that were scaled or recompressed keep nearly
 all bits. The thumbnail has 16x16 pixels, not 32x32: these frequencies need no more, and
-small images need not be decoded at full size. The hash is blind to colour, so a sketch goes with
-it: the mean colours of 4x4 fields, which tell a red light from a green one.
+small images need not be decoded at full size. The hash is blind to color, so a sketch goes with
+it: the mean colors of 4x4 fields, which tell a red light from a green one.
 """
 
 from collections.abc import Sequence

@@ -122,7 +122,7 @@ def read_file(
         entry: The file.
         listed: Somebody listed it as an image, so it is no stray whatever its name and contents.
         max_pixels: A larger image is a fault.
-        background: The RGB colour, 0..255, that is seen behind transparent pixels.
+        background: The RGB color, 0..255, that is seen behind transparent pixels.
     """
     looks_like_image = listed or os.path.splitext(entry.path)[1].lower() in IMAGE_EXTENSIONS
     path = os.path.join(root, entry.path)

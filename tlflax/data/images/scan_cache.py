@@ -67,7 +67,7 @@ class Finding(NamedTuple):
 
 def save(place: Path, entries: Sequence[Entry], findings: Sequence[Finding | None]) -> None:
     """Writes what is known; a cache that cannot be written costs only time, and is said."""
-    # What could not be read may be mended unseen.
+    # What could not be read may be fixed unseen.
     rows = [row for row, finding in enumerate(findings) if finding is not None and finding.kind]
     kept, found = [entries[row] for row in rows], [findings[row] for row in rows]
     columns = _pack(kept, [finding for finding in found if finding is not None])

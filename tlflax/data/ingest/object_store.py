@@ -76,7 +76,7 @@ def fetch(url: str, cache_dir: Path, *, key: str) -> str:
             f'{base} holds no image, or does not exist'
             + (f' ({sum(ignored.values())} objects have other endings)' if ignored else ''),
             where=key,
-            mend='mend the URL; images end in .jpg, .png, .gif, .bmp, .webp, .tif or nothing',
+            fix='fix the URL; images end in .jpg, .png, .gif, .bmp, .webp, .tif or nothing',
         )
     name = re.sub(r'[^A-Za-z0-9_.-]+', '_', base)[-40:]
     place = cache_dir / 'mirrors' / f'{name}-{hashlib.sha256(base.encode()).hexdigest()[:12]}'
@@ -94,16 +94,16 @@ def _connect(base: str, key: str) -> tuple[Any, str]:
         import fsspec
         from fsspec.registry import known_implementations
     except ImportError:
-        raise UserError(f'{base} needs the package fsspec', where=key, mend=install) from None
+        raise UserError(f'{base} needs the package fsspec', where=key, fix=install) from None
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError:
         hint = did_you_mean(scheme, known_implementations)
         hint = hint if hint.startswith('did') else 'give gs://, s3:// or another that fsspec knows'
-        raise UserError(f'{scheme}:// is not known', where=key, mend=hint) from None
+        raise UserError(f'{scheme}:// is not known', where=key, fix=hint) from None
     except ImportError as error:
         what = f'{base} needs a package that is not installed ({error})'
-        raise UserError(what, where=key, mend=install) from error
+        raise UserError(what, where=key, fix=install) from error
     with _explaining(base, key):
         return fsspec.core.url_to_fs(base, use_listings_cache=False)
 
@@ -117,7 +117,7 @@ def _explaining(base: str, key: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise UserError(
-            f'there is no such bucket or folder: {base}', where=key, mend='mend the URL'
+            f'there is no such bucket or folder: {base}', where=key, fix='fix the URL'
         ) from error
     except Exception as error:
         lines = str(error).strip().splitlines() or ['']
@@ -126,13 +126,13 @@ def _explaining(base: str, key: str) -> Iterator[None]:
             raise UserError(
                 f'{base} may not be read ({reason})',
                 where=key,
-                mend='give the credentials that its own tools use (AWS_PROFILE or '
+                fix='give the credentials that its own tools use (AWS_PROFILE or '
                 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS)',
             ) from error
         raise UserError(
             f'{base} cannot be mirrored ({reason})',
             where=key,
-            mend='check the network and the room in the cache folder; what was fetched is kept',
+            fix='check the network and the room in the cache folder; what was fetched is kept',
         ) from error
 
 

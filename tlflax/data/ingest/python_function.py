@@ -30,7 +30,7 @@ _PREFIX = 'py:'
 _FORM = "'py:FILE.py:FUNCTION' or 'py:MODULE:FUNCTION'"
 
 
-def materialise(spec: str, cache_dir: Path, *, key: str) -> Path:
+def materialize(spec: str, cache_dir: Path, *, key: str) -> Path:
     """Returns the folder of class folders that a `py:` specification stands for.
 
     The function takes no arguments and returns a finite dataset of (image, label) or of
@@ -48,15 +48,15 @@ def materialise(spec: str, cache_dir: Path, *, key: str) -> Path:
     """
     place, _, name = spec.removeprefix(_PREFIX).rpartition(':')
     if not (place and name):
-        raise UserError(f'{spec!r} names no function', where=key, mend=f'give {_FORM}')
+        raise UserError(f'{spec!r} names no function', where=key, fix=f'give {_FORM}')
     function = _find(place, name, key)
     with _blaming(spec, key):
         dataset = function()
     if not isinstance(dataset, tf.data.Dataset):
         what = f'{spec} returns a {type(dataset).__name__}, not a tf.data.Dataset'
-        raise UserError(what, where=key, mend='return a dataset of (image, label)')
+        raise UserError(what, where=key, fix='return a dataset of (image, label)')
     if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise UserError(f'{spec} yields for ever', where=key, mend='leave its repeat() out')
+        raise UserError(f'{spec} yields for ever', where=key, fix='leave its repeat() out')
     names = getattr(dataset, 'class_names', None) or getattr(function, 'class_names', None)
     identity = f'{os.path.abspath(place) if place.endswith(".py") else place}:{name}'
     target = cache_dir / 'python' / f'{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}'
@@ -66,7 +66,7 @@ def materialise(spec: str, cache_dir: Path, *, key: str) -> Path:
         raise UserError(
             f'cannot be written ({error.strerror or error})',
             where=str(target),
-            mend='mend that, or set TLFLAX_CACHE to another folder',
+            fix='fix that, or set TLFLAX_CACHE to another folder',
         ) from error
     return target
 
@@ -77,7 +77,7 @@ def _find(place: str, name: str, key: str) -> Callable[[], Any]:
     is_file = place.endswith('.py')
     if is_file and not path.is_file():
         raise UserError(
-            f'there is no such file: {printable(place)!r}', where=key, mend=f'give {_FORM}'
+            f'there is no such file: {printable(place)!r}', where=key, fix=f'give {_FORM}'
         )
     with _blaming(place, key):
         if is_file:
@@ -94,7 +94,7 @@ def _find(place: str, name: str, key: str) -> Callable[[], Any]:
     if not callable(function):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith('_')]
         what = f'{place} has no function {name!r}'
-        raise UserError(what, where=key, mend=did_you_mean(name, known))
+        raise UserError(what, where=key, fix=did_you_mean(name, known))
     return function
 
 
@@ -115,7 +115,7 @@ def _blaming(what: str, key: str) -> Iterator[None]:
         raised = f'{kind}: {line.removeprefix(f"{kind}: ")[:300]}'
         if theirs and 'site-packages' not in theirs[-1].filename:
             raised += f' ({printable(theirs[-1].filename)}, line {theirs[-1].lineno})'
-        raise UserError(f'{what} fails with {raised}', where=key, mend='mend it') from error
+        raise UserError(f'{what} fails with {raised}', where=key, fix='fix it') from error
 
 
 def _examples(
@@ -133,17 +133,17 @@ def _examples(
                 raise UserError(
                     f'{where} is no image with its label',
                     where=key,
-                    mend="yield (image, label) or {'image': ..., 'label': ...}",
+                    fix="yield (image, label) or {'image': ..., 'label': ...}",
                 ) from None
             image, label = np.asarray(image), np.asarray(label)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
                 raise UserError(
                     f'{where}: the image is {image.dtype}{list(image.shape)}',
                     where=key,
-                    mend='yield uint8[h, w, 3] or uint8[h, w, 1], one image at a time',
+                    fix='yield uint8[h, w, 3] or uint8[h, w, 1], one image at a time',
                 )
             if not image.size:
-                raise UserError(f'{where}: the image is empty', where=key, mend='leave it out')
+                raise UserError(f'{where}: the image is empty', where=key, fix='leave it out')
             yield image, _class_name(label, names, where, key)
 
 
@@ -160,7 +160,7 @@ def _class_name(label: np.ndarray, names: Sequence[str] | None, where: str, key:
         raise UserError(
             f'{where}: the label is {label!r}',
             where=key,
-            mend='yield the class as one integer, below the number of class names if there are '
+            fix='yield the class as one integer, below the number of class names if there are '
             'any, or as one string',
         )
     return value

@@ -30,7 +30,7 @@ if not sys.stderr.isatty():
     tfds.disable_progress_bar()
 
 
-def materialise(spec: str, cache_dir: Path) -> Path:
+def materialize(spec: str, cache_dir: Path) -> Path:
     """Returns the folder of class folders that a `tfds:` specification stands for.
 
     Classes are the data set's label names (a '/' in one is written '%2F'). Written at the first
@@ -44,12 +44,12 @@ def materialise(spec: str, cache_dir: Path) -> Path:
         cache_dir: Where to write, in a folder `tfds`.
 
     Raises:
-        UserError: There is no such data set or split, it holds no labelled images, or it cannot be
+        UserError: There is no such data set or split, it holds no labeled images, or it cannot be
             had or written.
     """
     name, slash, split = spec.removeprefix(_PREFIX).rpartition('/')
     if not (spec.startswith(_PREFIX) and slash and name and split):
-        raise UserError('does not name a split', where=spec, mend='give tfds:NAME/SPLIT')
+        raise UserError('does not name a split', where=spec, fix='give tfds:NAME/SPLIT')
     with _quiet():
         if name[0] in '/~.':
             return _image_folder(spec, name, split)
@@ -61,13 +61,13 @@ def materialise(spec: str, cache_dir: Path) -> Path:
 def _image_folder(spec: str, name: str, split: str) -> Path:
     root = Path(name).expanduser().absolute()
     if not root.is_dir():
-        raise UserError('there is no such folder', where=str(root), mend=f'mend {spec!r}')
+        raise UserError('there is no such folder', where=str(root), fix=f'fix {spec!r}')
     splits = tfds.folder_dataset.ImageFolder(str(root)).info.splits
     if split not in splits:
         raise UserError(
             f'no split {split!r} with class folders of images',
             where=str(root),
-            mend=did_you_mean(split, splits),
+            fix=did_you_mean(split, splits),
         )
     return root / split
 
@@ -80,7 +80,7 @@ def _builder(spec: str, name: str) -> Any:
         raise _unknown(spec, name, data_dir) from error
     except Exception as error:  # an unknown configuration or version, each of a type of its own
         raise UserError(
-            _first_line(error), where=spec, mend='mend the configuration or the version'
+            _first_line(error), where=spec, fix='fix the configuration or the version'
         ) from error
 
 
@@ -93,11 +93,11 @@ def _unknown(spec: str, name: str, data_dir: str | None) -> UserError:
     name = re.split('[/:]', name)[0]
     if name in known:
         what = f'{name!r} has no such configuration or version'
-        return UserError(what, where=spec, mend='mend it, or leave it out for the default')
-    mend = did_you_mean(name, sorted(known))
-    if not mend.startswith('did you mean'):
-        mend = 'see https://www.tensorflow.org/datasets/catalog/overview for those there are'
-    return UserError('TFDS has no such data set', where=spec, mend=mend)
+        return UserError(what, where=spec, fix='fix it, or leave it out for the default')
+    fix = did_you_mean(name, sorted(known))
+    if not fix.startswith('did you mean'):
+        fix = 'see https://www.tensorflow.org/datasets/catalog/overview for those there are'
+    return UserError('TFDS has no such data set', where=spec, fix=fix)
 
 
 def _prepare(spec: str, builder: Any) -> None:
@@ -116,7 +116,7 @@ def _prepare(spec: str, builder: Any) -> None:
         raise UserError(
             f'TFDS could not prepare it ({_first_line(error)})',
             where=spec,
-            mend='prepare it with TFDS on a machine that can, and set TFDS_DATA_DIR to its folder',
+            fix='prepare it with TFDS on a machine that can, and set TFDS_DATA_DIR to its folder',
         ) from error
 
 

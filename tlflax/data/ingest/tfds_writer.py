@@ -87,9 +87,7 @@ def find_split(spec: str, builder: Any, name: str) -> Split:
     try:
         splits[name]
     except Exception as error:  # KeyError, ValueError or AssertionError, by what is wrong with it
-        raise UserError(
-            f'no split {name!r}', where=spec, mend=did_you_mean(name, splits)
-        ) from error
+        raise UserError(f'no split {name!r}', where=spec, fix=did_you_mean(name, splits)) from error
     features = builder.info.features
     features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     chosen = []
@@ -103,7 +101,7 @@ def find_split(spec: str, builder: Any, name: str) -> Split:
                 if keys
                 else f'no {what} is among its features: {", ".join(sorted(features))}',
                 where=spec,
-                mend='choose a data set for image classification',
+                fix='choose a data set for image classification',
             )
         chosen.append((preferred or keys)[0])
     return Split(spec, builder, name, image=chosen[0], label=chosen[1])
@@ -151,13 +149,13 @@ def write(split: Split, cache_dir: Path) -> Path:
         raise UserError(
             f'TFDS cannot read what it prepared ({error.message.splitlines()[0]})',
             where=str(split.builder.data_dir),
-            mend='delete that folder, so that it is prepared anew',
+            fix='delete that folder, so that it is prepared anew',
         ) from error
     except OSError as error:
         raise UserError(
             f'cannot be written ({error.strerror or error})',
             where=str(target),
-            mend=f'it takes about {megabytes:.0f} MB; TLFLAX_CACHE may name another folder',
+            fix=f'it takes about {megabytes:.0f} MB; TLFLAX_CACHE may name another folder',
         ) from error
     return target
 
@@ -168,7 +166,7 @@ def _write(split: Split, folder: Path) -> None:
     for number, (image, label) in enumerate(split.examples()):
         if label < 0:
             raise UserError(
-                f'example {number} has no label', where=split.spec, mend='choose a labelled split'
+                f'example {number} has no label', where=split.spec, fix='choose a labeled split'
             )
         if label not in known:
             known[label] = folder / class_folders.as_folder(split.classes.int2str(label))

@@ -30,11 +30,11 @@ def check_classes(listing: Listing, key: str, report: Report = stop) -> None:
     for name in classes:
         if any('\ud800' <= char <= '\udfff' for char in name):  # bytes that Python could not read
             what = f'the name of the class folder {printable(name)!r} is not UTF-8'
-            report(UserError(what, where=key, mend='rename it'))
+            report(UserError(what, where=key, fix='rename it'))
     if classes and all(name.lower() in _SPLITS for name in classes):
         what = f'{source!r} holds splits, not classes: {some(classes)}'
-        mend = 'give a split each to --config.data.train, --config.data.val, --config.data.test'
-        report(UserError(what, where=key, mend=mend))
+        fix = 'give a split each to --config.data.train, --config.data.val, --config.data.test'
+        report(UserError(what, where=key, fix=fix))
     if len(classes) == 1:
         report(_single_class(listing, source, key))
     refuse_empty(listing.empty, key, report)
@@ -49,7 +49,7 @@ def _single_class(listing: Listing, source: str, key: str) -> UserError:
     return UserError(
         f'{source!r} has the single class {name!r}: nothing to tell apart',
         where=key,
-        mend=hint if len(inner) > 1 else 'add a folder for each other class',
+        fix=hint if len(inner) > 1 else 'add a folder for each other class',
     )
 
 
@@ -80,8 +80,8 @@ def check_against_training(names: Iterable[str], classes: Sequence[str], key: st
     if missing:
         what += f' (and training has {some(missing)}, which are not here)'
     hints = [f'{printable(name)!r}: {near_class(name, classes)}' for name in unknown[:_SHOWN]]
-    mend = f'rename or remove these classes ({"; ".join(hints)})'
-    raise UserError(what, where=key, mend=mend)
+    fix = f'rename or remove these classes ({"; ".join(hints)})'
+    raise UserError(what, where=key, fix=fix)
 
 
 def near_class(name: str, classes: Sequence[str]) -> str:
@@ -102,7 +102,7 @@ def refuse_empty(names: Sequence[str], key: str, report: Report = stop) -> None:
     """Reports a fault that names the classes in `names`, if there are any."""
     if names:
         what = f'{len(names)} classes without a usable image: {some(names)}'
-        report(UserError(what, where=key, mend='add images to them or remove them'))
+        report(UserError(what, where=key, fix='add images to them or remove them'))
 
 
 def report_bad(scanned: Scanned, listing: Listing, on_bad_image: str, key: str) -> None:
@@ -125,7 +125,7 @@ def report_bad(scanned: Scanned, listing: Listing, on_bad_image: str, key: str) 
         raise UserError(
             f'{len(bad)} of {images} images cannot be used: {some(bad, quote=False)}',
             where=key,
-            mend='replace or remove them, or leave them out with --config.data.on_bad_image=skip',
+            fix='replace or remove them, or leave them out with --config.data.on_bad_image=skip',
         )
 
 

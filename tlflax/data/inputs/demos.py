@@ -8,7 +8,7 @@ from tlflax.utils.errors import UserError, did_you_mean
 
 TRAFFIC_LIGHTS = Asset(
     what='1,484 photographs of traffic lights',
-    licence='CC BY-SA 4.0, MIT self-driving car course, https://selfdrivingcars.mit.edu',
+    license='CC BY-SA 4.0, MIT self-driving car course, https://selfdrivingcars.mit.edu',
     key='config.data.train',
     own='--config.data.train=FOLDER',
     mirrors=(
@@ -44,6 +44,6 @@ def resolve_demo(spec: str, *, where: str = 'config.data.train', cache: Path | N
     """
     demos = [f'demo:{name}/{part}' for name, asset in DEMOS.items() for part in asset.parts]
     if spec not in demos:
-        raise UserError(f'no demo images {spec!r}', where=where, mend=did_you_mean(spec, demos))
+        raise UserError(f'no demo images {spec!r}', where=where, fix=did_you_mean(spec, demos))
     name, _, part = spec.removeprefix('demo:').partition('/')
     return fetch(DEMOS[name], cache=cache) / part

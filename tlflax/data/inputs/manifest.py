@@ -80,12 +80,12 @@ def read_manifest(path: str | os.PathLike[str], *, key: str, report: Report = st
                     report(error)
     except OSError as error:
         what = f'the manifest {printable(path)!r} cannot be read: {error.strerror}'
-        raise UserError(what, where=key, mend='check its path and permissions') from error
+        raise UserError(what, where=key, fix='check its path and permissions') from error
     except UnicodeDecodeError as error:
         what = f'the manifest is not UTF-8 (byte {error.start} of a part)'
-        raise UserError(what, where=printable(path), mend='save it as UTF-8') from error
+        raise UserError(what, where=printable(path), fix='save it as UTF-8') from error
     if not rows:
-        raise UserError('the manifest names no image', where=printable(path), mend='add lines')
+        raise UserError('the manifest names no image', where=printable(path), fix='add lines')
     return _check_rows(path, rows, report)
 
 
@@ -144,7 +144,7 @@ def _parse_table(
                 continue
             yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise _unfit(path, reader.line_num + 1, f'no CSV ({error})', 'mend its quotes') from error
+        raise _unfit(path, reader.line_num + 1, f'no CSV ({error})', 'fix its quotes') from error
 
 
 def _header(path: str, first: str) -> tuple[list[str], str]:
@@ -159,10 +159,10 @@ def _header(path: str, first: str) -> tuple[list[str], str]:
             return columns, delimiter
         found = max(found, columns, key=len)
     missing = next(name for name in _NEEDED if name not in found)
-    mend = did_you_mean(missing, found)
-    mend = f'rename {mend.split()[-1][:-1]}' if mend.startswith('did') else 'add it'
+    fix = did_you_mean(missing, found)
+    fix = f'rename {fix.split()[-1][:-1]}' if fix.startswith('did') else 'add it'
     named = ', '.join(map(repr, map(printable, found[:9]))) or 'nothing'
-    raise _unfit(path, 1, f'no column {missing!r} (it names {named})', mend)
+    raise _unfit(path, 1, f'no column {missing!r} (it names {named})', fix)
 
 
 def _parse_lines(
@@ -187,9 +187,9 @@ def _fields(path: str, line: int, text: str) -> dict[str, Any]:
         raise _unfit(path, line, 'no JSON object', 'write {"path": ..., "label": ...}')
     for name in _NEEDED:
         if name not in fields:
-            mend = did_you_mean(name, list(fields))
-            mend = mend if mend.startswith('did') else 'add it'
-            raise _unfit(path, line, f'no {name!r}', mend)
+            fix = did_you_mean(name, list(fields))
+            fix = fix if fix.startswith('did') else 'add it'
+            raise _unfit(path, line, f'no {name!r}', fix)
     return fields
 
 
@@ -258,7 +258,7 @@ def _check_rows(path: str, rows: list[Row], report: Report) -> list[Row]:
         else:
             fit.append(row)
     if all(row.weight == 0 for row in rows):
-        report(UserError('every weight is 0', where=printable(path), mend='give some above 0'))
+        report(UserError('every weight is 0', where=printable(path), fix='give some above 0'))
     return fit
 
 
@@ -270,5 +270,5 @@ def _entry(root: str, path: str) -> Entry:
     return Entry(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _unfit(path: str, line: int, what: str, mend: str) -> UserError:
-    return UserError(what, where=f'{printable(path)}, line {line}', mend=mend)
+def _unfit(path: str, line: int, what: str, fix: str) -> UserError:
+    return UserError(what, where=f'{printable(path)}, line {line}', fix=fix)

@@ -62,7 +62,7 @@ def list_pattern(spec: str, *, key: str, report: Report = stop) -> Listing:
     matchers = _matchers(spec, rest, key)
     if not os.path.isdir(base):
         raise UserError(
-            f'no such folder: {printable(base)!r}', where=key, mend=f'mend the pattern {spec!r}'
+            f'no such folder: {printable(base)!r}', where=key, fix=f'fix the pattern {spec!r}'
         )
     ignored = Ignored()
     found = [
@@ -74,7 +74,7 @@ def list_pattern(spec: str, *, key: str, report: Report = stop) -> Listing:
         raise UserError(
             f'no file matches the pattern {printable(spec)!r}',
             where=key,
-            mend=f'compare it with the files in {printable(base)!r}; {_CLASS} and * stand for a '
+            fix=f'compare it with the files in {printable(base)!r}; {_CLASS} and * stand for a '
             'part of one name, ** for folders',
         )
     return Listing(
@@ -97,7 +97,7 @@ def _matchers(spec: str, rest: str, key: str) -> list[re.Pattern[str]]:
         raise UserError(
             f'{what} in the pattern {printable(spec)!r}',
             where=key,
-            mend=f'put {_CLASS} where the name of the class stands, as in photos/{_CLASS}/*.jpg',
+            fix=f'put {_CLASS} where the name of the class stands, as in photos/{_CLASS}/*.jpg',
         )
     parts, patterns, so_far = rest.split('/'), [], ''
     for part in parts[:-1]:

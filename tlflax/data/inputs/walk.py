@@ -82,8 +82,8 @@ def walk(root: str, *, key: str, ignored: Ignored, report: Report = stop) -> dic
         ignored.note(kind_of_stray(name), name)
     if not classes:
         what = f'{printable(root)!r} has no class folders'
-        mend = 'make one folder for each class and put its images there'
-        report(UserError(what, where=key, mend=mend))
+        fix = 'make one folder for each class and put its images there'
+        report(UserError(what, where=key, fix=fix))
     above = ancestors(root)
     return {name: _walk_class(root, name, set(above), ignored, report) for name in classes}
 
@@ -99,17 +99,17 @@ def _no_folder(root: str, key: str) -> UserError:
         return UserError(
             f'{printable(root)!r} is a file, not a folder',
             where=key,
-            mend='name the folder that holds the class folders',
+            fix='name the folder that holds the class folders',
         )
     parent = root
     while not os.path.isdir(parent):
         wanted, parent = parent, os.path.dirname(parent)
     names = [name for name, _ in children(parent, '', Ignored(), stop)]
     beside = [name for name in names if os.path.isdir(f'{parent}/{name}')]
-    mend = did_you_mean(os.path.basename(wanted), beside)
-    if not mend.startswith('did'):
-        mend = f'{printable(parent)!r} exists, but holds no {os.path.basename(wanted)!r}'
-    return UserError(f'no such folder: {printable(root)!r}', where=key, mend=mend)
+    fix = did_you_mean(os.path.basename(wanted), beside)
+    if not fix.startswith('did'):
+        fix = f'{printable(parent)!r} exists, but holds no {os.path.basename(wanted)!r}'
+    return UserError(f'no such folder: {printable(root)!r}', where=key, fix=fix)
 
 
 def _check_strays(root: str, names: list[str], key: str, report: Report) -> None:
@@ -126,8 +126,8 @@ def _check_strays(root: str, names: list[str], key: str, report: Report) -> None
             f'{printable(root)!r} holds images outside of class folders: '
             f'{", ".join(images[:3])}{more}'
         )
-        mend = 'make one folder for each class and move them there'
-        report(UserError(what, where=key, mend=mend))
+        fix = 'make one folder for each class and move them there'
+        report(UserError(what, where=key, fix=fix))
 
 
 def _walk_class(
@@ -176,8 +176,8 @@ def children(
                     found.append((child.name, _status(child)))
     except OSError as error:
         what = f'the folder cannot be read: {error.strerror}'
-        mend = 'give yourself permission to read it, or remove it'
-        report(UserError(what, where=printable(folder), mend=mend))
+        fix = 'give yourself permission to read it, or remove it'
+        report(UserError(what, where=printable(folder), fix=fix))
     return sorted(found, key=lambda item: item[0])
 
 

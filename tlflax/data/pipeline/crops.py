@@ -21,7 +21,7 @@ def resize(
     Args:
         image: uint8 [h, w, 3], of any h and w.
         parameters: One image's row of `tlflax.data.augment.apply.parameters`. With `crop`, the
-            image is resized to more than `size`, of which a corner or the centre is cut out. With
+            image is resized to more than `size`, of which a corner or the center is cut out. With
             `crop_area`, a random part of it is resized (see `random_box`), and `mode` is not used.
         size: (height, width) to come out.
         mode: See `tlflax.data.pipeline.resize.resize_image`.

@@ -65,7 +65,7 @@ def draw_grid(
         os.replace(partial, path)
     except OSError as error:
         what = f'the picture cannot be written: {error.strerror or error}'
-        raise UserError(what, where=str(path), mend='name a file in a folder of yours') from error
+        raise UserError(what, where=str(path), fix='name a file in a folder of yours') from error
 
 
 def _examples(table: ImageTable, seed: int, count: int) -> Int64[np.ndarray, ' m']:

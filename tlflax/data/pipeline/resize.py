@@ -6,13 +6,13 @@ from tlflax.data._tensorflow import tf
 def resize_image(
     image: tf.Tensor, size: tuple[int, int], mode: str, *, antialias: bool
 ) -> tf.Tensor:
-    """Resizes bilinearly, with half-pixel centres.
+    """Resizes bilinearly, with half-pixel centers.
 
     Args:
         image: uint8 or float32 [h, w, 3], of any h and w.
         size: (height, width) to come out.
         mode: 'stretch' ignores the aspect ratio; 'pad' fits the image inside, with zeros around it,
-            as `PIL.ImageOps.pad`; 'crop' covers, and cuts the centre out, as `PIL.ImageOps.fit`.
+            as `PIL.ImageOps.pad`; 'crop' covers, and cuts the center out, as `PIL.ImageOps.fit`.
         antialias: Widen the filter when shrinking, as Pillow does.
 
     Returns:
@@ -59,7 +59,7 @@ def _resample(
 ) -> tf.Tensor:
     """Output pixel = scale * input pixel + offset, through a triangle as wide as it takes.
 
-    The operation's loop is over the last axis. With rows of pixels there, and not three colours,
+    The operation's loop is over the last axis. With rows of pixels there, and not three colors,
     it takes a third of the time for the same result, to the bit; so columns are made rows.
     """
 

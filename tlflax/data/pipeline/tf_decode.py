@@ -46,5 +46,5 @@ def explain(table: ImageTable, rows: Int64[np.ndarray, ' m'], max_pixels: int) -
             raise UserError(
                 'cannot be decoded as the plain JPEG that was found at the start',
                 where=printable(path),
-                mend='run again if it has changed since, else save it anew as PNG',
+                fix='run again if it has changed since, else save it anew as PNG',
             )

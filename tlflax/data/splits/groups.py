@@ -30,13 +30,13 @@ def by_pattern(table: ImageTable, pattern: str) -> ImageTable:
         raise UserError(
             "the manifest has a column 'group' too",
             where=_KEY,
-            mend='remove the column, or leave this empty',
+            fix='remove the column, or leave this empty',
         )
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f'{pattern!r} is no regular expression ({error})', where=_KEY, mend='mend it'
+            f'{pattern!r} is no regular expression ({error})', where=_KEY, fix='fix it'
         ) from error
     start = f'{table.root}/'
     paths = [path.removeprefix(start) for path in table.paths]
@@ -47,7 +47,7 @@ def by_pattern(table: ImageTable, pattern: str) -> ImageTable:
         raise UserError(
             f'{pattern!r} finds a scene in no path, such as {printable(paths[0])!r}',
             where=_KEY,
-            mend='mend it, or leave it empty',
+            fix='fix it, or leave it empty',
         )
     if missed := [path for path, group in zip(paths, groups, strict=True) if not group]:
         logging.warning(
@@ -67,5 +67,5 @@ def check_scenes(table: ImageTable) -> None:
         raise UserError(
             f'all {len(table)} images are of one scene, {printable(names.pop())!r}',
             where=f"{_KEY} or the manifest's column",
-            mend='name scenes that differ, or leave it out',
+            fix='name scenes that differ, or leave it out',
         )

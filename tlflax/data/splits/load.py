@@ -134,7 +134,7 @@ def _no_training_images() -> UserError:
     return UserError(
         'no training images are named',
         where='config.data.train',
-        mend='give a folder with one sub-folder of images for each class',
+        fix='give a folder with one sub-folder of images for each class',
     )
 
 
@@ -152,7 +152,7 @@ def _named(data: DataConfig, name: str, known: Known) -> str:
         raise UserError(
             f'{data.train} has lines whose split is {name!r}, and {spec} is given too',
             where=f'config.data.{name}',
-            mend=f'leave this empty, or give {data.train}#train as config.data.train',
+            fix=f'leave this empty, or give {data.train}#train as config.data.train',
         )
     return spec or data.train
 
@@ -213,7 +213,7 @@ def load_train(data: DataConfig) -> ImageTable:
 
 
 def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:
-    """Returns the validation images alone, labelled in the order of `classes`.
+    """Returns the validation images alone, labeled in the order of `classes`.
 
     Raises:
         UserError: See `load_splits`.
@@ -233,17 +233,17 @@ def check_fractions(data: DataConfig) -> None:
         raise UserError(
             'the fractions leave nothing to train with',
             where='config.data.val_fraction and config.data.test_fraction',
-            mend='give less than 1 in all',
+            fix='give less than 1 in all',
         )
     if data.folds == 1:
         raise UserError(
             'one fold leaves nothing to train with',
             where='config.data.folds',
-            mend='give 2 or more, or 0 for none',
+            fix='give 2 or more, or 0 for none',
         )
     if data.fold >= max(data.folds, 1):
-        mend = f'give 0 to {data.folds - 1}' if data.folds else 'set config.data.folds too'
-        raise UserError(f'there is no fold {data.fold}', where='config.data.fold', mend=mend)
+        fix = f'give 0 to {data.folds - 1}' if data.folds else 'set config.data.folds too'
+        raise UserError(f'there is no fold {data.fold}', where='config.data.fold', fix=fix)
 
 
 def _check_one_way(data: DataConfig, name: str, spec: str, needed: bool) -> None:
@@ -255,11 +255,11 @@ def _check_one_way(data: DataConfig, name: str, spec: str, needed: bool) -> None
         raise UserError(
             f'more than one way to say what the {name} split is',
             where=' and '.join(f'config.data.{way}' for way in ways),
-            mend='keep one of them',
+            fix='keep one of them',
         )
     if name == 'val' and needed and not ways:
         raise UserError(
             'no validation images are named',
             where='config.data.val',
-            mend='give a folder like the training one, or config.data.val_fraction=0.2',
+            fix='give a folder like the training one, or config.data.val_fraction=0.2',
         )

@@ -23,14 +23,14 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(
-                'there is no such file or folder', where=printable(str(path)), mend='check its path'
+                'there is no such file or folder', where=printable(str(path)), fix='check its path'
             )
         files = [path]
         if path.is_dir():
             files = sorted(p for p in path.rglob('*') if p.is_file() and _is_image(p))
             if not files:
                 raise UserError(
-                    'there is no image in this folder', where=printable(str(path)), mend='name one'
+                    'there is no image in this folder', where=printable(str(path)), fix='name one'
                 )
         found += map(str, files)
     return found
@@ -42,7 +42,7 @@ def _is_image(path: Path) -> bool:
 
 
 def table(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> tuple[ImageTable, list[str]]:
-    """Returns an unlabelled table of the files that are images, and a sentence for each other.
+    """Returns an unlabeled table of the files that are images, and a sentence for each other.
 
     Args:
         paths: The files.

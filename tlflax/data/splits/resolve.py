@@ -44,12 +44,12 @@ def list_input(
     if spec.startswith('tfds:'):
         from tlflax.data.ingest import tfds  # TensorFlow is imported only where it is needed
 
-        root = tfds.materialise(spec, assets.cache_folder())
+        root = tfds.materialize(spec, assets.cache_folder())
         return list_folder(root, key=key, report=report)
     if spec.startswith('py:'):
         from tlflax.data.ingest import python_function
 
-        root = python_function.materialise(spec, assets.cache_folder(), key=key)
+        root = python_function.materialize(spec, assets.cache_folder(), key=key)
         return list_folder(root, key=key, report=report)
     if object_store.is_url(spec):
         spec = object_store.fetch(spec, assets.cache_folder(), key=key)
@@ -68,6 +68,6 @@ def _part(spec: str, key: str, rows: list[manifest.Row], part: str) -> str | Non
         return wanted
     if not part and wanted not in NAMES:
         named = ' or '.join(f'{spec}#{name}' for name in sorted(there))
-        raise UserError(f'{spec} holds several splits', where=key, mend=f'say which: {named}')
+        raise UserError(f'{spec} holds several splits', where=key, fix=f'say which: {named}')
     what = f'{spec} has no line whose split is {wanted!r}'
-    raise UserError(what, where=key, mend=did_you_mean(wanted, sorted(there)))
+    raise UserError(what, where=key, fix=did_you_mean(wanted, sorted(there)))

@@ -55,7 +55,7 @@ def stratified_split(
         raise UserError(
             f'no class has {what}, so there is nothing to take from any',
             where=f'config.data.{salt}_fraction',
-            mend='add images',
+            fix='add images',
         )
     return _divide(table, np.array([name in taken for name in names], bool))
 
@@ -74,7 +74,7 @@ def fold_split(table: ImageTable, folds: int, fold: int) -> tuple[ImageTable, Im
         raise UserError(
             f'fold {fold} of {folds} has no image',
             where='config.data.folds',
-            mend='use fewer folds, or add images',
+            fix='use fewer folds, or add images',
         )
     rest, part = _divide(table, inside)
     lost = np.flatnonzero((part.counts == 0) & (table.counts > 0))
@@ -174,12 +174,12 @@ def _divide(table: ImageTable, inside: Bool[np.ndarray, ' n']) -> tuple[ImageTab
             raise UserError(
                 f'class {name!r} holds nothing but copies of images of other classes',
                 where=path,
-                mend='keep each image in the one class it belongs to',
+                fix='keep each image in the one class it belongs to',
             )
         raise UserError(
             f'all scenes that show class {name!r} would go to one side of the split',
             where=path,
-            mend='make the scenes smaller with config.data.group, or add scenes of this class',
+            fix='make the scenes smaller with config.data.group, or add scenes of this class',
         )
     return rest, part
 

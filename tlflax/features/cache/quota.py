@@ -114,7 +114,7 @@ def clear(root: str | os.PathLike[str], name: str = '') -> tuple[int, int]:
     """
     spaces = _spaces(Path(root))
     if name and name not in [folder.name for folder in spaces]:
-        raise UserError(f'no features {name!r}', where=str(root), mend='see what `info` lists')
+        raise UserError(f'no features {name!r}', where=str(root), fix='see what `info` lists')
     freed = kept = 0
     for space in spaces:
         if name in ('', space.name):
@@ -154,13 +154,13 @@ def _refuse(root: Path, need: int, used: int, max_bytes: float, free: int) -> No
             f'{_gb(need)} of features are to be stored, {_gb(used)} are in use by this or other '
             f'runs, and the limit is {_gb(max_bytes)}',
             where='config.features.max_gb',
-            mend='raise it, choose a smaller features.dtype, image_size or layer, or set '
+            fix='raise it, choose a smaller features.dtype, image_size or layer, or set '
             'features.cache=False',
         )
     raise UserError(
         f'{_gb(need)} of features are to be stored, and only {_gb(free)} are free on the disk',
         where=str(root),
-        mend=f'free some, {_WAYS_OUT}',
+        fix=f'free some, {_WAYS_OUT}',
     )
 
 
@@ -172,7 +172,7 @@ def _prepare(root: Path) -> None:
             raise PermissionError(errno.EACCES, 'it is read-only')
     except OSError as error:
         raise UserError(
-            f'features cannot be stored there ({error.strerror})', where=str(root), mend=_WAYS_OUT
+            f'features cannot be stored there ({error.strerror})', where=str(root), fix=_WAYS_OUT
         ) from error
 
 

@@ -268,7 +268,7 @@ def _lock(path: Path, mode: int, kind: int) -> int:
         raise UserError(
             f'the file system cannot lock files ({error.strerror})',
             where=str(path.parent),
-            mend='set TLFLAX_CACHE to a folder on a local disk, or features.cache=False',
+            fix='set TLFLAX_CACHE to a folder on a local disk, or features.cache=False',
         ) from error
     return descriptor
 

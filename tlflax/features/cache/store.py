@@ -345,21 +345,21 @@ class Store:
             raise UserError(
                 f'a feature of {np.abs(values).max():.4g} does not fit in {self.dtype.name}',
                 where='config.features.dtype',
-                mend="set it to 'bfloat16' or 'float32'",
+                fix="set it to 'bfloat16' or 'float32'",
             )
         return stored.view(np.uint8).reshape(len(values), self._layout.row_bytes)
 
 
 @contextlib.contextmanager
 def _sentence(folder: Path) -> Iterator[None]:
-    """Turns what the operating system refuses into something the user can mend."""
+    """Turns what the operating system refuses into something the user can fix."""
     try:
         yield
     except OSError as error:
         raise UserError(
             f'features cannot be stored ({error.strerror}), those stored before are kept',
             where=str(folder),
-            mend='mend that and run again, set TLFLAX_CACHE to a folder on another disk, or '
+            fix='fix that and run again, set TLFLAX_CACHE to a folder on another disk, or '
             'features.cache=False',
         ) from error
 

@@ -1,6 +1,6 @@
-"""Multinomial logistic regression by L-BFGS, along a path of regularisation strengths.
+"""Multinomial logistic regression by L-BFGS, along a path of regularization strengths.
 
-Minimises, over a kernel W and an intercept b,
+Minimizes, over a kernel W and an intercept b,
 
     mean over the examples of cross_entropy(x W + b, label)  +  l2 / 2 * sum of W squared.
 
@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 STRENGTHS = tuple(np.logspace(0, -6, 10))
-"""Regularisation, times the mean square of a row of features, from strong to weak."""
+"""Regularization, times the mean square of a row of features, from strong to weak."""
 
 _TOLERANCE = 1e-5  # of the gradient's norm, relative to that at W = 0, b = 0
 _MAX_ITERATIONS = 1000
@@ -53,14 +53,14 @@ def solve(
     kernel: Float[Array, 'd classes'],
     bias: Float[Array, ' classes'],
 ) -> Solution:
-    """Minimises the objective by L-BFGS with a zoom line search (Nocedal & Wright 2006, 3.5, 7.4).
+    """Minimizes the objective by L-BFGS with a zoom line search (Nocedal & Wright 2006, 3.5, 7.4).
 
     Stops when the gradient's norm is at most 1e-5 of that at zero, or after 1000 iterations.
 
     Args:
         features: Rows of examples, best scaled to a mean square norm of one.
         label: Their classes.
-        l2: Strength of regularisation; the bias is free.
+        l2: Strength of regularization; the bias is free.
         kernel: Where to start.
         bias: Where to start.
     """
@@ -164,7 +164,7 @@ def solve_path(
     classes: int,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Iterator[Solved]:
-    """Solves for every strength of regularisation, each from the solution before.
+    """Solves for every strength of regularization, each from the solution before.
 
     Args:
         features: f32.

@@ -248,7 +248,7 @@ def _check_layer(layer: str) -> None:
         raise UserError(
             f'{layer!r} is no layer of VGG16',
             where='config.features.layer',
-            mend=did_you_mean(layer, LAYERS),
+            fix=did_you_mean(layer, LAYERS),
         )
 
 
@@ -258,7 +258,7 @@ def _check_size(image_size: tuple[int, ...]) -> None:
         raise UserError(
             f'{height}x{width} pixels are too few for VGG16',
             where='config.data.image_size',
-            mend=f'give at least {MIN_SIZE}x{MIN_SIZE}',
+            fix=f'give at least {MIN_SIZE}x{MIN_SIZE}',
         )
 
 
@@ -268,7 +268,7 @@ def _check_grid(image_size: tuple[int, ...]) -> None:
         raise UserError(
             f'fc1, fc2 and predictions are made for 224x224 pixels, not {height}x{width}',
             where='config.data.image_size',
-            mend='set it to (224, 224), or config.features.layer to a pool such as block5_pool',
+            fix='set it to (224, 224), or config.features.layer to a pool such as block5_pool',
         )
 
 
@@ -277,6 +277,6 @@ def _check_top(params: Params, image_size: tuple[int, ...]) -> None:
         raise UserError(
             'these weights have no fc1, fc2 and predictions',
             where='config.weights.source',
-            mend='give a file with the top, or set config.features.layer to block5_pool',
+            fix='give a file with the top, or set config.features.layer to block5_pool',
         )
     _check_grid(image_size)

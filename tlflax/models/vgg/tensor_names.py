@@ -23,7 +23,7 @@ _KERAS = re.compile(r'(?:^|[/.])(block\d_conv\d|fc1|fc2|predictions)(?:_\d+)?[/.
 # `features.0.weight`, `module.classifier.6.bias`
 _TORCHVISION = re.compile(r'(?:^|\.)((features|classifier)\.\d+)\.(\w+)$')
 
-_MEND = 'give float32 weights of VGG16 itself, not of VGG19 or one with batch normalisation'
+_FIX = 'give float32 weights of VGG16 itself, not of VGG19 or one with batch normalization'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where
             raise UserError(
                 f'two tensors stand for {path}: {origins[path]} and {name}',
                 where=where,
-                mend='give a file with one VGG16',
+                fix='give a file with one VGG16',
             )
         origins[path] = name
         laid_out[path] = _laid_out(
@@ -73,7 +73,7 @@ def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where
         )
     if not laid_out:
         some = ', '.join(list(tensors)[:3]) or 'none at all'
-        raise UserError(f'no tensor is of a VGG16 (it has {some})', where=where, mend=_MEND)
+        raise UserError(f'no tensor is of a VGG16 (it has {some})', where=where, fix=_FIX)
     aside = tuple(name for name in tensors if name not in origins.values())
     return Found(laid_out, torch_names, aside)
 
@@ -86,10 +86,10 @@ def check(tensors: Tensors, expected: Mapping[str, network.Shape], *, where: str
             with the first tensor that is not finite.
     """
     wanted = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in expected.items()}
-    trees.check_same(wanted, tensors, where=where, mend=_MEND)
+    trees.check_same(wanted, tensors, where=where, fix=_FIX)
     for path, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise UserError(f'{path} holds NaN or infinity', where=where, mend='get the file again')
+            raise UserError(f'{path} holds NaN or infinity', where=where, fix='get the file again')
 
 
 def has_top(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -115,7 +115,7 @@ def _torch_path(name: str, names: Mapping[str, str]) -> str | None:
     if match is None:
         return None
     leaf = {'weight': 'kernel', 'bias': 'bias'}.get(match[3], match[3])
-    # Not a layer of VGG16, as with batch normalisation: kept under its own name for `check`.
+    # Not a layer of VGG16, as with batch normalization: kept under its own name for `check`.
     return f'{names.get(match[1], match[1])}/{leaf}'
 
 

@@ -209,7 +209,7 @@ def conv3x3(
         layer: Kernel by `transform_kernel(kernel, tiling)`, and bias [d].
         tiling: How to compute it.
         border: Rows of zeros above and below: 1 for whole images, 0 for strips that bring their
-            neighbours' rows. The width is always padded.
+            neighbors' rows. The width is always padded.
         pool: Pool after the ReLU.
 
     Returns:

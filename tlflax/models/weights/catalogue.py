@@ -5,7 +5,7 @@ from tlflax.utils.download import Url, Wheel
 
 VGG16_IMAGENET = Asset(
     what='the ImageNet weights of VGG16 without top',
-    licence='CC BY 4.0, Simonyan & Zisserman 2014, arXiv:1409.1556',
+    license='CC BY 4.0, Simonyan & Zisserman 2014, arXiv:1409.1556',
     key='config.weights.source',
     own='--config.weights.source=FILE',
     mirrors=(

@@ -61,7 +61,7 @@ def read(path: str | os.PathLike[str]) -> Container:
         raise UserError(
             f'cannot be read as {kind}: {reason or type(error).__name__}',
             where=str(path),
-            mend='the file is damaged or not a weights file; get it again',
+            fix='the file is damaged or not a weights file; get it again',
         ) from error
     return Container(kind, tensors, metadata)
 
@@ -90,7 +90,7 @@ def write_safetensors(
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f'cannot be written: {error.strerror}', where=str(path), mend='give another place'
+            f'cannot be written: {error.strerror}', where=str(path), fix='give another place'
         ) from error
 
 
@@ -102,7 +102,7 @@ def _sniff(path: Path) -> str:
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(
-            f'cannot be opened: {error.strerror}', where=str(path), mend='give a weights file'
+            f'cannot be opened: {error.strerror}', where=str(path), fix='give a weights file'
         ) from error
     if head.startswith(_HDF5):
         return 'Keras HDF5'
@@ -116,7 +116,7 @@ def _sniff(path: Path) -> str:
         return 'ONNX'
     begins = f'it begins with {head[:8]!r}' if head else 'it is empty'
     raise UserError(
-        f'is not a weights file: {begins}', where=str(path), mend=f'tlflax reads {KNOWN}'
+        f'is not a weights file: {begins}', where=str(path), fix=f'tlflax reads {KNOWN}'
     )
 
 
@@ -126,7 +126,7 @@ def _sniff_zip(path: Path) -> str | None:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
         raise UserError(
-            f'is a damaged archive: {error}', where=str(path), mend='get it again'
+            f'is a damaged archive: {error}', where=str(path), fix='get it again'
         ) from error
     if 'model.weights.h5' in names:
         return 'Keras archive'
@@ -212,7 +212,7 @@ def _read_torch(path: Path) -> Found:
         raise UserError(
             'a PyTorch file needs PyTorch to be read',
             where=str(path),
-            mend="pip install 'tlflax[torch]', or convert it to safetensors elsewhere",
+            fix="pip install 'tlflax[torch]', or convert it to safetensors elsewhere",
         ) from error
     try:
         # weights_only: no code of the file is run.
@@ -221,7 +221,7 @@ def _read_torch(path: Path) -> Found:
         raise UserError(
             'cannot be read as PyTorch: it is damaged or holds more than tensors',
             where=str(path),
-            mend='write it with torch.save(model.state_dict(), ...)',
+            fix='write it with torch.save(model.state_dict(), ...)',
         ) from error
     return dict(_flatten(content, torch.Tensor)), {}
 

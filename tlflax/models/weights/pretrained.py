@@ -34,13 +34,13 @@ class Identity:
     Attributes:
         name: 'imagenet-caffe', 'imagenet-torchvision' or 'custom'.
         preprocess: The key of `PREPROCESS` that the weights were trained with.
-        licence: The terms, and whom to cite.
+        license: The terms, and whom to cite.
         assumed: Whether `preprocess` is only a guess, from the names of the layers.
     """
 
     name: str
     preprocess: str
-    licence: str
+    license: str
     assumed: bool = False
 
 
@@ -60,13 +60,13 @@ class Pretrained(Identity):
         params: Nested dict of float32 NumPy arrays, as `vgg.apply` takes it.
         digest: Of `params`.
         source: The name and format of the file.
-        recognised: How the identity was found and what was left aside, for people.
+        recognized: How the identity was found and what was left aside, for people.
     """
 
     params: network.Params = dataclasses.field(repr=False, compare=False)
     digest: str
     source: str
-    recognised: str = ''
+    recognized: str = ''
 
 
 def load(
@@ -113,7 +113,7 @@ def load(
         params=trees.unflatten(tensors),
         digest=digest(tensors),
         source=f'{path.name} ({container.kind})',
-        recognised=how + turned + aside,
+        recognized=how + turned + aside,
     )
 
 
@@ -154,7 +154,7 @@ def resolve_preprocess(weights: Identity, requested: str) -> tuple[str, str | No
         )
     if requested not in PREPROCESS:
         hint = did_you_mean(requested, ['auto', *PREPROCESS])
-        raise UserError(f'{requested!r} is no preprocessing', where=key, mend=hint)
+        raise UserError(f'{requested!r} is no preprocessing', where=key, fix=hint)
     if requested == weights.preprocess or weights.assumed:
         return requested, None
     return requested, (
@@ -174,7 +174,7 @@ def _oriented(
         raise UserError(
             'holds kernels for Theano, rotated by 180 degrees',
             where=str(path),
-            mend='give the file whose name has tf_kernels',
+            fix='give the file whose name has tf_kernels',
         )
     if digest({'': first[:, :, ::-1]}) == _CANONICAL_FIRST:
         turned = {'block1_conv1/kernel': np.ascontiguousarray(first[:, :, ::-1])}
@@ -184,7 +184,8 @@ def _oriented(
 
 def _declared(container: file_formats.Container, where: str) -> Identity | None:
     """Returns what a file of ours says of itself, None for any other file."""
-    metadata = container.metadata
+    # Files written before 'license' was spelled so stay valid.
+    metadata = {'license': container.metadata.get('licence', '')} | container.metadata
     if metadata.get('format') != _FORMAT:
         return None
     values = {f.name: metadata.get(f.name, '') for f in dataclasses.fields(Identity)}
@@ -193,7 +194,7 @@ def _declared(container: file_formats.Container, where: str) -> Identity | None:
         raise UserError(
             'its tensors or metadata are not as they were written',
             where=where,
-            mend='write it again with scripts/convert_weights.py',
+            fix='write it again with scripts/convert_weights.py',
         )
     assumed = values.pop('assumed') == 'True'
     return Identity(**values, assumed=assumed)
