@@ -240,7 +240,7 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
     config.checkpoint.include_backbone = True
     result = train_and_evaluate(config, tmp_path / 'w')
     monkeypatch.setattr(
-        'tlflax.train.experiment.load_backbone', lambda config: pytest.fail('was loaded')
+        'tlflax.train.setup.load_backbone', lambda config: pytest.fail('was loaded')
     )
     restored = trained.load(tmp_path / 'w')
     monkeypatch.undo()
@@ -248,16 +248,16 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
 
 
 def test_other_weights_are_refused_at_restore(finished, tmp_path, monkeypatch):
-    from tlflax.train import experiment
+    from tlflax.train import setup
 
-    real = experiment.load_backbone
+    real = setup.load_backbone
 
     def other(config):
         import dataclasses
 
         return dataclasses.replace(real(config), digest='0' * 64)
 
-    monkeypatch.setattr('tlflax.train.experiment.load_backbone', other)
+    monkeypatch.setattr('tlflax.train.setup.load_backbone', other)
     with pytest.raises(UserError, match='not those of the run'):
         trained.load(finished[0])
 

@@ -1,4 +1,4 @@
-"""A trained classifier, restored from its checkpoints alone: evaluation and prediction."""
+"""A trained classifier, restored from its checkpoints: evaluation and prediction."""
 
 import dataclasses
 import functools
@@ -15,14 +15,14 @@ from jaxtyping import Float, UInt8
 from tlflax.config.parse import resolve
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
-from tlflax.data.splits import load as loading
 from tlflax.data.splits import loose_files
+from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.features.select import SourceSelector
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.vgg import network
-from tlflax.train import experiment, losses, metrics
+from tlflax.train import losses, metrics, setup
 from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
@@ -90,11 +90,9 @@ class Trained:
             UserError: The folder is not fit, or its classes are not the classifier's.
         """
         if data is None:
-            table = loading.load_val(self.config.data, self.classes)
+            table = load_val(self.config.data, self.classes)
         else:
-            table = loading.load_table(
-                str(data), key='--data', data=self.config.data, classes=self.classes
-            )
+            table = load_table(str(data), key='--data', data=self.config.data, classes=self.classes)
         this_runner = self._runner()
         sources = self._sources()
         if tta:
@@ -216,7 +214,7 @@ def load(workdir: str | Path, step: str = 'best') -> Trained:
     if 'backbone' in frozen_like and 'backbone' not in frozen:
         frozen['backbone'] = _load_frozen(config, meta['weights_digest'], frozen_like['backbone'])
     backbone = trees.merge(trainable, frozen)['backbone']
-    classifier = experiment.build_classifier(config, backbone, len(classes), meta['preprocess'])
+    classifier = setup.build_classifier(config, backbone, len(classes), meta['preprocess'])
     mesh = default_mesh()
     return Trained(
         config=config,
@@ -272,14 +270,14 @@ def _abstract(config: Config, classes: int) -> tuple[Params, Params]:
     backbone = trees.unflatten(
         {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in flat.items()}
     )
-    head = jax.eval_shape(functools.partial(experiment.init_head, config, backbone, classes))
+    head = jax.eval_shape(functools.partial(setup.init_head, config, backbone, classes))
     params = {'backbone': backbone, 'head': head}
     return trees.partition(params, trees.label_tree(params, config.optim.labels))
 
 
 def _load_frozen(config: Config, digest: str, like: Params) -> Params:
     """Loads the frozen backbone by name and checks that it is the one of the run."""
-    pretrained = experiment.load_backbone(config)
+    pretrained = setup.load_backbone(config)
     if pretrained.digest != digest:
         raise UserError(
             f'these weights ({pretrained.digest[:16]}) are not those of the run ({digest[:16]})',

@@ -15,7 +15,9 @@ from ml_collections import config_flags
 
 from tlflax.config import cli
 from tlflax.config.parse import resolve
-from tlflax.sweep import run
+from tlflax.sweep.ranking import format_table
+from tlflax.sweep.run import run
+from tlflax.sweep.settings import read_settings
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
 
@@ -29,11 +31,11 @@ def _main(arguments: list[str]) -> None:
             fix='for example: python -m tlflax.sweep --config=configs/traffic.py '
             '--sweep=configs/sweeps/rates.py',
         )
-    settings = run.read_settings(Path(sweep))
+    settings = read_settings(Path(sweep))
     name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     workdir = flags.FLAGS.workdir or f'runs/{name}-{Path(sweep).stem}'
-    ranking = run.run(resolve(config), settings, Workdir(Path(workdir)), where=sweep)
-    print(run.format_table(ranking))
+    ranking = run(resolve(config), settings, Workdir(Path(workdir)), where=sweep)
+    print(format_table(ranking))
     print(f'the best is a workdir of its own: {workdir}/best')
 
 

@@ -47,7 +47,8 @@ def as_user_error(
     """Turns exceptions of other libraries and of the operating system into a `UserError`.
 
     Args:
-        what: What is wrong; '{reason}' in it becomes what `reason` says of the exception.
+        what: What is wrong; '{reason}' in it becomes what `reason` says of the exception, '{kind}'
+            the name of its type.
         where: See `UserError`.
         fix: See `UserError`.
         of: Types of exceptions; others, and every `UserError`, pass.
@@ -57,7 +58,7 @@ def as_user_error(
     except UserError:
         raise
     except of as error:
-        said = what.replace('{reason}', reason(error))
+        said = what.replace('{kind}', type(error).__name__).replace('{reason}', reason(error))
         raise UserError(said, where=where, fix=fix) from error
 
 
