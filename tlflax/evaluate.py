@@ -5,7 +5,7 @@ import json
 from absl import flags
 
 from tlflax.config import cli
-from tlflax.inference import trained
+from tlflax.inference.restore import load
 from tlflax.train import metrics
 from tlflax.utils.errors import UserError
 
@@ -17,7 +17,7 @@ def _main(arguments: list[str]) -> None:
             where='command line',
             fix='for example: python -m tlflax.evaluate --workdir=runs/traffic',
         )
-    classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
+    classifier = load(flags.FLAGS.workdir, flags.FLAGS.step)
     result = classifier.evaluate(flags.FLAGS.data, tta=flags.FLAGS.tta)
     print(metrics.format_table(result))
     print(json.dumps(result))

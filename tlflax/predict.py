@@ -9,7 +9,7 @@ from absl import flags
 
 from tlflax.config import cli
 from tlflax.data.splits import loose_files
-from tlflax.inference import trained
+from tlflax.inference.restore import load
 from tlflax.inference.trained import Prediction
 from tlflax.utils.errors import UserError
 
@@ -21,7 +21,7 @@ def _main(arguments: list[str]) -> None:
             where='command line',
             fix='for example: python -m tlflax.predict --workdir=runs/traffic photo.jpg',
         )
-    classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
+    classifier = load(flags.FLAGS.workdir, flags.FLAGS.step)
     limit = classifier.config.data.max_pixels
     table, faults = loose_files.table(loose_files.find(arguments), max_pixels=limit)
     if len(table):

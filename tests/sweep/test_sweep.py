@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import TESTS, make_folders, run_module, small_config
 
+import tlflax
 from tlflax.config.parse import resolve
-from tlflax.inference import trained
 from tlflax.models.vgg import network
 from tlflax.sweep import ranking as rankings
 from tlflax.sweep import run as sweeping
@@ -71,7 +71,7 @@ def assert_equals_solo_run(member, folder):
     assert member.position.stopping.stopped == result['stopped_early']
     assert member.records[member.position.stopping.best_epoch]['epoch'] == result['best_epoch']
     for which, (state, position) in (('best', member.saved[0]), ('last', member.saved[-1])):
-        restored = trained.load(folder, which)
+        restored = tlflax.load(folder, which)
         assert restored.step == int(state.step) == position.epoch * member.run.steps_per_epoch
         theirs = trees.flatten(jax.device_get(restored.trainable))
         for path, value in trees.flatten(state.params).items():
@@ -247,7 +247,7 @@ def test_interruption_keeps_what_had_finished(config, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match='1 settings had finished'):
         sweeping.run(resolve(config), settings, Workdir(tmp_path / 'w'))
     assert len(json.loads((tmp_path / 'w' / 'sweep.json').read_text())) == 1
-    assert trained.load(tmp_path / 'w' / 'best').config.model.head == 'gap_linear'
+    assert tlflax.load(tmp_path / 'w' / 'best').config.model.head == 'gap_linear'
 
 
 def test_all_diverged_is_a_sentence(config, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import TESTS, Stops, make_folders, run_module, small_config
 
-from tlflax.inference import trained
+import tlflax
 from tlflax.train import loop, train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.workdir.checkpoints import Checkpoints
@@ -43,7 +43,7 @@ def records(workdir):
 
 
 def last_params(workdir):
-    restored = trained.load(workdir, 'last')
+    restored = tlflax.load(workdir, 'last')
     return jax.device_get(restored.trainable)
 
 
@@ -242,7 +242,7 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(
         'tlflax.train.setup.load_backbone', lambda config: pytest.fail('was loaded')
     )
-    restored = trained.load(tmp_path / 'w')
+    restored = tlflax.load(tmp_path / 'w')
     monkeypatch.undo()
     assert abs(restored.evaluate()['loss'] - result['best_val_loss']) < 1e-6
 
@@ -259,7 +259,7 @@ def test_other_weights_are_refused_at_restore(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr('tlflax.train.setup.load_backbone', other)
     with pytest.raises(UserError, match='not those of the run'):
-        trained.load(finished[0])
+        tlflax.load(finished[0])
 
 
 def test_test_split_is_evaluated_once_at_the_end(folders, tmp_path):
@@ -428,9 +428,9 @@ def test_evaluating_a_folder_of_other_classes_names_them(finished, tmp_path):
     make_folders(tmp_path / 'd', 1)
     (tmp_path / 'd' / 'red').rename(tmp_path / 'd' / 'Red')
     with pytest.raises(UserError, match='Red'):
-        trained.load(finished[0]).evaluate(tmp_path / 'd')
+        tlflax.load(finished[0]).evaluate(tmp_path / 'd')
 
 
 def test_missing_step_lists_the_saved_ones(finished):
     with pytest.raises(UserError, match="'best', 'last' or one of"):
-        trained.load(finished[0], '77')
+        tlflax.load(finished[0], '77')

@@ -62,7 +62,7 @@ class ClassCounts(NamedTuple):
 
 
 def by_class(counts: ClassCounts) -> dict[str, float]:
-    """Returns metrics that weigh all classes alike, over the classes with examples; NaN if none has.
+    """Returns metrics in which all classes with examples count alike; NaN if no class has any.
 
     Returns:
         `balanced_accuracy` (mean recall), `macro_f1` (mean F1) and `worst_recall`.
@@ -204,7 +204,7 @@ def summary(
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Formats an evaluation's per-class table and totals; the worst classes where there are many."""
+    """Formats an evaluation's per-class table (the worst classes of many) and totals."""
     table = result['per_class']
     title = 'class'
     if len(table) > _LINES:
