@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from fork_server import server
 from PIL import Image
 
 from tlflax.config import default_config
@@ -60,15 +61,33 @@ def small_config(root: Path, **changes):
 
 
 def run_module(module: str, *arguments: str, timeout: float = 120, **environment: str):
-    """Runs `python -m tlflax.<module>` as a user would."""
+    """Runs `python -m tlflax.<module>` with changes of the environment, in a forked process."""
+    env = {**os.environ, **environment}
+    return server().run('module', f'tlflax.{module}', *arguments, timeout=timeout, env=env)
+
+
+def run_code(code: str, *arguments: str, timeout: float = 120, **environment: str):
+    """Runs `python -c <code>` with changes of the environment, in a forked process."""
+    env = {**os.environ, **environment}
+    return server().run('code', code, *arguments, timeout=timeout, env=env)
+
+
+def run_script(path: Path, *arguments: object, timeout: float = 120, **environment: str):
+    """Runs `python <path>` with changes of the environment, in a forked process."""
+    env = {**os.environ, **environment}
+    return server().run('script', str(path), *map(str, arguments), timeout=timeout, env=env)
+
+
+def run_new_python(*command: str, timeout: float = 120, **environment: str):
+    """Runs `python *command` with changes of the environment, in a Python that starts from nothing.
+
+    For tests of imports and of what libraries read from the environment while they are imported.
+    """
     return subprocess.run(
-        [sys.executable, '-m', f'tlflax.{module}', *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
+        [sys.executable, *command],
+        capture_output=True, text=True, check=False, timeout=timeout,
         env={**os.environ, **environment},
-    )
+    )  # fmt: skip
 
 
 class Stops:

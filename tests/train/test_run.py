@@ -3,13 +3,12 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from fork_server import server
 from helpers import TESTS, Stops, make_folders, run_module, small_config
 
 import tlflax
@@ -139,16 +138,15 @@ def test_signal_saves_and_the_same_command_goes_on(folders, tmp_path, number):
         'def get_config():\n'
         f'    return small_config(Path({str(folders)!r}), train__epochs=3000)\n'
     )
-    command = [
-        sys.executable, '-m', 'tlflax.train', f'--config={config_file}',
-        f'--workdir={tmp_path / "w"}',
-    ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / 'w' / 'metrics.jsonl'
+    arguments = [f'--config={config_file}', f'--workdir={tmp_path / "w"}']
+    metrics = tmp_path / 'w' / 'metrics.jsonl'
+    with open(tmp_path / 'stderr', 'w+') as file:
+        process = server().start('module', 'tlflax.train', *arguments, stderr=file)
         while process.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.1)
         process.send_signal(number)
-        stderr = process.communicate(timeout=60)[1]
+        process.wait(timeout=60)
+        stderr = (tmp_path / 'stderr').read_text()
     assert process.returncode == 130, stderr
     assert 'saved at step' in stderr
     assert 'the same command goes on' in stderr

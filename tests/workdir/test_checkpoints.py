@@ -1,13 +1,11 @@
 """Saving and restoring through Orbax: what is kept, exactness, damage, full disks."""
 
 import shutil
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TESTS
+from helpers import TESTS, run_code
 
 from tlflax.train import optim
 from tlflax.utils import trees
@@ -132,9 +130,7 @@ with Checkpoints(Path({folder!r})) as saved:
 
 def test_disk_full_is_one_sentence_and_the_older_step_stands(tmp_path):
     script = FULL_DISK.format(tests=str(TESTS), folder=str(tmp_path / 'c'))
-    done = subprocess.run(
-        [sys.executable, '-c', script], capture_output=True, text=True, check=False
-    )
+    done = run_code(script)
     assert 'cannot be saved' in done.stdout, done.stderr
     with Checkpoints(tmp_path / 'c', read_only=True) as saved:
         assert saved.find('last') == 1

@@ -2,12 +2,11 @@
 
 import os
 import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
 import pytest
+from helpers import run_new_python
 from image_samples import LOSSLESS, SAMPLES, as_exif, encode, noise, png, smooth
 from PIL import Image
 
@@ -393,7 +392,9 @@ def test_no_noise_and_no_heavy_imports(tmp_path):
     (tmp_path / 'b.jpg').write_bytes(encode(noise(), 'JPEG', exif=exif))
     program = """
 import sys
-from tlflax.data import classes, decode, folder, scans, split, walk
+from tlflax.data.images import decode, scan_cache
+from tlflax.data.inputs import class_checks, folder, walk
+from tlflax.data.splits import stratify
 from tlflax.utils.errors import UserError
 decode.read_image(sys.argv[2])
 try:
@@ -401,7 +402,6 @@ try:
 except UserError:
     print(*(sys.modules.keys() & {'jax', 'flax', 'orbax', 'tensorflow', 'torch'}), 'end')
 """
-    command = [sys.executable, '-W', 'default', '-c', program]
     files = [str(tmp_path / 'a.tif'), str(tmp_path / 'b.jpg')]
-    done = subprocess.run(command + files, capture_output=True, text=True, check=True)
+    done = run_new_python('-W', 'default', '-c', program, *files)
     assert (done.stdout, done.stderr) == ('end\n', '')

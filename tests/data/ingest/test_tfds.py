@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -11,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from absl import logging
-from helpers import scan_folder
+from helpers import run_new_python, scan_folder
 from PIL import Image
 
 from tlflax.data.ingest import tfds_writer
@@ -331,6 +329,6 @@ def test_nothing_is_printed(lights, data_dir, tmp_path):
         'from tlflax.data.ingest.tfds import materialize; from pathlib import Path;'
         f'materialize("tfds:small_lights/train", Path({str(tmp_path / "cache")!r}));'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run_new_python('-c', code)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
     assert len(files(Path(tmp_path / 'cache'))) == 8

@@ -138,7 +138,7 @@ def test_the_dense_layers_and_uint8_images():
 
 @pytest.mark.parametrize('batch', [1, 8, 11])
 def test_threads_share_a_batch(batch, monkeypatch):
-    monkeypatch.setattr(fast_cpu.machine, 'cores', lambda: 2)
+    monkeypatch.setattr(fast_cpu.cpu, 'cores', lambda: 2)
     assert len(fast_cpu.split(batch)) == (1 if batch == 1 else 2)
     params = reference.random_arrays(1, widths=WIDTHS)
     x = images(batch, 32, 32, 3)
