@@ -26,7 +26,7 @@ from tlflax.train import experiment, losses, metrics
 from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, located
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
@@ -92,9 +92,10 @@ class Trained:
         if data is None:
             table = loading.load_val(self.config.data, self.classes)
         else:
-            table = loading.load_table(
-                str(data), key='--data', data=self.config.data, classes=self.classes
-            )
+            with located('--data'):
+                table = loading.load_table(
+                    str(data), data=self.config.data, class_names=self.classes
+                )
         this_runner = self._runner()
         sources = self._sources()
         if tta:
@@ -241,7 +242,7 @@ def evaluate_views(
         'loss': float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean()),
         'accuracy': float((probabilities.argmax(-1) == labels).mean()),
         'num_examples': len(labels),
-        **metrics.summary(labels, probabilities, table.classes),
+        **metrics.summary(labels, probabilities, table.class_names),
     }
 
 

@@ -67,7 +67,7 @@ def run(config: Config, work: Workdir, *, standardize: bool = False) -> dict[str
         features = (features - mean) / deviation
     path: list[Fitted] = []
     for solved in logistic_regression.solve_path(
-        features, label, len(prepared.splits.train.classes)
+        features, label, len(prepared.splits.train.class_names)
     ):
         kernel = solved.kernel / deviation[:, None]
         layer = {'kernel': kernel, 'bias': solved.bias - mean @ kernel}

@@ -205,7 +205,7 @@ def _result(fit: loop.Fit, prepared: Run, position: loop.Position) -> dict[str, 
 
 def report_loss(prepared: Run) -> None:
     """Logs the class weights, and warns where an imbalance is made up for twice."""
-    config, classes = prepared.config, prepared.splits.train.classes
+    config, classes = prepared.config, prepared.splits.train.class_names
     weights = prepared.runner.loss.class_weight
     if weights is not None:
         pairs = sorted(zip(weights.tolist(), classes, strict=True), reverse=True)

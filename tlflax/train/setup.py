@@ -69,7 +69,7 @@ def load(config: Config) -> Material:
 def build(config: Config, material: Material) -> Run:
     """Builds the model and its steps; nothing is computed yet."""
     splits, pretrained = material.splits, material.pretrained
-    classes = splits.train.classes
+    classes = splits.train.class_names
     params = {
         'backbone': pretrained.params,
         'head': experiment.init_head(config, pretrained.params, len(classes)),
