@@ -44,14 +44,10 @@ def _pack(known: Sequence[tuple[Entry, ScannedFile]]) -> dict[str, np.ndarray]:
     def code(word: str) -> int:
         return words.setdefault(word, len(words))
 
-    numbers = [
-        (
-            *(entry.size, entry.mtime_ns, entry.ctime_ns),
-            *(code(file.kind), code(file.fault), code(file.format), code(file.mode)),
-            *(file.width, file.height, file.orientation, file.plain_jpeg, file.is_good),
-        )
-        for entry, file in known
-    ]
+    numbers = []
+    for (_, *status), (kind, fault, digest, form, mode, *measures, _, _) in known:
+        codes = code(kind), code(fault), code(form), code(mode)
+        numbers.append((*status, *codes, *measures, bool(digest)))
     digests = ''.join(file.digest or _NO_DIGEST for _, file in known)
     paths = [entry.path for entry, _ in known]
     blob = '\0'.join([_VERSION, str(len(words)), *words, *paths])
@@ -115,20 +111,13 @@ def _unpack(
     same = shared.setdefault
     values = numbers[rows, 3:].tolist()
     for at, row in enumerate(known.tolist()):
-        kind, fault, file_format, mode, width, height, orientation, plain, good = values[at]
-        files[row] = (
-            ScannedFile(
-                kind=words[kind],
-                digest=hexadecimal[64 * at : 64 * (at + 1)],
-                format=words[file_format],
-                mode=words[mode],
-                width=same(width, width),
-                height=same(height, height),
-                orientation=orientation,
-                plain_jpeg=bool(plain),
-                perceptual_hash=blob[size * at : size * (at + 1)],
-            )
-            if good
-            else ScannedFile(words[kind], words[fault])
-        )
+        kind, fault, form, mode, width, height, orientation, plain, good = values[at]
+        if not good:
+            files[row] = ScannedFile(words[kind], words[fault])
+            continue
+        digest = hexadecimal[64 * at : 64 * (at + 1)]
+        hashed = blob[size * at : size * (at + 1)]
+        measures = same(width, width), same(height, height), orientation, bool(plain)
+        texts = words[kind], '', digest, words[form], words[mode]
+        files[row] = ScannedFile(*texts, *measures, hashed)
     return files
