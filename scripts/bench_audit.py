@@ -7,10 +7,10 @@ are in both, as they are and coded anew, and the audit has to find these and no 
 tlflax.data` then runs twice, as a user runs it: the first audit reads everything, the second only
 asks the file system what changed. Peak memory is that of the whole process, libraries included
 (`idle`: what it takes for a few dozen images). The part that grows in memory is measured alone, for
-a million made-up findings: save and load what is remembered, gather it, and search the looks for
-copies. CPU seconds are given too, for they do not depend on what else the machine does. The last
-line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5 made-up ones
-and less than one minute.
+a million made-up images: save and load what is remembered, gather it in tables, and search the
+perceptual hashes for copies. CPU seconds are given too, because they do not depend on what else the
+machine does. The last line is JSON with every figure. Takes some minutes; `--quick` takes 3,000
+files, 10^5 made-up ones and less than one minute.
 """
 
 import argparse
@@ -33,9 +33,10 @@ import numpy as np
 from PIL import Image
 
 from tlflax.data.audit import checks, duplicates
-from tlflax.data.images import decode, perceptual_hash, scan_cache
-from tlflax.data.images.scan import Scanned
-from tlflax.data.images.scan_cache import Entry, Finding
+from tlflax.data.images import perceptual_hash, scan_cache
+from tlflax.data.images.files import Entry, ScannedFile
+from tlflax.data.inputs.listing import Listing, Scan
+from tlflax.data.table import table_of
 
 COPIES = 20
 SIZE, GRID = (64, 48), (12, 9)
@@ -119,14 +120,23 @@ def real(folder: Path, files: int) -> dict[str, Any]:
 
 
 def remembered(folder: Path, files: int) -> dict[str, float]:
-    """Saves, loads and audits made-up findings; seconds of each and the peak of memory."""
+    """Saves, loads and audits made-up images; returns seconds of each and the peak of memory."""
     rng = np.random.default_rng(0)
     before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    info = decode.ImageInfo('JPEG', 500, 375, 'RGB', 1, True)
     made = rng.integers(0, 256, (files, perceptual_hash.BYTES), np.uint8)
     entries = [Entry(f'class {n % 1000:04}/image {n:07}.jpg', n, n, n) for n in range(files)]
     found = [
-        Finding('JPEG', '', hashlib.sha256(b'%d' % n).hexdigest(), info, made[n].tobytes())
+        ScannedFile(
+            kind='JPEG',
+            digest=hashlib.sha256(b'%d' % n).hexdigest(),
+            format='JPEG',
+            mode='RGB',
+            width=500,
+            height=375,
+            orientation=1,
+            plain_jpeg=True,
+            perceptual_hash=made[n].tobytes(),
+        )
         for n in range(files)
     ]
     place, seconds = folder / 'scan.npz', {}
@@ -145,15 +155,21 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
     if hash(tuple(found)) != told:
         raise AssertionError('what was remembered is not what was found')
     names = [entry.path.split('/')[0] for entry in entries]
-    half, train = files // 10, Counter[str]()
-    splits = {
-        'val': Scanned('/val', entries[:half], names[:half], found[:half], train, 0),
-        'train': Scanned('/train', entries[half:], names[half:], found[half:], train, 0),
+    class_names, tenth, left_out = tuple(sorted(set(names))), files // 10, Counter[str]()
+    scans = {
+        split: Scan(
+            Listing(f'/{split}', f'/{split}', entries[part], names[part], left_out),
+            *(found[part], left_out, 0),
+        )
+        for split, part in (('val', slice(tenth)), ('train', slice(tenth, None)))
     }
-    images = timed('gather', lambda: duplicates.of_scans(splits))
+    images = timed(
+        'gather',
+        lambda: duplicates.of_tables({s: table_of(scan, class_names) for s, scan in scans.items()}),
+    )
     timed('exact', lambda: duplicates.exact(images))
     timed('alike', lambda: duplicates.alike(images))
-    timed('audit', lambda: checks.audit(splits, images, []))
+    timed('audit', lambda: checks.audit(scans, images, []))
     peak = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return {'files': files, **seconds, 'peak_mib': peak, 'before_mib': before}
 

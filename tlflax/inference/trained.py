@@ -23,7 +23,7 @@ from tlflax.train import losses, metrics
 from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, located
 from tlflax.utils.progress import progress
 
 
@@ -87,9 +87,8 @@ class Trained:
         if data is None:
             table = load_val(self.config.data, self.class_names)
         else:
-            table = load_table(
-                str(data), key='--data', data=self.config.data, classes=self.class_names
-            )
+            with located('--data'):
+                table = load_table(str(data), data=self.config.data, class_names=self.class_names)
         this_runner = self._runner()
         sources = self._sources()
         if tta:
@@ -199,7 +198,7 @@ def evaluate_views(
         'loss': float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean()),
         'accuracy': float((probabilities.argmax(-1) == labels).mean()),
         'num_examples': len(labels),
-        **metrics.summary(labels, probabilities, table.classes),
+        **metrics.summary(labels, probabilities, table.class_names),
     }
 
 

@@ -96,7 +96,9 @@ def _fit_path(run: Run, train: Source, val: Source, standardize: bool) -> list[F
         deviation[deviation == 0] = 1
         features = (features - mean) / deviation
     path: list[Fitted] = []
-    for solved in logistic_regression.solve_path(features, label, len(run.splits.train.classes)):
+    for solved in logistic_regression.solve_path(
+        features, label, len(run.splits.train.class_names)
+    ):
         kernel = solved.kernel / deviation[:, None]
         layer = {'kernel': kernel, 'bias': solved.bias - mean @ kernel}
         path.append(_assess(solved, {'head': {'logits': layer}}, run, (train, val), path))

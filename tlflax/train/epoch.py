@@ -174,5 +174,5 @@ def evaluate_split(
     """
     with progress('evaluation', source.num_examples) as tick:
         outcome = runner.evaluate(trainable, source, progress=tick)
-    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.classes)
+    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.class_names)
     return {**outcome.metrics, **summary}

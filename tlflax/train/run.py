@@ -187,7 +187,7 @@ def _result(fit: Fit, position: Position) -> dict[str, Any]:
 
 def _log_class_weights(run: Run) -> None:
     """Logs the class weights, and warns where an imbalance is corrected twice."""
-    config, class_names = run.config, run.splits.train.classes
+    config, class_names = run.config, run.splits.train.class_names
     weights = run.runner.loss.class_weight
     if weights is not None:
         pairs = sorted(zip(weights.tolist(), class_names, strict=True), reverse=True)

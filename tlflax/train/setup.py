@@ -93,7 +93,7 @@ def load(config: Config) -> Inputs:
 def build(config: Config, inputs: Inputs) -> Run:
     """Builds the model and its steps; nothing is computed yet."""
     splits, pretrained = inputs.splits, inputs.pretrained
-    classes = splits.train.classes
+    classes = splits.train.class_names
     params = {
         'backbone': pretrained.params,
         'head': init_head(config, pretrained.params, len(classes)),
@@ -141,7 +141,7 @@ def _metadata(config: Config, inputs: Inputs) -> dict[str, Any]:
     """Returns what a checkpoint needs besides arrays and position, to be used and resumed."""
     return {
         'config': to_dict(config),
-        'classes': list(inputs.splits.train.classes),
+        'classes': list(inputs.splits.train.class_names),
         'preprocess': inputs.preprocess,
         'weights_digest': inputs.pretrained.digest,
         'data_digest': inputs.splits.digest,
