@@ -67,7 +67,7 @@ def build_classifier(config: Config, backbone: Params, classes: int, preprocess:
     return classifiers.create(
         backbone,
         image_size=config.data.image_size,
-        classes=classes,
+        num_classes=classes,
         head=config.model.head,
         units=config.model.units,
         dropout=config.model.dropout,
