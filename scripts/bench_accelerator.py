@@ -47,7 +47,7 @@ AHEAD = 2  # batches under way before the oldest is fetched
 def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
     """Ours: `extract.backbone_step`, as the feature cache is filled with on accelerators."""
     model = classifier.create(
-        params, image_size=(size, size), classes=2, head='gap_linear', units=1, dropout=0.0,
+        params, image_size=(size, size), num_classes=2, head='gap_linear', units=1, dropout=0.0,
         preprocess='caffe', dtype=dtype,
     )  # fmt: skip
     params = jax.device_put(params)

@@ -30,7 +30,13 @@ def make_params(head='mlp', size=(32, 32), layer='block5_pool'):
         'head': heads.init(head, shape, 3, jax.random.key(1), **options),
     }
     model = classifiers.create(
-        backbone, image_size=size, classes=3, head=head, preprocess='caffe', layer=layer, **options
+        backbone,
+        image_size=size,
+        num_classes=3,
+        head=head,
+        preprocess='caffe',
+        layer=layer,
+        **options,
     )
     return params, model
 

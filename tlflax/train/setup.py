@@ -203,12 +203,14 @@ def choose_preprocess(pretrained: Pretrained, requested: str) -> str:
     return preprocess
 
 
-def build_classifier(config: Config, backbone: Params, classes: int, preprocess: str) -> Classifier:
+def build_classifier(
+    config: Config, backbone: Params, num_classes: int, preprocess: str
+) -> Classifier:
     """Returns the static half of the model a configuration describes."""
     return classifiers.create(
         backbone,
         image_size=config.data.image_size,
-        classes=classes,
+        num_classes=num_classes,
         head=config.model.head,
         units=config.model.units,
         dropout=config.model.dropout,
@@ -218,7 +220,7 @@ def build_classifier(config: Config, backbone: Params, classes: int, preprocess:
     )
 
 
-def init_head(config: Config, backbone: Params, classes: int) -> Params:
+def init_head(config: Config, backbone: Params, num_classes: int) -> Params:
     """Returns the head's first parameters, decided by `config.train.seed`."""
     shape = classifiers.feature_shape(
         backbone, image_size=config.data.image_size, layer=config.features.layer
@@ -227,7 +229,7 @@ def init_head(config: Config, backbone: Params, classes: int) -> Params:
     return heads.init(
         config.model.head,
         shape,
-        classes,
+        num_classes,
         key,
         units=config.model.units,
         dropout=config.model.dropout,

@@ -22,7 +22,7 @@ from tlflax.models.weights import pretrained
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 
-SIZES = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'classes': 5}
+SIZES = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'num_classes': 5}
 NARROW, NARROW_TOP = vgg.shapes(widths=SIZES['widths']), vgg.shapes(top=True, **SIZES)
 
 
