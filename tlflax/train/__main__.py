@@ -20,17 +20,21 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Trains."""
+    """Trains and prints the metrics of the best epoch."""
+    from tlflax.train import metrics
     from tlflax.train.loop import Interrupted
     from tlflax.train.run import train_and_evaluate
 
     workdir = arguments.workdir or f'runs/{arguments.config.name}'
     try:
-        train_and_evaluate(arguments.config.values, workdir)
+        result = train_and_evaluate(arguments.config.values, workdir)
     except Interrupted as interrupted:
         raise KeyboardInterrupt(
             f'saved at step {interrupted.step} in {workdir}; the same command goes on from there'
         ) from None
+    print(metrics.format_table(result['val']))
+    if result['test']:
+        print(f'test split\n{metrics.format_table(result["test"])}')
 
 
 COMMAND = cli.Command('tlflax.train', __doc__, Arguments, main, '--config=configs/traffic.py')
