@@ -202,9 +202,10 @@ def _define(argument: Argument, parser: absl.flags.FlagValues, command_line: lis
         elif isinstance(default, tuple):
             absl.flags.DEFINE_list(name, list(default), doc, flag_values=parser)
         elif argument.choices:
-            absl.flags.DEFINE_enum(name, default, argument.choices, doc, flag_values=parser)
+            absl.flags.DEFINE_enum(name, str(default), argument.choices, doc, flag_values=parser)
         else:
-            absl.flags.DEFINE_string(name, default, doc, flag_values=parser)
+            text = None if default is None else str(default)
+            absl.flags.DEFINE_string(name, text, doc, flag_values=parser)
 
 
 def setup_logging() -> None:

@@ -1,16 +1,16 @@
-"""Describes the flags and arguments of commands, for the parser and for the help."""
+"""Describes the flags and arguments of commands, for the parser and for the help.
+
+They return dataclass fields; their type is Any, so that a field can be annotated with its value's.
+"""
 
 import dataclasses
 import shutil
 import textwrap
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
 from tlflax.config import schema
-
-Default = bool | str | tuple[str, ...] | None
-T = TypeVar('T', bound=Default)
 
 _WIDTH = 100  # most columns of the help
 
@@ -45,7 +45,7 @@ class Argument:
     kind: Literal['flag', 'config', 'positional']
     metavar: str
     doc: str
-    default: Default = None
+    default: object = None
     needed: bool = False
     choices: tuple[str, ...] = ()
     name: str = ''
@@ -62,7 +62,7 @@ class Argument:
         return self.word or f'--{self.name}'
 
 
-def optional(default: T, metavar: str, doc: str) -> T:
+def optional(default: object, metavar: str, doc: str) -> Any:
     """Describes a flag that need not be given.
 
     Args:
@@ -73,22 +73,22 @@ def optional(default: T, metavar: str, doc: str) -> T:
     return _field(Argument('flag', metavar, doc, default=default), default)
 
 
-def choice(default: str, choices: tuple[str, ...], doc: str) -> str:
+def choice(default: str, choices: tuple[str, ...], doc: str) -> Any:
     """Describes a flag whose value is one of `choices`; see `optional`."""
     return _field(Argument('flag', '|'.join(choices), doc, default, choices=choices), default)
 
 
-def switch(doc: str) -> bool:
+def switch(doc: str) -> Any:
     """Describes a flag without a value: `--NAME` is on, `--noNAME` and the default are off."""
     return _field(Argument('flag', '', doc, default=False), False)
 
 
-def required(metavar: str, doc: str) -> str:
+def required(metavar: str, doc: str) -> Any:
     """Describes a flag without which the command cannot run; see `optional`."""
     return dataclasses.field(metadata={'argument': Argument('flag', metavar, doc, needed=True)})
 
 
-def positional(word: str, metavar: str, doc: str) -> tuple[str, ...]:
+def positional(word: str, metavar: str, doc: str) -> Any:
     """Describes the arguments that are not flags; at least one must be given.
 
     Args:
@@ -100,7 +100,7 @@ def positional(word: str, metavar: str, doc: str) -> tuple[str, ...]:
     return dataclasses.field(metadata={'argument': argument})
 
 
-def config_file(*, needed: bool = True) -> ConfigFile:
+def config_file(*, needed: bool = True) -> Any:
     """Describes `--config=FILE` with its overrides `--config.KEY=VALUE`.
 
     Args:
@@ -111,7 +111,7 @@ def config_file(*, needed: bool = True) -> ConfigFile:
     return dataclasses.field(metadata={'argument': argument})
 
 
-def _field(argument: Argument, default: T) -> T:
+def _field(argument: Argument, default: object) -> Any:
     return dataclasses.field(default=default, metadata={'argument': argument})
 
 
@@ -137,9 +137,8 @@ def help_text(command: str, purpose: str, arguments: list[Argument], example: st
     for argument in arguments:
         rows.append((str(argument), argument.doc + _default(argument)))
         if argument.kind == 'config':
-            doc = f'changes a key of the configuration, such as --config.train.epochs=10; \
-{schema.__file__} lists the keys'
-            rows.append(('--config.KEY=VALUE', doc))
+            doc = 'changes a key of the configuration, such as --config.train.epochs=10'
+            rows.append(('--config.KEY=VALUE', f'{doc}; {schema.__file__} lists the keys'))
     rows.append(('-h, --help', 'show this help'))
     columns = min(shutil.get_terminal_size().columns, _WIDTH)
     left = max(len(name) for name, _ in rows) + 4

@@ -64,7 +64,7 @@ def _build(cls: type[T], raw: Mapping[str, object], prefix: str) -> T:
     return cls(**values)
 
 
-def _cast(key: str, hint: type, value: object) -> object:
+def _cast(key: str, hint: type | types.GenericAlias, value: object) -> object:
     """Returns a value as the annotated type; ints pass as floats and lists as tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple, TypeVar
-
-T = TypeVar('T')
+from typing import Any, NamedTuple
 
 
 class Key(NamedTuple):
@@ -19,18 +17,18 @@ class Key(NamedTuple):
 
     doc: str
     choices: tuple[str, ...]
-    at_least: float | None
-    at_most: float | None
+    at_least: int | float | None
+    at_most: int | float | None
 
 
 def _key(
-    default: T,
+    default: object,
     doc: str,
     *,
     choices: tuple[str, ...] = (),
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> T:
+    at_least: int | float | None = None,
+    at_most: int | float | None = None,
+) -> Any:
     """Returns a dataclass field with its default and its `Key`."""
     metadata = {'key': Key(doc, choices, at_least, at_most)}
     return dataclasses.field(default=default, metadata=metadata)
