@@ -27,6 +27,7 @@ from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
+from tlflax.utils.labels import label_tree, partition
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
@@ -274,7 +275,7 @@ def _abstract(config: Config, classes: int) -> tuple[Params, Params]:
     )
     head = jax.eval_shape(functools.partial(experiment.init_head, config, backbone, classes))
     params = {'backbone': backbone, 'head': head}
-    return trees.partition(params, trees.label_tree(params, config.optim.labels))
+    return partition(params, label_tree(params, config.optim.labels))
 
 
 def _load_frozen(config: Config, digest: str, like: Params) -> Params:

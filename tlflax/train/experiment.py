@@ -20,6 +20,7 @@ from tlflax.train import optim
 from tlflax.utils import trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError
+from tlflax.utils.labels import format_table, label_tree, partition
 
 
 def load_backbone(config: Config) -> Pretrained:
@@ -121,12 +122,12 @@ def build_learner(config: Config, params: Params, steps_per_epoch: int) -> Learn
         UserError: A pattern matches nothing, a parameter has no label, or all are frozen.
     """
     rules = config.optim.labels
-    labels = trees.label_tree(params, rules)
-    trainable, frozen = trees.partition(params, labels)
-    trainable_labels, _ = trees.partition(labels, labels)
+    labels = label_tree(params, rules)
+    trainable, frozen = partition(params, labels)
+    trainable_labels, _ = partition(labels, labels)
     tx, schedules = build_optimizer(config, trainable_labels, steps_per_epoch)
     state = jax.eval_shape(tx.init, trainable)
-    table = trees.table(params, rules, optim.state_bytes(state))
+    table = format_table(params, rules, optim.state_bytes(state))
     first = next(iter(schedules.values()))
     return Learner(trainable, frozen, trainable_labels, tx, lambda step: float(first(step)), table)
 

@@ -13,7 +13,8 @@ import optax
 from jax import Array
 
 from tlflax.utils.errors import UserError, did_you_mean
-from tlflax.utils.trees import FROZEN, flatten
+from tlflax.utils.labels import FROZEN
+from tlflax.utils.trees import flatten
 
 
 def schedule(
