@@ -10,13 +10,14 @@ from helpers import TESTS, run_code
 from tlflax.train import optim
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
+from tlflax.utils.labels import label_tree
 from tlflax.workdir.checkpoints import Checkpoints
 
 PARAMS = {'head': {'kernel': jnp.arange(6.0).reshape(2, 3), 'bias': jnp.ones(3)}}
 
 
 def make_state(scale=1.0):
-    labels = trees.label_tree(PARAMS, (('head/.*', 'head'),))
+    labels = label_tree(PARAMS, (('head/.*', 'head'),))
     tx = optim.build(labels, name='adam', learning_rates={'head': 0.1})
     params = {'head': {k: v * scale for k, v in PARAMS['head'].items()}}
     _, opt_state = tx.update(params, tx.init(params), params)

@@ -14,6 +14,7 @@ from tlflax.models.vgg import network
 from tlflax.train import setup
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
+from tlflax.utils.labels import label_tree, partition
 from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
 
@@ -73,7 +74,7 @@ def _abstract(config: Config, num_classes: int) -> tuple[Params, Params]:
     )
     head = jax.eval_shape(functools.partial(setup.init_head, config, backbone, num_classes))
     params = {'backbone': backbone, 'head': head}
-    return trees.partition(params, trees.label_tree(params, config.optim.labels))
+    return partition(params, label_tree(params, config.optim.labels))
 
 
 def _load_frozen(config: Config, digest: str, like: Params) -> Params:

@@ -15,9 +15,9 @@ from jax import Array
 
 from tlflax.config.schema import OptimConfig
 from tlflax.models.classifier import Params
-from tlflax.utils import trees
 from tlflax.utils.errors import UserError, did_you_mean
-from tlflax.utils.trees import FROZEN, flatten
+from tlflax.utils.labels import FROZEN, format_table, label_tree, partition
+from tlflax.utils.trees import flatten
 
 Number = float | Array
 
@@ -64,14 +64,14 @@ def build_learner(
         UserError: A pattern matches nothing, a parameter has no label, all are frozen, or the
             configuration contradicts itself.
     """
-    labels = trees.label_tree(params, config.labels)
-    trainable, frozen = trees.partition(params, labels)
-    trainable_labels, _ = trees.partition(labels, labels)
+    labels = label_tree(params, config.labels)
+    trainable, frozen = partition(params, labels)
+    trainable_labels, _ = partition(labels, labels)
     rates = configured_rates(config, trainable_labels)
     schedules = build_schedules(config, rates, steps_per_epoch=steps_per_epoch, epochs=epochs)
     tx = build_optimizer(config, trainable_labels, schedules, rates.weight_decay)
     state = jax.eval_shape(tx.init, trainable)
-    table = trees.table(params, config.labels, state_bytes(state))
+    table = format_table(params, config.labels, state_bytes(state))
     first = next(iter(schedules.values()))
     return Learner(trainable, frozen, trainable_labels, tx, lambda step: float(first(step)), table)
 
