@@ -178,7 +178,7 @@ def test_folds_are_audited_as_they_are_drawn_whatever_else_is_wrong(photos):
     [
         ({'folds': 3, 'val_fraction': 0.2}, 'more than one way to say what the val split is'),
         ({'val_fraction': 0.5, 'test_fraction': 0.5}, 'leave nothing to train with'),
-        ({'folds': 2, 'fold': 2}, 'there is no fold 2'),
+        ({'folds': 2, 'fold': 2}, 'fold 2 does not exist'),
         ({'val_fraction': 0.2, 'group': 'x(y'}, 'is not a valid regular expression'),
         ({'val_fraction': 0.2, 'group': 'train'}, 'finds a group in no path'),
     ],

@@ -195,7 +195,7 @@ def test_first_picture_of_several():
         (encode(noise(channels=0).astype(np.int32), 'TIFF'), '32 bits'),
         (encode(noise(), 'TIFF', tiffinfo={254: 1}), 'thumbnail'),
         (png(noise(high=65536, dtype=np.uint16), 2, 16, transparent=bytes(6)), '16 bits'),
-        (b'Pf\n2 2\n-1.0\n' + bytes(16), 'no image in a known format'),
+        (b'Pf\n2 2\n-1.0\n' + bytes(16), 'not an image in a known format'),
     ],
 )
 def test_what_would_decode_to_wrong_pixels_is_refused(data, reason):
@@ -311,7 +311,9 @@ def test_truncated_file_is_an_error_or_the_whole_picture(name):
         np.testing.assert_array_equal(read_image(data[:length]), whole)
     # A few trailing bytes may carry no pixels: the end mark of a GIF, the second picture of an MPO.
     assert all(length > len(data) // 3 for length in kept)
-    with pytest.raises(UserError, match=r'^cut: is (a truncated|a \w+ that|no image|empty|text)'):
+    with pytest.raises(
+        UserError, match=r'^cut: is (a truncated|a \w+ that|not an image|empty|text)'
+    ):
         read_image(data[: len(data) // 4], name='cut')
 
 
@@ -410,7 +412,7 @@ HTML = b'<!DOCTYPE html><html><body>404</body></html>'
         (b'\0\0\0\x18ftypavif\0\0', 'is AVIF'),
         (b'\0\0\0\x18ftypisom\0\0', 'is audio or video'),
         (b'II*\0\x10\0\0\0CR\x02\0', 'is camera raw'),
-        (b'\x93\x01\x02\xfe\0\x07', 'is no image in a known format'),
+        (b'\x93\x01\x02\xfe\0\x07', 'is not an image in a known format'),
         (encode(noise(), 'PNG')[:60], 'is a truncated PNG'),
         (encode(smooth(), 'JPEG')[:900], 'is a truncated JPEG'),
         (encode(noise(), 'WEBP')[:-9], 'is a truncated WEBP'),

@@ -148,8 +148,8 @@ def test_groups_in_two_named_splits_are_a_warning(photos, tmp_path, said):
             'config.data.test and config.data.test_fraction: more than one way',
         ),
         ({'folds': 1}, 'config.data.folds: one fold leaves nothing'),
-        ({'folds': 3, 'fold': 3}, 'config.data.fold: there is no fold 3; give 0 to 2'),
-        ({'fold': 2, 'val': 'x'}, 'config.data.fold: there is no fold 2; set config.data.folds'),
+        ({'folds': 3, 'fold': 3}, 'config.data.fold: fold 3 does not exist; give 0 to 2'),
+        ({'fold': 2, 'val': 'x'}, 'config.data.fold: fold 2 does not exist; set config.data.folds'),
         ({'val_fraction': 0.5, 'test_fraction': 0.5}, 'leave nothing to train with'),
     ],
 )

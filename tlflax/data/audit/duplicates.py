@@ -118,7 +118,7 @@ class Found:
         leaks: Duplicates in two splits.
         conflicts: Duplicates under two labels.
         repeats: Duplicates within a class of a split.
-        complete: False where the search ended before it had found all.
+        complete: False where the search ended before all were found.
     """
 
     leaks: Duplicates

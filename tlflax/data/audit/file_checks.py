@@ -12,8 +12,8 @@ from tlflax.data.inputs.walk import HIDDEN, LOOPS, Ignored, kind_of_stray
 
 SMALL = 16  # pixels of the shorter side, below which it is a warning
 STRETCHED = 4.0  # longer over shorter side, above which it is a note
-TELLING = 0.5  # of what guessing the largest class gets wrong, the part that a shortcut gets right
-FEWEST = 20  # images from which on it is judged
+TELLING = 0.5  # of what guessing the largest class gets wrong, the part a shortcut gets right
+FEWEST = 20  # images, below which no shortcut is looked for
 
 _EXTENSIONS = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
@@ -34,7 +34,7 @@ _CHECKS = {
     ),
     'small': (
         'warning', f'images have a side of fewer than {SMALL} pixels',
-        'see whether anything can be told from them',
+        'check whether they show anything recognizable',
     ),
     'extension': (
         'note', 'images are not what their extension says',
@@ -109,7 +109,7 @@ def _left_out(split: str, scan: Scan) -> Iterator[Problem]:
     codes = {LOOPS: 'loop', HIDDEN: 'hidden'}
     paths = scan.ignored.paths if isinstance(scan.ignored, Ignored) else {}
     for reason, count in scan.ignored.most_common():
-        if not reason.startswith(('*', 'without extension')):  # strays are told one by one
+        if not reason.startswith(('*', 'without extension')):  # stray files are listed one by one
             items = [_item(split, path, '') for path in paths.get(reason, [])]
             what = f'{split}: {count:,} {reason} left out'
             yield Problem(codes.get(reason, 'left_out'), 'note', count, what, '', items)

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tlflax.data.audit.checks import SplitSummary
 from tlflax.data.audit.problems import Problem, describe
+from tlflax.data.audit.summary import SplitSummary
 from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.files import replacing
 

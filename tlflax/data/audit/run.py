@@ -8,6 +8,7 @@ from tlflax.config.schema import DataConfig
 from tlflax.data.audit import checks, duplicates
 from tlflax.data.audit.duplicates import Images
 from tlflax.data.audit.problems import CODES, LEVELS, Problem
+from tlflax.data.audit.summary import SplitSummary, summarize
 from tlflax.data.inputs.class_checks import check_classes, refuse_empty
 from tlflax.data.inputs.listing import Scan
 from tlflax.data.inputs.walk import Report, located_report
@@ -29,7 +30,7 @@ class Audit:
     """
 
     problems: list[Problem]
-    summary: dict[str, checks.SplitSummary]
+    summary: dict[str, SplitSummary]
     seconds: float
     num_read: int
 
@@ -84,7 +85,7 @@ def run(data: DataConfig) -> Audit:
     images = _images(scans, data, faults.append)
     return Audit(
         problems=checks.audit(scans, images, faults),
-        summary=checks.summarize(scans, images),
+        summary=summarize(scans, images),
         seconds=time.monotonic() - began,
         num_read=sum(scan.num_read for scan in scans.values()),
     )

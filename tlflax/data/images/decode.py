@@ -1,13 +1,13 @@
 """The reference decoder: the bytes of an image file to RGB pixels, by Pillow.
 
-Every way of reading images agrees with this one. What a file is, is decided by its bytes, never by
-its extension. What is done to each format:
+Every other way of reading images gives the same pixels. The bytes of a file decide what it is, and
+never its extension. Of each format:
 
-- EXIF (and XMP, TIFF) orientation is applied; unreadable metadata count as none.
+- EXIF (and XMP, TIFF) orientation is applied; unreadable metadata are ignored.
 - Grayscale is repeated over three channels; palettes are looked up; 16 bits keep the high byte.
 - CMYK and YCCK become RGB by Pillow's formula (Adobe's inverted storage undone, no ICC profile).
 - Transparency is composited over a background color, black unless asked otherwise.
-- Of an animation or a multi-page file, the first picture counts.
+- The first picture of an animation or of a multi-page file is read.
 - Truncated files are errors. (A JPEG carries no checksum: damage in the middle that still decodes
   cannot be told from a picture.)
 """
@@ -99,34 +99,39 @@ def probe(
     data, name = _bytes(source, name)
     with _explaining(data, name), pillow.decoding(max_pixels):
         image, layout, plain = _open(data)
-        width, height = image.size
-        mode, file_format = image.mode, str(image.format)
-        is_jpeg, drafted = file_format in _JPEG, None
-        if is_jpeg:  # to no less than the size of a thumbnail
-            drafted = image.draft(None, (perceptual_hash.SIDE, perceptual_hash.SIDE))
-        image.load()
-        plain_rgb = is_jpeg and image.mode == 'RGB'
-        rgb = image if plain_rgb else color_modes.to_rgb(image, layout, background)
-        # Its last row or column may stand for a part of a pixel.
-        thumbnail = perceptual_hash.thumbnail(rgb, drafted[1] if drafted else None)
-        if not is_jpeg:
-            width, height = image.size  # a TIFF turns itself on loading
+        size, mode = image.size, image.mode
+        thumbnail = _thumbnail(image, layout, background)
+        if image.format not in _JPEG:
+            size = image.size  # a TIFF turns itself on loading
         orientation = _orientation(image)
         if orientation != 1:
             thumbnail = thumbnail.transpose(_UPRIGHT[orientation])
-        if orientation >= 5:
-            width, height = height, width
-        return ScannedFile(
-            kind=sniff.sniff(data[: sniff.HEAD_BYTES]),
-            digest=hashlib.sha256(data).hexdigest(),
-            format=file_format,
-            mode=mode,
-            width=width,
-            height=height,
-            orientation=orientation,
-            plain_jpeg=plain and orientation == 1 and 3 * width * height < _TF_MAX_BYTES,
-            thumbnail=thumbnail.tobytes(),
-        )
+        width, height = size if orientation < 5 else size[::-1]
+    return ScannedFile(
+        kind=sniff.sniff(data[: sniff.HEAD_BYTES]),
+        digest=hashlib.sha256(data).hexdigest(),
+        format=str(image.format),
+        mode=mode,
+        width=width,
+        height=height,
+        orientation=orientation,
+        plain_jpeg=plain and orientation == 1 and 3 * width * height < _TF_MAX_BYTES,
+        thumbnail=thumbnail.tobytes(),
+    )
+
+
+def _thumbnail(
+    image: ImageFile.ImageFile, layout: str, background: tuple[int, int, int]
+) -> Image.Image:
+    """Decodes an image; a JPEG to no more pixels than a thumbnail needs."""
+    is_jpeg, drafted = image.format in _JPEG, None
+    if is_jpeg:
+        drafted = image.draft(None, (perceptual_hash.SIDE, perceptual_hash.SIDE))
+    image.load()
+    plain_rgb = is_jpeg and image.mode == 'RGB'
+    rgb = image if plain_rgb else color_modes.to_rgb(image, layout, background)
+    # The last row or column of a draft may stand for a part of a pixel.
+    return perceptual_hash.thumbnail(rgb, drafted[1] if drafted else None)
 
 
 def _bytes(source: Source, name: str) -> tuple[bytes, str]:
@@ -144,10 +149,6 @@ def _bytes(source: Source, name: str) -> tuple[bytes, str]:
 def printable(path: str) -> str:
     """Returns a path, or other outside text, that is safe to print and to encode."""
     return ''.join('�' if unicodedata.category(char) in ('Cc', 'Cs') else char for char in path)
-
-
-class _TooLarge(Exception):
-    """More pixels than allowed."""
 
 
 @contextlib.contextmanager

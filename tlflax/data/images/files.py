@@ -1,4 +1,4 @@
-"""A file before and after it is read: what the file system says of it, and what reading shows."""
+"""Describes a file before and after it is read: by the file system, and by its contents."""
 
 import os
 from typing import NamedTuple

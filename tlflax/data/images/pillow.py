@@ -1,8 +1,9 @@
-"""Opens image files with Pillow, without what Pillow keeps for the whole process.
+"""Opens image files with Pillow, without changing settings of the whole process.
 
-`PIL.Image.open` compares sizes with a global limit, and odd metadata are warned of through the
-global filters of `warnings`. Files are decoded in several threads beside code that is not ours, so
-neither is changed here: the plugins are called directly, and the filter holds for one thread.
+`PIL.Image.open` compares sizes with a global limit, and Pillow warns of odd metadata through the
+global filters of `warnings`. Files are decoded in several threads, beside code of others. So the
+plugins are called directly with a limit of their own, and a filter ignores warnings in the threads
+that decode, only while they do.
 """
 
 import contextlib
@@ -38,9 +39,9 @@ class TooLarge(Exception):
 
 
 class _Thread(threading.local):
-    """What holds for this thread: the pixels allowed while it is decoding, else None.
+    """The largest image that this thread may decode, in pixels; None outside of `decoding`.
 
-    Its method takes the place of a pattern in a filter of `warnings`.
+    `warnings` calls its method in place of that of a regular expression.
     """
 
     max_pixels: int | None = None

@@ -91,8 +91,7 @@ def read_file(
 
     Args:
         path: The file.
-        listed: Somebody listed it as an image, so it is not a stray, whatever its name and
-            contents.
+        listed: It is listed as an image, for example in a manifest, so it is never a stray file.
         max_pixels: A larger image is a fault.
         background: The RGB color, 0..255, that is seen behind transparent pixels.
     """

@@ -1,4 +1,4 @@
-"""The file that remembers for a whole folder what reading its files showed.
+"""Keeps what reading the files of a folder showed, in one file a folder.
 
 Columns and not rows, so that a million files load in seconds: texts in one block, numbers, digests
 and perceptual hashes in arrays.
@@ -60,9 +60,9 @@ def _pack(known: Sequence[tuple[Entry, ScannedFile]]) -> dict[str, np.ndarray]:
 
 
 def load(place: Path, entries: Sequence[Entry]) -> list[ScannedFile | None]:
-    """Returns what is known of each entry.
+    """Returns what is known of each entry; None where nothing is.
 
-    That is nothing where the file is missing, damaged or of another version.
+    A file that is missing, damaged or of another version tells nothing.
     """
     try:
         with np.load(place, allow_pickle=False) as file:

@@ -10,55 +10,24 @@ from the manifest's folder, or are absolute.
 import contextlib
 import csv
 import json
-import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from tlflax.data.images.decode import printable
 from tlflax.data.images.files import Entry
 from tlflax.data.inputs.listing import Listing
+from tlflax.data.inputs.manifest_row import COLUMNS, NEEDED, Fields, Row, fault_of, parse_row
 from tlflax.data.inputs.walk import Report, stop
 from tlflax.utils.errors import UserError, as_user_error, did_you_mean
 
 _TABLES = ('.csv', '.tsv')
 _LINES = ('.jsonl', '.ndjson')
-_NEEDED = ('path', 'label')
-_COLUMNS = (*_NEEDED, 'split', 'weight', 'group')
-_SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val'} | {
-    'validation': 'val',
-    'test': 'test',
-    'testing': 'test',
-}
-
-_Fields = Mapping[str, object]  # of one line, by column; texts in a CSV
-
 _FIELD_CHARS = 1 << 20  # of a field in a CSV, at most; further columns may hold long texts
 _field_limit = threading.Lock()
-
-
-class Row(NamedTuple):
-    """A line of a manifest.
-
-    Attributes:
-        line: Its number, from 1.
-        path: From the manifest's folder, or absolute.
-        label: The name of its class.
-        split: 'train', 'val' or 'test'; None where no split is named.
-        weight: The factor of its training loss; None where no weight is named.
-        group: Its group; None where no group is named.
-    """
-
-    line: int
-    path: str
-    label: str
-    split: str | None
-    weight: float | None
-    group: str | None
 
 
 def is_manifest(spec: str) -> bool:
@@ -95,7 +64,7 @@ def read_manifest(path: str | os.PathLike[str], *, report: Report = stop) -> lis
     ):
         for line, fields in parse(path, file, report):
             try:
-                rows.append(_row(path, line, fields))
+                rows.append(parse_row(path, line, fields))
             except UserError as error:
                 report(error)
     if not rows:
@@ -151,7 +120,7 @@ def splits(rows: Iterable[Row]) -> set[str]:
     return {row.split for row in rows if row.split is not None}
 
 
-def _parse_table(path: str, file: Iterable[str], report: Report) -> Iterator[tuple[int, _Fields]]:
+def _parse_table(path: str, file: Iterable[str], report: Report) -> Iterator[tuple[int, Fields]]:
     """Yields the line number and the fields of each line of a CSV, by column."""
     lines = iter(file)
     first = next(lines, '')
@@ -164,11 +133,11 @@ def _parse_table(path: str, file: Iterable[str], report: Report) -> Iterator[tup
                 continue
             if len(cells) != len(header):
                 what = f'{len(cells)} fields where the first line names {len(header)} columns'
-                report(_fault(path, line, what, 'quote a field that holds a separator'))
+                report(fault_of(path, line, what, 'quote a field that holds a separator'))
                 continue
             yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise _fault(
+        raise fault_of(
             path, reader.line_num + 1, f'not valid CSV ({error})', 'fix its quotes'
         ) from error
 
@@ -179,19 +148,19 @@ def _header(path: str, first: str) -> tuple[list[str], str]:
     for delimiter in ',;\t':
         columns = next(csv.reader([first], delimiter=delimiter), [])
         columns = [column.strip().lower() for column in columns]
-        if set(_NEEDED) <= set(columns):
-            if twice := [name for name in _COLUMNS if columns.count(name) > 1]:
-                raise _fault(path, 1, f'two columns {twice[0]!r}', 'keep one of them')
+        if set(NEEDED) <= set(columns):
+            if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+                raise fault_of(path, 1, f'two columns {twice[0]!r}', 'keep one of them')
             return columns, delimiter
         found = max(found, columns, key=len)
-    missing = next(name for name in _NEEDED if name not in found)
+    missing = next(name for name in NEEDED if name not in found)
     fix = did_you_mean(missing, found)
     fix = f'rename {fix.split()[-1][:-1]}' if fix.startswith('did') else 'add it'
     named = ', '.join(map(repr, map(printable, found[:9]))) or 'nothing'
-    raise _fault(path, 1, f'no column {missing!r} (it names {named})', fix)
+    raise fault_of(path, 1, f'no column {missing!r} (it names {named})', fix)
 
 
-def _parse_lines(path: str, file: Iterable[str], report: Report) -> Iterator[tuple[int, _Fields]]:
+def _parse_lines(path: str, file: Iterable[str], report: Report) -> Iterator[tuple[int, Fields]]:
     """Yields the line number and the known fields of each JSON object."""
     for line, text in enumerate(file, start=1):
         if not text.strip():
@@ -202,66 +171,21 @@ def _parse_lines(path: str, file: Iterable[str], report: Report) -> Iterator[tup
             report(error)
 
 
-def _fields(path: str, line: int, text: str) -> _Fields:
+def _fields(path: str, line: int, text: str) -> Fields:
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _fault(
+        raise fault_of(
             path, line, f'not valid JSON ({error})', 'write one object on each line'
         ) from error
     if not isinstance(fields, dict):
-        raise _fault(path, line, 'not a JSON object', 'write {"path": ..., "label": ...}')
-    for name in _NEEDED:
+        raise fault_of(path, line, 'not a JSON object', 'write {"path": ..., "label": ...}')
+    for name in NEEDED:
         if name not in fields:
             fix = did_you_mean(name, list(fields))
             fix = fix if fix.startswith('did') else 'add it'
-            raise _fault(path, line, f'no {name!r}', fix)
+            raise fault_of(path, line, f'no {name!r}', fix)
     return fields
-
-
-def _row(path: str, line: int, fields: _Fields) -> Row:
-    """Checks the fields of one line."""
-    texts = {name: _text(path, line, name, fields.get(name)) for name in _COLUMNS}
-    for name in _NEEDED:
-        if not texts[name]:
-            raise _fault(path, line, f'an empty {name}', 'fill it in or remove the line')
-    split = texts['split']
-    if split is not None and split.lower() not in _SPLITS:
-        hint = did_you_mean(split, ('train', 'val', 'test'))
-        raise _fault(path, line, f'{split!r} is not a split', hint)
-    return Row(
-        line=line,
-        path=os.path.normpath(str(texts['path'])),
-        label=str(texts['label']),
-        split=None if split is None else _SPLITS[split.lower()],
-        weight=_weight(path, line, texts['weight']),
-        group=texts['group'],
-    )
-
-
-def _text(path: str, line: int, name: str, value: object) -> str | None:
-    """Returns a field as text without spaces around it; a path keeps its own."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _fault(path, line, f'{name!r} is a {type(value).__name__}', 'give text or a number')
-    text = str(value) if name == 'path' else str(value).strip()
-    if any(char < ' ' or '\ud800' <= char <= '\udfff' for char in text):
-        raise _fault(path, line, f'{name!r} holds a control character', 'remove it')
-    return text
-
-
-def _weight(path: str, line: int, text: str | None) -> float | None:
-    if not text:
-        return None
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        what = f'{text!r} is not a weight'
-        raise _fault(path, line, what, 'give a number, 0 or more; empty counts as 1')
-    return weight
 
 
 def _check_rows(path: str, rows: list[Row], report: Report) -> list[Row]:
@@ -278,9 +202,9 @@ def _check_rows(path: str, rows: list[Row], report: Report) -> list[Row]:
             what = f'{printable(row.path)!r} is named in line {first.line} too'
             if first.label != row.label:
                 what += f', as {first.label!r} there and {row.label!r} here'
-            report(_fault(path, row.line, what, 'remove one of them'))
+            report(fault_of(path, row.line, what, 'remove one of them'))
         elif some_split and row.split is None:
-            report(_fault(path, row.line, 'no split, and other lines name one', 'name one'))
+            report(fault_of(path, row.line, 'no split, and other lines name one', 'name one'))
         else:
             kept.append(row)
     if all(row.weight == 0 for row in rows):
@@ -293,7 +217,3 @@ def _entry(root: str, path: str) -> Entry:
         return Entry.of(path, os.stat(os.path.join(root, path)))
     except OSError:  # reading it will say why
         return Entry.of(path, None)
-
-
-def _fault(path: str, line: int, what: str, fix: str) -> UserError:
-    return UserError(what, where=f'{printable(path)}, line {line}', fix=fix)

@@ -35,7 +35,7 @@ class Splits:
 
     @property
     def by_name(self) -> dict[str, ImageTable]:
-        """The splits by name, training first, without a missing one."""
+        """The splits that exist, by name, training first."""
         tables = zip(NAMES, (self.train, self.val, self.test), strict=True)
         return {name: table for name, table in tables if table is not None}
 
@@ -113,7 +113,7 @@ def read_inputs(data: DataConfig, *, strict: bool = True, report: Report = stop)
 
 
 def _list(name: str, spec: str, known: Known, report: Report) -> Listing:
-    """Lists a split; whatever is wrong with it is found under its key."""
+    """Lists a split; gives its key to every fault."""
     with located(KEY[name]):
         report = located_report(KEY[name], report)
         return list_input(spec, split=name, known=known, report=report)
@@ -233,7 +233,7 @@ def check_fractions(data: DataConfig) -> None:
         )
     if data.fold >= max(data.folds, 1):
         fix = f'give 0 to {data.folds - 1}' if data.folds else 'set config.data.folds too'
-        raise UserError(f'there is no fold {data.fold}', where='config.data.fold', fix=fix)
+        raise UserError(f'fold {data.fold} does not exist', where='config.data.fold', fix=fix)
 
 
 def _check_one_way(data: DataConfig, name: str, spec: str, needed: bool) -> None:

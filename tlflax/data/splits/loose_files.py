@@ -22,14 +22,14 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(
-                'there is no such file or folder', where=printable(str(path)), fix='check its path'
+                'no such file or folder', where=printable(str(path)), fix='check its path'
             )
         files = [path]
         if path.is_dir():
             files = sorted(p for p in path.rglob('*') if p.is_file() and _is_image(p))
             if not files:
                 raise UserError(
-                    'there is no image in this folder', where=printable(str(path)), fix='name one'
+                    'no image is in this folder', where=printable(str(path)), fix='name another'
                 )
         found += map(str, files)
     return found
