@@ -36,6 +36,7 @@ from tlflax.features import extract
 from tlflax.models import classifier
 from tlflax.models.vgg import network as vgg
 
+Figures = dict[str, Any]  # a JSON object
 Images = UInt8[np.ndarray, 'b h w 3']
 Side = Callable[[list[Images]], Iterator[np.ndarray]]
 """Turns batches into their features, as float32 in host memory."""
@@ -47,7 +48,7 @@ AHEAD = 2  # batches under way before the oldest is fetched
 def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
     """Ours: `extract.backbone_step`, as the feature cache is filled with on accelerators."""
     model = classifier.create(
-        params, image_size=(size, size), classes=2, head='gap_linear', units=1, dropout=0.0,
+        params, image_size=(size, size), num_classes=2, head='gap_linear', units=1, dropout=0.0,
         preprocess='caffe', dtype=dtype,
     )  # fmt: skip
     params = jax.device_put(params)
@@ -66,7 +67,7 @@ def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
 
 
 def torch_network(params: vgg.Params, *, on_cpu: bool) -> Side | None:
-    """The peer; None where it cannot run."""
+    """Returns the peer, or None if it cannot run."""
     try:
         import torch
     except ImportError:
@@ -143,12 +144,12 @@ def rates(side: Side, images: Images, batch: int, rounds: int) -> list[float]:
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Returns the norm of the difference by that of the wanted."""
+    """Returns the norm of the difference divided by that of `want`."""
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 def direct_operations(size: int) -> float:
-    """Operations of direct convolution for one image, two for each multiplication."""
+    """Returns the operations of direct convolution for one image, two per multiplication."""
     shapes = vgg.shapes()
     return sum(
         2.0 * np.prod(shapes[f'{name}/kernel']) * (size >> (block - 1)) ** 2
@@ -157,7 +158,7 @@ def direct_operations(size: int) -> float:
     )
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Figures:
     """Returns the figures of every compute type and side."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (options.images, options.size, options.size, 3), np.uint8)
@@ -170,7 +171,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     peaks = {dtype: measure_peak(dtype, options.peak_width) for dtype in classifier.COMPUTE}
     operations = direct_operations(options.size)
     print(f'{"":24}{"batch":>6}{"images/s":>10}{"range":>16}{"of peak":>9}{"error":>9}')
-    found: dict[str, Any] = {}
+    found: Figures = {}
     for name, (side, dtype) in sides.items():
         error = relative_error(next(side([pixels[:2]])), want)
         if not error <= TOLERANCE[dtype]:
@@ -215,7 +216,7 @@ def main() -> None:
     print(json.dumps({'device': device.device_kind, 'ratio': {'torch': ratio}, **figures}))
 
 
-def _best(sides: dict[str, Any], name: str) -> float | None:
+def _best(sides: Figures, name: str) -> float | None:
     return max((row['images_per_second'] for row in sides.get(name, {}).values()), default=None)
 
 

@@ -1,16 +1,16 @@
-"""How the audit grows: first and second audit of 10^5 generated images, and 10^6 remembered ones.
+"""How the audit scales: first and second audit of 10^5 generated images, and 10^6 cached findings.
 
     python scripts/bench_audit.py [--quick] [--files=N] [--folder=DIR]
 
-Generates small JPEGs, each another picture, in train and val folders of up to 100 classes; a few
-are in both, as they are and coded anew, and the audit has to find these and no others. `python -m
+Generates small, different JPEGs in train and val folders of up to 100 classes; a few are in both,
+either byte for byte or encoded again, and the audit has to find exactly these. `python -m
 tlflax.data` then runs twice, as a user runs it: the first audit reads everything, the second only
-asks the file system what changed. Peak memory is that of the whole process, libraries included
-(`idle`: what it takes for a few dozen images). The part that grows in memory is measured alone, for
-a million made-up findings: save and load what is remembered, gather it, and search the looks for
-copies. CPU seconds are given too, for they do not depend on what else the machine does. The last
-line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5 made-up ones
-and less than one minute.
+asks the file system what changed. Peak memory is that of the whole process, including libraries
+(`idle`: the memory for a few dozen images). The part whose memory grows is measured alone, for a
+million synthetic findings: save and load the cache, gather it, and search the perceptual hashes for
+duplicates. CPU seconds are given too, as they do not depend on what else the machine does. The last
+line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5 synthetic
+findings and less than one minute.
 """
 
 import argparse
@@ -33,22 +33,25 @@ import numpy as np
 from PIL import Image
 
 from tlflax.data.audit import checks, duplicates
-from tlflax.data.images import decode, perceptual_hash, scan_cache
-from tlflax.data.images.scan import Scanned
-from tlflax.data.images.scan_cache import Entry, Finding
+from tlflax.data.images import perceptual_hash, scan_cache
+from tlflax.data.images.files import Entry, ScannedFile
+from tlflax.data.inputs.listing import Listing, Scan
+from tlflax.data.table import table_of
+
+Figures = dict[str, Any]  # a JSON object
 
 COPIES = 20
 SIZE, GRID = (64, 48), (12, 9)
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
-    """Returns smooth random colors, as different from one to the next as photographs are."""
+    """Returns an image of smooth random colors; two differ as much as photographs do."""
     pixels = rng.integers(0, 256, (GRID[1], GRID[0], 3), np.uint8)
     return Image.fromarray(pixels).resize(SIZE, Image.Resampling.BICUBIC)
 
 
 def write(folder: Path, files: int) -> None:
-    """Writes so many images, a tenth of them for validation, and some copies of training images."""
+    """Writes `files` images, a tenth of them for validation, and copies of some training images."""
     rng, classes = np.random.default_rng(0), max(2, min(100, files // 200))
     for split in ('train', 'val'):
         for name in range(classes):
@@ -58,7 +61,7 @@ def write(folder: Path, files: int) -> None:
         place = folder / split / f'class {number // 10 % classes:03}' / f'{number:06}.jpg'
         image = picture(rng)
         image.save(place, quality=85)
-        if number % 10 == 1 and number < 20 * COPIES:  # every other one coded anew
+        if number % 10 == 1 and number < 20 * COPIES:  # every other one is encoded again
             copy = folder / 'val' / place.parent.name / f'copy {number}.jpg'
             if number // 10 % 2:
                 image.resize((SIZE[0] // 2, SIZE[1] // 2)).save(copy, quality=75)
@@ -66,7 +69,7 @@ def write(folder: Path, files: int) -> None:
                 shutil.copy(place, copy)
 
 
-def run(folder: Path) -> dict[str, Any]:
+def run(folder: Path) -> Figures:
     """Audits the folders in a process of its own; returns its last line, seconds and memory."""
     code = (
         'import resource, runpy, sys\n'
@@ -94,7 +97,7 @@ def run(folder: Path) -> dict[str, Any]:
     }
 
 
-def real(folder: Path, files: int) -> dict[str, Any]:
+def real(folder: Path, files: int) -> Figures:
     """Generates and audits files twice; checks what is found."""
     write(folder / 'idle', 12 + 2 * COPIES)
     write(folder / 'many', files)
@@ -119,14 +122,23 @@ def real(folder: Path, files: int) -> dict[str, Any]:
 
 
 def remembered(folder: Path, files: int) -> dict[str, float]:
-    """Saves, loads and audits made-up findings; seconds of each and the peak of memory."""
+    """Saves, loads and audits synthetic findings; returns the seconds of each and peak memory."""
     rng = np.random.default_rng(0)
     before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    info = decode.ImageInfo('JPEG', 500, 375, 'RGB', 1, True)
     made = rng.integers(0, 256, (files, perceptual_hash.BYTES), np.uint8)
     entries = [Entry(f'class {n % 1000:04}/image {n:07}.jpg', n, n, n) for n in range(files)]
     found = [
-        Finding('JPEG', '', hashlib.sha256(b'%d' % n).hexdigest(), info, made[n].tobytes())
+        ScannedFile(
+            kind='JPEG',
+            digest=hashlib.sha256(b'%d' % n).hexdigest(),
+            format='JPEG',
+            mode='RGB',
+            width=500,
+            height=375,
+            orientation=1,
+            plain_jpeg=True,
+            perceptual_hash=made[n].tobytes(),
+        )
         for n in range(files)
     ]
     place, seconds = folder / 'scan.npz', {}
@@ -143,17 +155,23 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
     found.clear()  # a second copy would count as memory
     found += timed('load', lambda: scan_cache.load(place, entries))
     if hash(tuple(found)) != told:
-        raise AssertionError('what was remembered is not what was found')
+        raise AssertionError('the findings that were loaded are not those that were saved')
     names = [entry.path.split('/')[0] for entry in entries]
-    half, train = files // 10, Counter[str]()
-    splits = {
-        'val': Scanned('/val', entries[:half], names[:half], found[:half], train, 0),
-        'train': Scanned('/train', entries[half:], names[half:], found[half:], train, 0),
+    class_names, tenth, left_out = tuple(sorted(set(names))), files // 10, Counter[str]()
+    scans = {
+        split: Scan(
+            Listing(f'/{split}', f'/{split}', entries[part], names[part], left_out),
+            *(found[part], left_out, 0),
+        )
+        for split, part in (('val', slice(tenth)), ('train', slice(tenth, None)))
     }
-    images = timed('gather', lambda: duplicates.of_scans(splits))
+    images = timed(
+        'gather',
+        lambda: duplicates.of_tables({s: table_of(scan, class_names) for s, scan in scans.items()}),
+    )
     timed('exact', lambda: duplicates.exact(images))
     timed('alike', lambda: duplicates.alike(images))
-    timed('audit', lambda: checks.audit(splits, images, []))
+    timed('audit', lambda: checks.audit(scans, images, []))
     peak = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return {'files': files, **seconds, 'peak_mib': peak, 'before_mib': before}
 

@@ -4,7 +4,7 @@ python scripts/bench_backbone.py --quick
 python scripts/bench_backbone.py --batches=1,8,16,32 --weights=vgg16.safetensors --images=FOLDER
 
 Each contestant runs in a process of its own and waits while another is timed; they take turns, so
-that whatever else the machine does hits all alike. Before that, all must agree with direct
+that other load on the machine affects all alike. Before that, all must agree with direct
 convolution in float64. Prints a table for every batch size: the median images a second over the
 rounds, their range, and the median over the rounds of tlflax's images a second over this one's
 (above 1, tlflax is faster). The last line is one JSON object with the figures of the last batch
@@ -39,7 +39,7 @@ REST = 0.1  # seconds in which the last contestant's threads stop spinning
 
 
 class Contestant:
-    """A process that runs one implementation when told to."""
+    """A process that runs one implementation on request."""
 
     def __init__(self, name: str, folder: Path, arguments: list[str]) -> None:
         self.name = name
@@ -83,7 +83,7 @@ class Contestant:
 
 
 def exact(params: network.Params, x: np.ndarray) -> np.ndarray:
-    """block5_pool by direct convolution in float64, in NumPy alone."""
+    """Computes block5_pool by direct convolution in float64, with NumPy."""
     x = x.astype(np.float64)
     for block in range(1, len(network.DEPTHS) + 1):
         for name in network.conv_names(block):

@@ -51,6 +51,7 @@ from tlflax.models.vgg import network as vgg
 from tlflax.train import optim, setup, steps
 from tlflax.train.losses import Loss
 from tlflax.utils import trees
+from tlflax.utils.labels import label_tree
 
 SHAPE, CLASSES, BATCH = (7, 7, 512), 3, 32
 RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
@@ -58,6 +59,7 @@ SEEDS = (0, 1, 2, 3)
 REST = 0.2  # seconds in which the other side's threads stop spinning
 TOLERANCE = 1e-3  # between losses, relative
 CHECKED = 20  # steps whose losses have to agree with PyTorch's: rounding grows from step to step
+Figures = dict[str, Any]  # a JSON object
 Epoch = Callable[[], np.ndarray]
 """Trains for an epoch and returns the loss of each step."""
 
@@ -74,7 +76,7 @@ def synthetic(label: np.ndarray, seed: int) -> np.ndarray:
     return np.maximum(noise + tell[shown], 0).astype(np.float16)
 
 
-def first_params(dropout: float) -> dict[str, Any]:
+def first_params(dropout: float) -> trees.Tree:
     """Returns the head both sides start from."""
     return heads.init('conv', SHAPE, CLASSES, jax.random.key(0), units=64, dropout=dropout)
 
@@ -86,7 +88,7 @@ def tlflax_epoch(
     graph = heads.graph('conv', SHAPE, CLASSES, units=64, dropout=dropout)
     classifier = Classifier('caffe', 'block5_pool', 'float32', graph)
     params = {'head': first_params(dropout)}
-    labels = trees.label_tree(params, (('head/.*', 'head'),))
+    labels = label_tree(params, (('head/.*', 'head'),))
     tx = optim.build(labels, name='adam', learning_rates={'head': 1e-3})
     on_device = steps.OnDevice(jnp.asarray(features), jnp.asarray(label))
     state = steps.init_state(params, tx)
@@ -175,7 +177,7 @@ def measure_epochs(n: int, repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
-def write_problem(folder: Path, n: int, epochs: int) -> list[dict[str, Any]]:
+def write_problem(folder: Path, n: int, epochs: int) -> list[dict[str, float]]:
     """Writes images, weights, features in the cache and configurations; returns the settings.
 
     The images are specks that only have a digest each: their features are in the cache.
@@ -203,7 +205,7 @@ def write_problem(folder: Path, n: int, epochs: int) -> list[dict[str, Any]]:
         'from tlflax.config import default_config\n\n\n'
         f'def get_config():\n    config = default_config()\n{"".join(lines)}    return config\n'
     )
-    settings = [
+    settings: list[dict[str, float]] = [
         {'optim.learning_rate': rate, 'train.seed': seed} for rate in RATES for seed in SEEDS
     ]
     (folder / 'sweep.py').write_text(f'def get_sweep():\n    return {settings!r}\n')
@@ -245,15 +247,15 @@ def run_module(module: str, folder: Path, name: str, *arguments: str) -> tuple[f
     return seconds, workdir
 
 
-def measure_sweep(n: int, epochs: int, solo: int) -> dict[str, Any]:
+def measure_sweep(n: int, epochs: int, solo: int) -> Figures:
     """Returns the seconds of a sweep and of some of its settings alone, and those in epochs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = write_problem(folder, n, epochs)
         chosen = [i * len(settings) // solo for i in range(solo)]
-        found: dict[str, Any] = {'settings': len(settings), 'solo': [], 'solo_epochs': []}
+        found: Figures = {'settings': len(settings), 'solo': [], 'solo_epochs': []}
 
-        def run_solo(number: int) -> list[dict[str, Any]]:
+        def run_solo(number: int) -> list[Figures]:
             flags = [f'--config.{key}={value}' for key, value in settings[number].items()]
             seconds, workdir = run_module('train', folder, f'solo{number}', *flags)
             lines = (workdir / 'metrics.jsonl').read_text().splitlines()
@@ -280,7 +282,7 @@ def measure_sweep(n: int, epochs: int, solo: int) -> dict[str, Any]:
     return found
 
 
-def in_epochs(records: Sequence[dict[str, Any]]) -> float:
+def in_epochs(records: Sequence[Figures]) -> float:
     """Returns the seconds of a run's epochs, all like the median one: the first one compiles."""
     return len(records) * statistics.median(record['epoch_seconds'] for record in records)
 
@@ -297,7 +299,7 @@ def print_epochs(n: int, seconds: dict[str, list[float]]) -> float | None:
     return min((ratio for name, ratio in ratios.items() if name != 'tlflax'), default=None)
 
 
-def print_sweep(found: dict[str, Any]) -> dict[str, float]:
+def print_sweep(found: Figures) -> dict[str, float]:
     """Prints a table; returns the ratios of whole processes and of epochs alone."""
     print(f'{"32 heads, seconds":22} {"process":>9} {"in epochs":>15}')
     ratios = {}

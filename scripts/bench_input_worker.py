@@ -5,7 +5,7 @@
 For each line on stdin, a folder of class folders of JPEGs, it goes through the images once and
 answers with a line of JSON: images a second by name. A folder's first epoch does not count.
 `augmentations` is for use by hand: tlflax's whole pipeline with each augmentation by itself, and
-each as a stage, fed from memory.
+each as a stage fed from memory.
 """
 
 import functools
@@ -23,7 +23,8 @@ from PIL import Image
 SIZE, BATCH = (224, 224), 32
 STAGE_IMAGES = 256  # kept in memory, decoded and resized, to time a stage alone
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-FULL: dict[str, Any] = {  # every augmentation there is
+Settings = dict[str, Any]  # the fields of an `AugmentConfig` that differ from its defaults
+FULL: Settings = {  # every geometric and color augmentation
     'rotation_range': 15.0,
     'width_shift_range': 0.1,
     'height_shift_range': 0.1,
@@ -32,7 +33,7 @@ FULL: dict[str, Any] = {  # every augmentation there is
     'brightness_range': (0.8, 1.2),
     'channel_shift_range': 10.0,
 }
-AUGMENTATIONS: dict[str, dict[str, Any]] = {
+AUGMENTATIONS: dict[str, Settings] = {
     'none': {'horizontal_flip': False},
     'flips': {'vertical_flip': True},
     'right angles': {'right_angles': True},
@@ -71,7 +72,7 @@ def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epo
     from tlflax.data.pipeline import tf_data
     from tlflax.data.splits.load import load_table
 
-    table, numbers = load_table(str(folder), key='images', data=DataConfig()), iter(range(10**9))
+    table, numbers = load_table(str(folder), data=DataConfig()), iter(range(10**9))
 
     def epoch() -> int:
         batches = tf_data.train_epoch(
@@ -144,7 +145,7 @@ def torch_epochs(folder: Path) -> dict[str, Epoch]:
 
 
 def stage_epochs(
-    folder: Path, augmentations: Mapping[str, Mapping[str, Any]] | None = None
+    folder: Path, augmentations: Mapping[str, Settings] | None = None
 ) -> dict[str, Epoch]:
     """Returns each stage of tlflax's pipeline alone, fed from memory."""
     augmentations = augmentations or {'full augmentation': FULL}
@@ -157,7 +158,7 @@ def stage_epochs(
     from tlflax.data.pipeline.resize import resize_image
     from tlflax.data.splits.load import load_table
 
-    table = load_table(str(folder), key='images', data=DataConfig())
+    table = load_table(str(folder), data=DataConfig())
     table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
 
     def each(dataset: Any, function: Any) -> Any:
@@ -175,7 +176,7 @@ def stage_epochs(
 
     resize = functools.partial(resize_image, size=SIZE, mode='stretch', antialias=True)
     files = tf.data.Dataset.from_tensor_slices((table.paths.astype(str), table.plain_jpeg))
-    # The very function of which the pipeline is made.
+    # The function that the pipeline itself uses.
     decode = each(files, functools.partial(tf_decode.decode_file, by_pillow=read_image))
     decoded = decode.cache()
     resized = each(decoded, resize).cache()

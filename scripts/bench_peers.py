@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 Params = dict[str, dict[str, np.ndarray]]
-Run = Callable[[np.ndarray], Any]  # images to block5_pool, both [b, h, w, c]
+Run = Callable[[np.ndarray], object]  # images to an array of block5_pool, both [b, h, w, c]
 
 DEPTHS = (2, 2, 3, 3, 3)
 SIZE = 224
@@ -29,13 +29,13 @@ def blocks() -> list[list[str]]:
 
 
 def tlflax(params: Params) -> Run:
-    """Ours, planned for the batch size it meets first, on all cores."""
+    """Ours on all cores, with a plan for each batch size."""
     from tlflax.models.vgg import autotune, fast_cpu
     from tlflax.utils import assets
 
     runs: dict[int, Run] = {}
 
-    def run(x: np.ndarray) -> Any:
+    def run(x: np.ndarray) -> object:
         if x.shape[0] not in runs:
             folder = assets.cache_folder() / 'plans'
             measured = '--guess' not in sys.argv
@@ -108,7 +108,7 @@ def torch(params: Params) -> Run:
     network = torch.nn.Sequential(*layers)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def run(x: np.ndarray) -> Any:
+    def run(x: np.ndarray) -> object:
         with torch.inference_mode():
             # [b, h, w, c] in memory is [b, c, h, w] in the format channels_last
             return network(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -211,7 +211,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
 
-    def answer(**fields: Any) -> None:
+    def answer(**fields: object) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
     params: Params = {}

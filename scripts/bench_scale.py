@@ -1,4 +1,4 @@
-"""How the feature store grows: look-up, epoch time and memory for 10^4, 10^5 and 10^6 rows.
+"""How the feature store scales: look-up, epoch time and memory for 10^4, 10^5 and 10^6 rows.
 
     python scripts/bench_scale.py [--quick] [--folder=DIR]
 
@@ -29,20 +29,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float16, UInt64
 
 from tlflax.features.cache.store import Store, row_keys
 
+Figures = dict[str, Any]  # a JSON object
+Result = TypeVar('Result')
+
 MEMORY_MIB = 512
 BATCH, WIDTH, REPEATS, CHUNK = 256, 64, 5, 10_000
 
 
 def synthetic_keys(rows: int) -> UInt64[np.ndarray, 'n 2']:
-    """Returns the keys of so many made-up images."""
+    """Returns the keys of `rows` synthetic images."""
     return np.concatenate(
         [
             row_keys([hashlib.sha256(b'%d' % image).hexdigest() for image in images], '')
@@ -53,7 +57,7 @@ def synthetic_keys(rows: int) -> UInt64[np.ndarray, 'n 2']:
 
 
 def synthetic_rows(keys: UInt64[np.ndarray, 'n 2']) -> Float16[np.ndarray, 'n width']:
-    """Returns rows that tell their keys apart."""
+    """Returns rows whose values follow from their keys."""
     words = keys[:, :1] * np.arange(1, 2 * WIDTH, 2, dtype=np.uint64)
     return (words >> np.uint64(53)).astype(np.float16)  # 0..2047: exact
 
@@ -63,7 +67,7 @@ def open_store(folder: Path) -> Store:
     return Store(folder, {'bench': 'scale'}, (WIDTH,), 'float16')
 
 
-def timed(action: Any) -> tuple[float, Any]:
+def timed(action: Callable[[], Result]) -> tuple[float, Result]:
     """Returns the seconds that a call took, and its result."""
     began = time.perf_counter()
     result = action()
@@ -93,7 +97,7 @@ def write(folder: Path, rows: int) -> dict[str, float]:
     return {'append_seconds': seconds, 'control_seconds': control}
 
 
-def read(folder: Path, rows: int) -> dict[str, Any]:
+def read(folder: Path, rows: int) -> Figures:
     """Uses a store as a training run does and returns seconds by phase and peak memory."""
     keys = synthetic_keys(rows)
     phases: dict[str, list[float]] = {'open': [], 'lookup': [], 'verify': []}
@@ -117,16 +121,16 @@ def read(folder: Path, rows: int) -> dict[str, Any]:
     if not (store.read(found[sample]) == synthetic_rows(keys[sample])).all():
         raise AssertionError('a wrong row was served')
     phases['epoch'] = [timed(lambda: epoch(rng.permutation(found)))[0] for _ in range(REPEATS)]
-    results: dict[str, Any] = {'peak_mib': _peak_mib()}
+    results: Figures = {'peak_mib': _peak_mib()}
     for phase, times in phases.items():
         results[f'{phase}_seconds'] = statistics.median(times)
         results[f'{phase}_spread'] = [min(times), max(times)]
     return results
 
 
-def measure(folder: Path, rows: int) -> dict[str, Any]:
-    """Writes and reads a store of so many rows, each in a process of its own."""
-    results: dict[str, Any] = {'rows': rows}
+def measure(folder: Path, rows: int) -> Figures:
+    """Writes and reads a store of `rows` rows, each in a process of its own."""
+    results: Figures = {'rows': rows}
     place = Path(tempfile.mkdtemp(dir=folder, prefix='bench_scale-'))
     try:
         for phase in ('write', 'read'):
@@ -140,7 +144,7 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
     return results
 
 
-def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(results: list[Figures]) -> Figures:
     """Returns all figures, with how each phase grows from size to size: 1 is linear."""
     growth: dict[str, list[float]] = {}
     for phase in ('append', 'lookup', 'verify', 'epoch', 'control'):
@@ -194,7 +198,7 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def _cell(result: dict[str, Any], phase: str) -> str:
+def _cell(result: Figures, phase: str) -> str:
     low, high = result[f'{phase}_spread']
     return f'{result[f"{phase}_seconds"]:.3f} ({low:.3f}-{high:.3f})'
 

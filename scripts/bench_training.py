@@ -43,6 +43,8 @@ from tlflax.utils import cpu, trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import EXIT_CODE, UserError
 
+Figures = dict[str, Any]  # a JSON object
+
 ROOT = Path(__file__).resolve().parent.parent
 QUICK_PART, QUICK_SIZE, QUICK_LAYER = 0.1, 64, 'block4_pool'
 KERAS_EPOCHS = 2
@@ -52,20 +54,20 @@ MISLEADING = ('JAX_COMPILATION_CACHE_DIR', 'TF_ENABLE_ONEDNN_OPTS')
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A whole process: its seconds, and those and the validation accuracy of each of its epochs."""
+    """One process: its seconds, and the seconds and validation accuracy of each epoch."""
 
     seconds: float
     epochs: tuple[float, ...]
     accuracies: tuple[float, ...]
 
     def extrapolated(self, epochs: int) -> float:
-        """Returns the seconds of a process of so many epochs; the first is not like the others."""
+        """Returns the seconds of a process of `epochs` epochs; the first is not like the others."""
         return self.seconds + (epochs - len(self.epochs)) * statistics.median(self.epochs[1:])
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What both sides are given.
+    """The inputs of both sides.
 
     Attributes:
         images: Holds Train/ and Test/.
@@ -178,7 +180,7 @@ def measure_tlflax(setting: Setting, cold: int, warm: int) -> dict[str, list[Run
     return runs
 
 
-def summarize(tlflax: dict[str, list[Run]], keras: Run | None) -> dict[str, Any]:
+def summarize(tlflax: dict[str, list[Run]], keras: Run | None) -> Figures:
     """Returns every figure; those of Keras are None where it was not run."""
     seconds: dict[str, list[float]] = {
         kind: [run.seconds for run in runs] for kind, runs in tlflax.items()
@@ -188,7 +190,7 @@ def summarize(tlflax: dict[str, list[Run]], keras: Run | None) -> dict[str, Any]
     last = tlflax['cold_10'][-1]
     ratio: dict[str, float | None] = dict.fromkeys(seconds)
     accuracy = {'tlflax': last.accuracies[-1], 'keras': None, 'tlflax_after_as_many': None}
-    peer: dict[str, Any] | None = None
+    peer: Figures | None = None
     if keras:
         ran = len(keras.epochs)
         peer = {'process': keras.seconds, 'epochs': keras.epochs, 'extrapolated_from': ran}
@@ -205,7 +207,7 @@ def summarize(tlflax: dict[str, list[Run]], keras: Run | None) -> dict[str, Any]
     }
 
 
-def show(figures: dict[str, Any]) -> None:
+def show(figures: Figures) -> None:
     """Prints the table."""
     peer = figures['seconds']['keras']
     print(f'\n{"":8} {"tlflax, median s (min-max)":28} {"Keras, s":>9} {"ratio":>7}')

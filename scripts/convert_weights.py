@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--preprocess',
         choices=[*PREPROCESS],
-        help='what custom weights were trained with, where it cannot be known',
+        help='what custom weights were trained with, if the file does not say',
     )
     options = parser.parse_args(arguments)
     try:
@@ -42,8 +42,8 @@ def convert(source: str, target: str, *, top: bool, stated: str | None) -> None:
     Args:
         source: A weights file.
         target: The safetensors file.
-        top: Keep the dense top where there is one.
-        stated: The preprocessing of custom weights, where the user knows it.
+        top: Whether to keep the dense top, if the file has one.
+        stated: The preprocessing of custom weights, if the user gives it.
 
     Raises:
         UserError: The file cannot be read or written, or is known to need other preprocessing.

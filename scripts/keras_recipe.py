@@ -42,7 +42,7 @@ def load_images(folder: Path, size: int, *, shuffle: bool) -> Any:
     )
 
 
-def build(size: int, layer: str, classes: int, weights: Path) -> keras.Model:
+def build(size: int, layer: str, num_classes: int, weights: Path) -> keras.Model:
     """Returns the compiled model: flips, frozen VGG16 up to `layer`, and the head of the recipe."""
     base = vgg16.VGG16(weights=None, include_top=False, input_shape=(size, size, 3))
     with np.load(weights) as arrays:
@@ -63,7 +63,7 @@ def build(size: int, layer: str, classes: int, weights: Path) -> keras.Model:
     x = layers.Flatten()(x)
     x = layers.Dense(64, activation='relu')(x)
     x = layers.Dropout(0.5)(x)
-    model = keras.Model(inputs, layers.Dense(classes, activation='softmax')(x))
+    model = keras.Model(inputs, layers.Dense(num_classes, activation='softmax')(x))
     model.compile(
         keras.optimizers.Adam(1e-3), loss='sparse_categorical_crossentropy', metrics=['accuracy']
     )

@@ -1,4 +1,4 @@
-"""What the frozen network needs of a machine, and what this machine gives.
+"""The operations and bytes that the frozen network needs, and the peaks of this machine.
 
 python scripts/roofline.py [--batch=16]
 
@@ -36,7 +36,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a layer takes for one image.
+    """The cost of a layer for one image.
 
     Attributes:
         name: The layer.

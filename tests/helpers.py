@@ -11,10 +11,12 @@ from fork_server import server
 from PIL import Image
 
 from tlflax.config import default_config
-from tlflax.data import table
 from tlflax.data.images.decode import MAX_PIXELS
+from tlflax.data.inputs.class_checks import check_listing
 from tlflax.data.inputs.folder import list_folder
-from tlflax.data.table import ImageTable
+from tlflax.data.inputs.listing import scan
+from tlflax.data.table import ImageTable, make_table
+from tlflax.utils.errors import located
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -108,7 +110,7 @@ def scan_folder(
     *,
     on_bad_image: str = 'error',
     key: str = 'config.data.train',
-    classes: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageTable:
@@ -118,8 +120,9 @@ def scan_folder(
         root: The folder that holds one folder for each class.
         on_bad_image: 'error', or 'skip' to leave bad images out, with a warning that names them.
         key: The configuration key that gave `root`, for messages.
-        classes: The training split's class names, which decide the labels of this split; folders
-            of other names are errors, missing ones a warning. None: this is the training split.
+        class_names: The training split's class names, which decide the labels of this split;
+            folders of other names are errors, missing ones a warning. None: this is the training
+            split.
         workers: Threads that read files.
         max_pixels: Larger images are bad images.
 
@@ -127,7 +130,8 @@ def scan_folder(
         UserError: No such folder, no class folders, images outside them, a single class, an empty
             class, a class unknown to training, or bad images unless skipped.
     """
-    listing = list_folder(root, key=key)
-    table.check(listing, key=key, classes=classes)
-    scanned = table.read(listing, workers=workers, max_pixels=max_pixels)
-    return table.tabulate(scanned, listing, key=key, on_bad_image=on_bad_image, classes=classes)
+    with located(key):
+        listing = list_folder(root)
+        check_listing(listing, class_names)
+        found = scan(listing, workers=workers, max_pixels=max_pixels)
+        return make_table(found, on_bad_image=on_bad_image, class_names=class_names)

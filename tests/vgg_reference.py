@@ -9,7 +9,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = (2, 2, 3, 3, 3)
 
 
-def random_arrays(seed, *, widths=WIDTHS, top=False, units=4096, classes=1000):
+def random_arrays(seed, *, widths=WIDTHS, top=False, units=4096, num_classes=1000):
     """Canonical parameters whose activations keep their size, biases included."""
     rng = np.random.default_rng(seed)
     params, channels = {}, 3
@@ -26,16 +26,16 @@ def random_arrays(seed, *, widths=WIDTHS, top=False, units=4096, classes=1000):
     if top:
         params['fc1'] = layer(49 * channels, units)
         params['fc2'] = layer(units, units)
-        params['predictions'] = layer(units, classes)
+        params['predictions'] = layer(units, num_classes)
     return params
 
 
-def keras_network(widths=WIDTHS, *, top=False, units=4096, classes=1000):
+def keras_network(widths=WIDTHS, *, top=False, units=4096, num_classes=1000):
     """Keras's own VGG16, or a narrow one with the same layers and names."""
     if widths == WIDTHS:
         shape = (224, 224, 3) if top else (None, None, 3)
         return keras.applications.VGG16(
-            weights=None, include_top=top, input_shape=shape, classes=classes
+            weights=None, include_top=top, input_shape=shape, classes=num_classes
         )
     x = inputs = keras.Input((224, 224, 3))
     for block, (depth, width) in enumerate(zip(DEPTHS, widths, strict=True), start=1):
@@ -47,7 +47,7 @@ def keras_network(widths=WIDTHS, *, top=False, units=4096, classes=1000):
         x = keras.layers.Flatten(name='flatten')(x)
         x = keras.layers.Dense(units, activation='relu', name='fc1')(x)
         x = keras.layers.Dense(units, activation='relu', name='fc2')(x)
-        x = keras.layers.Dense(classes, activation='softmax', name='predictions')(x)
+        x = keras.layers.Dense(num_classes, activation='softmax', name='predictions')(x)
     return keras.Model(inputs, x, name='vgg16')
 
 
@@ -66,7 +66,7 @@ def keras_blocks(model, images):
 class TorchVGG16(torch.nn.Module):
     """The network of torchvision, with its layer names."""
 
-    def __init__(self, widths=WIDTHS, *, top=False, units=4096, classes=1000):
+    def __init__(self, widths=WIDTHS, *, top=False, units=4096, num_classes=1000):
         super().__init__()
         layers, channels = [], 3
         for depth, width in zip(DEPTHS, widths, strict=True):
@@ -83,7 +83,7 @@ class TorchVGG16(torch.nn.Module):
                 torch.nn.Linear(units, units),
                 torch.nn.ReLU(),
                 torch.nn.Dropout(),
-                torch.nn.Linear(units, classes),
+                torch.nn.Linear(units, num_classes),
             )
         self.eval()
 

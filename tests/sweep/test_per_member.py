@@ -1,5 +1,9 @@
 """A function for many members at once: by `jax.vmap`, or one by one on a CPU."""
 
+import gc
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +72,23 @@ def test_an_error_of_one_member_is_raised(mesh):
 
     with pytest.raises(Exception, match='ZeroDivisionError'):
         per_member.members(fails, (0,), mesh)(np.arange(4, dtype=np.float32))
+
+
+def test_a_dropped_function_leaves_neither_threads_nor_arrays_nor_programs(mesh):
+    def running():
+        return [thread for thread in threading.enumerate() if thread.name.startswith('members')]
+
+    args, client = operands(5), jax.devices()[0].client
+    counts = []
+    for _ in range(4):
+        function = per_member.members(lambda *args: step(*args), AXES, mesh)
+        function(*args)
+        assert running()
+        del function
+        gc.collect()
+        deadline = time.monotonic() + 10
+        while running() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not running()
+        counts.append((len(jax.live_arrays()), len(client.live_executables())))
+    assert len(set(counts)) == 1

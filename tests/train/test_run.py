@@ -11,7 +11,7 @@ import pytest
 from fork_server import server
 from helpers import TESTS, Stops, make_folders, run_module, small_config
 
-from tlflax.inference import trained
+import tlflax
 from tlflax.train import loop, train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.workdir.checkpoints import Checkpoints
@@ -42,7 +42,7 @@ def records(workdir):
 
 
 def last_params(workdir):
-    restored = trained.load(workdir, 'last')
+    restored = tlflax.load(workdir, 'last')
     return jax.device_get(restored.trainable)
 
 
@@ -238,26 +238,26 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
     config.checkpoint.include_backbone = True
     result = train_and_evaluate(config, tmp_path / 'w')
     monkeypatch.setattr(
-        'tlflax.train.experiment.load_backbone', lambda config: pytest.fail('was loaded')
+        'tlflax.train.setup.load_backbone', lambda config: pytest.fail('was loaded')
     )
-    restored = trained.load(tmp_path / 'w')
+    restored = tlflax.load(tmp_path / 'w')
     monkeypatch.undo()
     assert abs(restored.evaluate()['loss'] - result['best_val_loss']) < 1e-6
 
 
 def test_other_weights_are_refused_at_restore(finished, tmp_path, monkeypatch):
-    from tlflax.train import experiment
+    from tlflax.train import setup
 
-    real = experiment.load_backbone
+    real = setup.load_backbone
 
     def other(config):
         import dataclasses
 
         return dataclasses.replace(real(config), digest='0' * 64)
 
-    monkeypatch.setattr('tlflax.train.experiment.load_backbone', other)
+    monkeypatch.setattr('tlflax.train.setup.load_backbone', other)
     with pytest.raises(UserError, match='not those of the run'):
-        trained.load(finished[0])
+        tlflax.load(finished[0])
 
 
 def test_test_split_is_evaluated_once_at_the_end(folders, tmp_path):
@@ -406,7 +406,9 @@ def test_bad_command_line_is_one_sentence(module, arguments, hint):
     assert done.returncode == 2, done.stderr
     assert hint in done.stderr
     assert 'Traceback' not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    *usage, sentence = done.stderr.strip().splitlines()
+    assert sentence.startswith('error: ')
+    assert [line.split(':')[0] for line in usage] == (['usage'] if not arguments else [])
 
 
 def test_feature_cache_is_shown_and_emptied(folders, tmp_path):
@@ -426,9 +428,9 @@ def test_evaluating_a_folder_of_other_classes_names_them(finished, tmp_path):
     make_folders(tmp_path / 'd', 1)
     (tmp_path / 'd' / 'red').rename(tmp_path / 'd' / 'Red')
     with pytest.raises(UserError, match='Red'):
-        trained.load(finished[0]).evaluate(tmp_path / 'd')
+        tlflax.load(finished[0]).evaluate(tmp_path / 'd')
 
 
 def test_missing_step_lists_the_saved_ones(finished):
     with pytest.raises(UserError, match="'best', 'last' or one of"):
-        trained.load(finished[0], '77')
+        tlflax.load(finished[0], '77')

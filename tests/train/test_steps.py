@@ -16,6 +16,7 @@ from tlflax.models.vgg import network
 from tlflax.train import optim, steps
 from tlflax.train.losses import Loss
 from tlflax.utils import trees
+from tlflax.utils.labels import label_tree, partition
 
 WIDTHS = (4, 6, 8, 8, 8)
 RULES = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
@@ -30,15 +31,21 @@ def make_params(head='mlp', size=(32, 32), layer='block5_pool'):
         'head': heads.init(head, shape, 3, jax.random.key(1), **options),
     }
     model = classifiers.create(
-        backbone, image_size=size, classes=3, head=head, preprocess='caffe', layer=layer, **options
+        backbone,
+        image_size=size,
+        num_classes=3,
+        head=head,
+        preprocess='caffe',
+        layer=layer,
+        **options,
     )
     return params, model
 
 
 def make_learner(params, rules=RULES, name='adam', **options):
-    labels = trees.label_tree(params, rules)
-    trainable, frozen = trees.partition(params, labels)
-    trainable_labels, _ = trees.partition(labels, labels)
+    labels = label_tree(params, rules)
+    trainable, frozen = partition(params, labels)
+    trainable_labels, _ = partition(labels, labels)
     rates = optim.label_rates(trainable_labels, default=1e-2, overrides=())
     tx = optim.build(trainable_labels, name=name, learning_rates=rates, **options)
     return trainable, frozen, tx
@@ -85,7 +92,7 @@ def test_frozen_parameters_stay_bit_identical_and_carry_no_state(name, options):
 
 def test_optimizer_over_all_parameters_gives_frozen_ones_no_update():
     params, _ = make_params()
-    labels = trees.label_tree(params, RULES)
+    labels = label_tree(params, RULES)
     tx = optim.build(labels, name='adamw', learning_rates={'head': 0.1}, weight_decay=0.5)
     grads = jax.tree.map(jnp.ones_like, params)
     updates, _ = tx.update(grads, tx.init(params), params)
@@ -322,7 +329,7 @@ def test_schedules():
 
 def test_labels_have_their_own_rates():
     params, _ = make_params()
-    labels = trees.label_tree(params, (('head/.*', 'head'), ('backbone/.*', 'tail')))
+    labels = label_tree(params, (('head/.*', 'head'), ('backbone/.*', 'tail')))
     rates = optim.label_rates(labels, default=1e-3, overrides=(('tail', 1e-5),))
     assert rates == {'head': 1e-3, 'tail': 1e-5}
     tx = optim.build(labels, name='sgd', learning_rates=rates, momentum=0.0)

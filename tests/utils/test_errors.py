@@ -38,3 +38,5 @@ def test_only_the_named_types_are_turned():
         raise KeyError('x')
     with pytest.raises(UserError, match=r'^mine$'), as_user_error('no', fix='none'):
         raise UserError('mine')
+    with pytest.raises(MemoryError), as_user_error('no', fix='none', but=(MemoryError,)):
+        raise MemoryError

@@ -10,13 +10,14 @@ from helpers import TESTS, run_code
 from tlflax.train import optim
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
+from tlflax.utils.labels import label_tree
 from tlflax.workdir.checkpoints import Checkpoints
 
 PARAMS = {'head': {'kernel': jnp.arange(6.0).reshape(2, 3), 'bias': jnp.ones(3)}}
 
 
 def make_state(scale=1.0):
-    labels = trees.label_tree(PARAMS, (('head/.*', 'head'),))
+    labels = label_tree(PARAMS, (('head/.*', 'head'),))
     tx = optim.build(labels, name='adam', learning_rates={'head': 0.1})
     params = {'head': {k: v * scale for k, v in PARAMS['head'].items()}}
     _, opt_state = tx.update(params, tx.init(params), params)
@@ -57,8 +58,8 @@ def test_restores_bit_for_bit_with_metadata(tmp_path):
         expected = opt_state.inner_states['head'].inner_state[0][0].mu
         np.testing.assert_array_equal(mu['head']['kernel'], expected['head']['kernel'])
         meta = saved.meta(5)
-        assert np.isnan(meta['a'][1])
-        assert meta['b'] == {'c': float('-inf'), 'd': None}
+        assert meta['a'] == [1, None]
+        assert meta['b'] == {'c': None, 'd': None}
         assert meta['e'] == 'é'
         assert saved.frozen(5, params) is None
 
@@ -135,3 +136,14 @@ def test_disk_full_is_one_sentence_and_the_older_step_stands(tmp_path):
     with Checkpoints(tmp_path / 'c', read_only=True) as saved:
         assert saved.find('last') == 1
         np.testing.assert_array_equal(saved.params(1, PARAMS)['head']['bias'], np.ones(3))
+
+
+def test_metadata_of_released_versions_is_read(tmp_path):
+    """They wrote a NaN as {'float': 'nan'}."""
+    params, opt_state = make_state()
+    with Checkpoints(tmp_path / 'c') as saved:
+        meta = {'baseline': {'float': 'nan'}, 'best': [{'float': '-inf'}]}
+        saved.save(1, params=params, opt_state=opt_state, meta=meta, rank=1)
+    with Checkpoints(tmp_path / 'c', read_only=True) as saved:
+        assert np.isnan(saved.meta(1)['baseline'])
+        assert saved.meta(1)['best'] == [float('-inf')]

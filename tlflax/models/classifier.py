@@ -1,31 +1,32 @@
-"""A classifier: preprocessing, frozen or trainable backbone, and head, as pure functions.
+"""A classifier as pure functions: preprocessing, a frozen or trainable backbone, and a head.
 
 A `Classifier` holds no arrays: it is the static half of the model, hashable, so that `jax.jit`
-compiles once per architecture. Parameters travel apart, as one nested dict
-`{'backbone': ..., 'head': ...}` whose paths the labels, digests and checkpoints speak of.
+compiles once per architecture. Parameters are a separate nested dict `{'backbone': ..., 'head':
+...}`; labels, digests and checkpoints refer to its paths.
 """
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from tlflax.models import heads, preprocess
 from tlflax.models.vgg import network
+from tlflax.utils.trees import Tree
 
-Params = dict[str, Any]
+Params = Tree
 
-COMPUTE: dict[str, tuple[Any, lax.Precision]] = {
+COMPUTE: dict[str, tuple[DTypeLike, lax.Precision]] = {
     'float32': (jnp.float32, lax.Precision.HIGHEST),
     'tensorfloat32': (jnp.float32, lax.Precision.HIGH),
     'bfloat16': (jnp.bfloat16, lax.Precision.DEFAULT),
 }
-"""Compute types: the type of activations, and the precision of products; sums are float32."""
+"""The type of activations and the precision of products, by name; sums are float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Classifier:
     """The static half of a model: what is computed, without the numbers.
 
     Attributes:
-        preprocess: What is done to RGB pixels in 0..255 before the backbone; a key of
+        preprocess: The preprocessing of RGB pixels in 0..255, a key of
             `tlflax.models.preprocess.PREPROCESS`.
         layer: The backbone output that feeds the head.
         dtype: The backbone's compute type, a key of `COMPUTE`.
@@ -53,14 +54,14 @@ class Classifier:
 
     def logits(
         self, head: Params, features: Float[Array, 'b ...'], key: Array | None = None
-    ) -> Float[Array, 'b classes']:
+    ) -> Float[Array, 'b num_classes']:
         """Runs the head; `key` switches dropout on."""
         return heads.apply(self.head, head, features, key)
 
     def __call__(
         self, params: Params, batch: dict[str, Array], key: Array | None = None
-    ) -> Float[Array, 'b classes']:
-        """Returns logits of a batch of images, or of features computed before."""
+    ) -> Float[Array, 'b num_classes']:
+        """Returns the logits of a batch that holds 'features', or else an 'image'."""
         features = batch.get('features')
         if features is None:
             features = self.features(params['backbone'], batch['image'])
@@ -71,7 +72,7 @@ def create(
     backbone: Params,
     *,
     image_size: tuple[int, int],
-    classes: int,
+    num_classes: int,
     head: str,
     units: int,
     dropout: float,
@@ -82,12 +83,12 @@ def create(
     """Returns the static half of a classifier.
 
     Args:
-        backbone: Its parameters, or their shapes; nothing is computed with them.
+        backbone: The backbone's parameters or their shapes; only shapes are read.
         image_size: (height, width) in pixels.
-        classes: Number of classes.
+        num_classes: Number of logits.
         head: Name of the head, a key of `tlflax.models.heads.HEADS`.
         units: Width of the head's hidden layer.
-        dropout: Dropped fraction before the head's last layer.
+        dropout: Fraction of the last layer's inputs that dropout sets to zero.
         preprocess: See `Classifier`.
         layer: See `Classifier`.
         dtype: See `Classifier`.
@@ -96,7 +97,7 @@ def create(
         UserError: The head is unknown or does not fit the feature map.
     """
     shape = feature_shape(backbone, image_size=image_size, layer=layer)
-    graph = heads.graph(head, shape, classes, units=units, dropout=dropout)
+    graph = heads.graph(head, shape, num_classes, units=units, dropout=dropout)
     return Classifier(preprocess=preprocess, layer=layer, dtype=dtype, head=graph)
 
 

@@ -1,7 +1,7 @@
-"""Trainable heads: what turns backbone features into class logits.
+"""Trainable heads, which map backbone features to class logits.
 
-`HEADS` maps a name to a Flax NNX module `Head(shape, classes, units=, dropout=, rngs=)`. To add a
-head, write such a module with named layers and list it there.
+`HEADS` maps a name to a Flax NNX module `Head(shape, num_classes, units=, dropout=, rngs=)`. To add
+a head, write such a module with named layers and add it to `HEADS`.
 """
 
 import math
@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.trees import Tree
 
 Shape = tuple[int, ...]
 
@@ -21,20 +22,20 @@ Shape = tuple[int, ...]
 def conv3x3_before_pool(
     x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c k']
 ) -> Float[Array, 'b 2*(h//2) 2*(w//2) k']:
-    """3x3 stride-1 SAME convolution as a matrix product for each row of the kernel.
+    """Computes a 3x3 stride-1 SAME convolution as one matrix product per row of the kernel.
 
-    Leaves out an odd last row and column, which 2x2 pooling would drop. On a CPU, XLA runs the
-    gradients of small convolutions slowly, and every convolution inside `lax.scan` on one thread;
-    products are fast in both places.
+    Omits an odd last row and column, which 2x2 pooling would drop. On a CPU, XLA runs the gradients
+    of small convolutions slowly, and every convolution inside `lax.scan` on one thread; matrix
+    products are fast in both cases.
     """
     b, h, w, c = x.shape
     height, width = h // 2 * 2, w // 2 * 2
-    x = x.transpose(1, 2, 0, 3)  # some rows of the map are a matrix as they lie in memory
+    x = x.transpose(1, 2, 0, 3)  # rows of the map are now a contiguous matrix
     terms = []
     for i in range(3):
         first, last = max(0, i - 1), min(h, height + i - 1)
         above = first - (i - 1)
-        # The channels last: XLA's product for the gradient is the fast one of two.
+        # With channels last, XLA's matrix product for the gradient is the faster of two.
         row = kernel[i].transpose(0, 2, 1).reshape(-1, c)
         taps = jnp.einsum('nc,kc->nk', x[first:last].reshape(-1, c), row)
         taps = taps.reshape(last - first, w, b, 3, -1)
@@ -45,7 +46,7 @@ def conv3x3_before_pool(
 
 
 def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-    """`lax.conv_general_dilated` for the heads' 3x3 layers before pooling, by product on a CPU."""
+    """Replaces `lax.conv_general_dilated` in 3x3 layers before pooling; see above for CPUs."""
     height, width = (size // 2 * 2 for size in x.shape[1:3])
 
     def direct(x: Array, kernel: Array) -> Array:
@@ -70,10 +71,10 @@ def _hidden(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(features_in, features_out, kernel_init=init, rngs=rngs)
 
 
-def _logits(features_in: int, classes: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """The last layer; zeros, so that training starts at equal probabilities."""
+def _logits(features_in: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns the last layer, of zeros, so that training starts at equal probabilities."""
     init = nnx.initializers.zeros_init()
-    return nnx.Linear(features_in, classes, kernel_init=init, rngs=rngs)
+    return nnx.Linear(features_in, num_classes, kernel_init=init, rngs=rngs)
 
 
 def _dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -87,21 +88,21 @@ def _pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h//2 w//2 c']:
 
 
 class ConvHead(nnx.Module):
-    """The recipe's head: conv 32, pool, conv 64, pool, flatten, dense, dropout, dense."""
+    """The head of the traffic recipe: conv 32, pool, conv 64, pool, dense, dropout, dense."""
 
     def __init__(
-        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+        self, shape: Shape, num_classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
     ) -> None:
         height, width, channels = _spatial(shape, 'conv', smallest=4)
         self.dropout = dropout
         self.conv1 = _conv3x3(channels, 32, rngs)
         self.conv2 = _conv3x3(32, 64, rngs)
         self.hidden = _hidden((height // 4) * (width // 4) * 64, units, rngs)
-        self.logits = _logits(units, classes, rngs)
+        self.logits = _logits(units, num_classes, rngs)
 
     def __call__(
         self, x: Float[Array, 'b h w c'], key: Array | None = None
-    ) -> Float[Array, 'b classes']:
+    ) -> Float[Array, 'b num_classes']:
         x = _pool(nnx.relu(self.conv1(x)))
         x = _pool(nnx.relu(self.conv2(x)))
         x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
@@ -112,16 +113,16 @@ class GapLinearHead(nnx.Module):
     """Global average pool and a linear layer: the fewest parameters, the strongest prior."""
 
     def __init__(
-        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+        self, shape: Shape, num_classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
     ) -> None:
         del units
         *_, channels = _spatial(shape, 'gap_linear', smallest=1)
         self.dropout = dropout
-        self.logits = _logits(channels, classes, rngs)
+        self.logits = _logits(channels, num_classes, rngs)
 
     def __call__(
         self, x: Float[Array, 'b h w c'], key: Array | None = None
-    ) -> Float[Array, 'b classes']:
+    ) -> Float[Array, 'b num_classes']:
         return self.logits(_dropout(x.mean((1, 2)), self.dropout, key))
 
 
@@ -129,15 +130,15 @@ class FlattenLinearHead(nnx.Module):
     """Logistic regression on every feature: the linear probe."""
 
     def __init__(
-        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+        self, shape: Shape, num_classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
     ) -> None:
         del units
         self.dropout = dropout
-        self.logits = _logits(_size(shape), classes, rngs)
+        self.logits = _logits(_size(shape), num_classes, rngs)
 
     def __call__(
         self, x: Float[Array, 'b ...'], key: Array | None = None
-    ) -> Float[Array, 'b classes']:
+    ) -> Float[Array, 'b num_classes']:
         return self.logits(_dropout(x.reshape(x.shape[0], -1), self.dropout, key))
 
 
@@ -145,15 +146,15 @@ class MLPHead(nnx.Module):
     """Flatten, a dense hidden layer, dropout and a linear layer."""
 
     def __init__(
-        self, shape: Shape, classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
+        self, shape: Shape, num_classes: int, *, units: int, dropout: float, rngs: nnx.Rngs
     ) -> None:
         self.dropout = dropout
         self.hidden = _hidden(_size(shape), units, rngs)
-        self.logits = _logits(units, classes, rngs)
+        self.logits = _logits(units, num_classes, rngs)
 
     def __call__(
         self, x: Float[Array, 'b ...'], key: Array | None = None
-    ) -> Float[Array, 'b classes']:
+    ) -> Float[Array, 'b num_classes']:
         x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
         return self.logits(_dropout(x, self.dropout, key))
 
@@ -166,52 +167,52 @@ HEADS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-def graph(name: str, shape: Shape, classes: int, *, units: int, dropout: float) -> nnx.GraphDef:
+def graph(name: str, shape: Shape, num_classes: int, *, units: int, dropout: float) -> nnx.GraphDef:
     """Returns the static part of a head, without computing any parameter.
 
     Args:
         name: A key of `HEADS`.
-        shape: Of one example's features, (h, w, c) or (c,).
-        classes: The number of logits.
+        shape: The shape of one example's features, (h, w, c) or (c,).
+        num_classes: Number of logits.
         units: Width of the dense hidden layer, for heads that have one.
-        dropout: Dropped fraction of the values before the last layer.
+        dropout: Fraction of the last layer's inputs that dropout sets to zero.
 
     Raises:
         UserError: The head is unknown or does not fit the features.
     """
-    return nnx.split(nnx.eval_shape(lambda: _build(name, shape, classes, units, dropout, 0)))[0]
+    return nnx.split(nnx.eval_shape(lambda: _build(name, shape, num_classes, units, dropout, 0)))[0]
 
 
 def init(
-    name: str, shape: Shape, classes: int, key: Array, *, units: int, dropout: float
-) -> dict[str, Any]:
-    """Returns freshly drawn float32 parameters as a nested dict; arguments as in `graph`."""
-    head = _build(name, shape, classes, units, dropout, key)
+    name: str, shape: Shape, num_classes: int, key: Array, *, units: int, dropout: float
+) -> Tree:
+    """Returns random float32 parameters as a nested dict; arguments as in `graph`."""
+    head = _build(name, shape, num_classes, units, dropout, key)
     return nnx.to_pure_dict(nnx.split(head)[1])
 
 
 def apply(
-    head: nnx.GraphDef, params: dict[str, Any], features: Array, key: Array | None = None
-) -> Float[Array, 'b classes']:
+    head: nnx.GraphDef, params: Tree, features: Array, key: Array | None = None
+) -> Float[Array, 'b num_classes']:
     """Returns float32 logits; `key` switches dropout on."""
     module = nnx.merge(head, nnx.State(params))
     return module(features.astype(jnp.float32), key)
 
 
 def _build(
-    name: str, shape: Shape, classes: int, units: int, dropout: float, key: Array | int
+    name: str, shape: Shape, num_classes: int, units: int, dropout: float, key: Array | int
 ) -> nnx.Module:
     if name not in HEADS:
         fix = did_you_mean(name, HEADS)
         raise UserError(f'{name!r} is not a head', where='config.model.head', fix=fix)
-    return HEADS[name](shape, classes, units=units, dropout=dropout, rngs=nnx.Rngs(key))
+    return HEADS[name](shape, num_classes, units=units, dropout=dropout, rngs=nnx.Rngs(key))
 
 
 def _spatial(shape: Shape, name: str, smallest: int) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape[:2]) < smallest:
         raise UserError(
             f'the {name!r} head needs feature maps of at least {smallest}x{smallest}, '
-            f'and gets features of shape {shape}',
+            f'but the features have shape {shape}',
             where='config.model.head',
             fix='use larger images (config.data.image_size), an earlier layer '
             "(config.features.layer) or the 'mlp' head",

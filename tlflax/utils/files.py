@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that every reader takes."""
+"""Atomic file writes, and strict JSON."""
 
 import contextlib
 import json
@@ -7,15 +7,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a new path beside `path`, and renames what was written there when the block ends.
+    """Yields a temporary path beside `path`, and renames it to `path` when the block ends.
 
     A reader sees the old file or the new one, never a part of it. If the block raises, `path` stays
-    as it was and nothing is left behind.
+    unchanged and the temporary file is deleted.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     os.close(descriptor)
@@ -34,17 +33,17 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def dump_json(value: Any, *, indent: int | None = None) -> str:
+def dump_json(value: object, *, indent: int | None = None) -> str:
     """Returns strict JSON: NaN and infinities become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for programs and people; see `dump_json` and `replacing`."""
+def write_json(path: Path, value: object) -> None:
+    """Writes indented JSON; see `dump_json` and `replacing`."""
     atomic_write(path, dump_json(value, indent=2) + '\n')
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -53,7 +52,7 @@ def _finite(value: Any) -> Any:
 
 
 def _umask() -> int:
-    """Returns the process's file mode creation mask without changing it, where that can be read."""
+    """Returns the process's file mode creation mask, or 022 where it cannot be read unchanged."""
     with contextlib.suppress(OSError, IndexError):
         return int(Path('/proc/self/status').read_text().split('Umask:')[1].split()[0], 8)
     return 0o022

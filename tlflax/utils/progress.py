@@ -1,4 +1,4 @@
-"""Progress of long work: images a second and time left."""
+"""The progress of long work: images per second and time left."""
 
 import contextlib
 import sys
@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 import tqdm
 from absl import logging
 
-_PLAIN_SECONDS = 15.0  # between lines when no terminal is attached
+_PLAIN_SECONDS = 15.0  # between log lines
 
 
 @contextlib.contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows images a second and time left: a bar on a terminal, else a line now and then."""
+    """Shows images per second and time left, as a bar on a terminal and as log lines elsewhere.
+
+    Yields a function to call with the number of images that were completed since the last call.
+    """
     if sys.stderr.isatty():
         with tqdm.tqdm(total=total, desc=name, unit='img', leave=False) as bar:
             yield bar.update

@@ -1,6 +1,7 @@
-"""The mesh of devices, and what is put where on it."""
+"""The mesh of devices, and the placement of arrays on it."""
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -20,11 +21,11 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     """Splits a batch over the devices, padded to a multiple of their number.
 
     Args:
-        batch: Arrays [b, ...]; 'index' stays on the host and is left out.
+        batch: Arrays [b, ...]; 'index' stays on the host and is not returned.
         mesh: The devices, along the axis 'data'.
     """
     sharding = NamedSharding(mesh, PartitionSpec('data'))
@@ -32,7 +33,7 @@ def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
     def put(value: np.ndarray | jax.Array) -> jax.Array:
         if isinstance(value, jax.Array) and value.sharding.device_set == sharding.device_set:
-            return value  # features that were computed on the mesh
+            return value  # these features were computed on the mesh
         return jax.make_array_from_process_local_data(sharding, pad(np.asarray(value), local))
 
     return {key: put(value) for key, value in batch.items() if key != 'index'}
@@ -45,14 +46,14 @@ def put_rows(rows: Int[np.ndarray, 'steps b'], mesh: Mesh) -> Int[jax.Array, 'st
 
 
 def local_rows(array: jax.Array) -> Shaped[np.ndarray, 'rows ...']:
-    """Returns this process's rows of an array that is split over devices, in order."""
+    """Returns the rows of a sharded array that are on this process's devices, in order."""
     shards = {str(shard.index): shard for shard in array.addressable_shards}
     ordered = sorted(shards.values(), key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in ordered])
 
 
 def pad(value: np.ndarray, multiple: int, fill: int = 0) -> np.ndarray:
-    """Returns an array whose length is a multiple of `multiple`."""
+    """Appends rows of `fill` until the length is a multiple of `multiple`."""
     missing = -len(value) % multiple
     if not missing:
         return value

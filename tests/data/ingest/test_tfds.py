@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -90,7 +91,7 @@ def test_a_named_split_becomes_class_folders_of_the_original_bytes(lights, tmp_p
 
 def test_from_there_on_it_is_a_folder(lights, tmp_path):
     table = scan_folder(materialize('tfds:small_lights/train', tmp_path / 'cache'))
-    assert table.classes == ('%2Eodd', 'green', 'red', 'yellow%2Famber')
+    assert table.class_names == ('%2Eodd', 'green', 'red', 'yellow%2Famber')
     (batch,) = tf_data.eval_epoch(
         table, image_size=(30, 20), resize='stretch', antialias=True, batch_size=8
     )
@@ -321,6 +322,24 @@ def test_a_download_that_fails(data_dir, tmp_path, said, name, reason, amount):
         materialize(f'tfds:{name}/train', tmp_path / 'cache')
     folder = data_dir / name / '1.0.0'
     assert said() == [f'tfds:{name}/train: fetching {amount}, to be prepared in {folder}']
+
+
+def test_the_process_is_left_as_it_was(lights, tmp_path):
+    tqdm_utils, progress = tfds.core.utils.tqdm_utils, []
+    as_dataset = tfds.core.DatasetBuilder.as_dataset
+
+    def spy(*args, **options):
+        progress.append(tqdm_utils._active)
+        return as_dataset(*args, **options)
+
+    before = tqdm_utils._active, list(logging.get_absl_logger().filters), sys.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds.core.DatasetBuilder, 'as_dataset', spy)
+        materialize('tfds:small_lights/train', tmp_path / 'cache')
+    assert progress == [sys.stderr.isatty()]
+    after = tqdm_utils._active, list(logging.get_absl_logger().filters), sys.stdout
+    assert after == before
+    assert before[0]
 
 
 def test_nothing_is_printed(lights, data_dir, tmp_path):

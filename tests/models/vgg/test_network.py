@@ -21,7 +21,7 @@ from tlflax.models.weights import pretrained
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import unflatten
 
-NARROW = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'classes': 5}
+NARROW = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'num_classes': 5}
 
 
 def relative_error(got, want):
@@ -37,10 +37,11 @@ def random_images(seed, *shape):
 
 
 def assert_blocks_agree(params, images, references):
-    ours = jax.jit(vgg.apply_blocks)(params, images)
-    assert tuple(ours) == vgg.POOLS
-    for theirs in references:
-        for name, output in ours.items():
+    assert vgg.POOLS == reference.POOLS
+    # In one program, as XLA computes only once what the five have in common.
+    ours = jax.jit(lambda *args: {name: vgg.apply(*args, layer=name) for name in vgg.POOLS})
+    for name, output in ours(params, images).items():
+        for theirs in references:
             assert relative_error(output, theirs[name]) < 1e-4, name
 
 
@@ -113,17 +114,30 @@ def test_fc1_fc2_agree_with_keras():
         assert relative_error(vgg.apply(params, images, layer=layer), theirs) < 1e-4, layer
 
 
+SHAPES = {  # of one example, for images of 230 x 251 pixels and the widths of NARROW
+    'block1_pool': (115, 125, 4),
+    'block2_pool': (57, 62, 6),
+    'block3_pool': (28, 31, 8),
+    'block4_pool': (14, 15, 10),
+    'block5_pool': (7, 7, 12),
+    'fc1': (16,),
+    'fc2': (16,),
+    'predictions': (5,),
+}
+
+
 @pytest.mark.parametrize('layer', vgg.LAYERS)
-def test_output_shape_is_that_of_the_output(layer):
+def test_shape_of_every_output(layer):
     params = reference.random_arrays(0, top=True, **NARROW)
-    images = jax.ShapeDtypeStruct((2, 230, 251, 3), jnp.float32)
-    got = jax.eval_shape(lambda x: vgg.apply(params, x, layer=layer), images)
-    assert got.shape == (2, *vgg.output_shape(layer, (230, 251), **NARROW))
+    got = classifiers.feature_shape(params, image_size=(230, 251), layer=layer)
+    assert got == SHAPES[layer]
 
 
-def test_output_shape_of_the_real_network():
-    assert vgg.output_shape('block5_pool', (224, 224)) == (7, 7, 512)
-    assert vgg.output_shape('predictions', (224, 224)) == (1000,)
+def test_shapes_of_the_real_network():
+    params = jax.eval_shape(functools.partial(vgg.init, top=True), jax.random.key(0))
+    for layer, shape in {'block5_pool': (7, 7, 512), 'predictions': (1000,)}.items():
+        got = classifiers.feature_shape(params, image_size=(224, 224), layer=layer)
+        assert got == shape
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
@@ -148,7 +162,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
 def test_compute_types_ask_accelerators_for_their_precision(dtype, type_name, precision):
     params = reference.random_arrays(0, top=True, **NARROW)
     model = classifiers.create(
-        params, image_size=(224, 224), classes=3, head='mlp', units=4, dropout=0.0,
+        params, image_size=(224, 224), num_classes=3, head='mlp', units=4, dropout=0.0,
         preprocess='caffe', layer='predictions', dtype=dtype,
     )  # fmt: skip
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8)
@@ -166,30 +180,14 @@ def test_compute_types_ask_accelerators_for_their_precision(dtype, type_name, pr
 
 def test_nothing_after_the_layer_is_computed():
     params = reference.random_arrays(0, widths=NARROW['widths'])
-    called = []
-
-    def conv(name, x, kernel, bias):
-        called.append(name)
-        return vgg.direct_conv(name, x, kernel, bias)
-
-    vgg.apply(params, jnp.ones((1, 32, 32, 3)), layer='block2_pool', conv=conv)
-    assert called == ['block1_conv1', 'block1_conv2', 'block2_conv1', 'block2_conv2']
-
-
-def test_the_convolution_can_be_swapped():
-    params = reference.random_arrays(8, widths=NARROW['widths'])
-    images = random_images(9, 2, 40, 36, 3)
-
-    def by_windows(name, x, kernel, bias):
-        np.testing.assert_array_equal(kernel, params[name]['kernel'])
-        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-        return jnp.asarray(np.maximum(np.einsum('bhwcij,ijcd->bhwd', windows, kernel) + bias, 0))
-
-    direct = vgg.apply_blocks(params, images)
-    swapped = vgg.apply_blocks(params, images, conv=by_windows)
-    for name in vgg.POOLS:
-        assert relative_error(swapped[name], direct[name]) < 1e-5
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    program = jax.make_jaxpr(functools.partial(vgg.apply, layer='block2_pool'))(params, image)
+    kernels = [
+        equation.invars[1].aval.shape
+        for equation in program.eqns
+        if equation.primitive.name == 'conv_general_dilated'
+    ]
+    assert kernels == [(3, 3, 3, 4), (3, 3, 4, 4), (3, 3, 4, 6), (3, 3, 6, 6)]
 
 
 def test_init_is_he_normal_and_decided_by_the_key():
@@ -212,12 +210,13 @@ def test_too_small_images_are_refused():
     with pytest.raises(UserError, match=r'config.data.image_size: 31x224 .* at least 32x32'):
         vgg.apply(params, jnp.ones((1, 31, 224, 3)))
     with pytest.raises(UserError, match='40x20'):
-        vgg.output_shape('block1_pool', (40, 20))
+        classifiers.feature_shape(params, image_size=(40, 20), layer='block1_pool')
 
 
 def test_an_unknown_layer_gets_a_suggestion():
+    params = reference.random_arrays(0, widths=NARROW['widths'])
     with pytest.raises(UserError, match=r"config.features.layer.*did you mean 'block5_pool'"):
-        vgg.output_shape('blok5_pool', (64, 64))
+        classifiers.feature_shape(params, image_size=(64, 64), layer='blok5_pool')
 
 
 def test_layers_of_the_top_need_weights_and_an_image_that_fit():

@@ -1,7 +1,10 @@
 """The fast backbone against direct convolution in float64, and the plans it follows."""
 
 import functools
+import gc
 import json
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +151,32 @@ def test_threads_share_a_batch(batch, monkeypatch):
     np.testing.assert_array_equal(got, run(x))
 
 
+def left(name):
+    """Returns the threads of a name, after waiting for them to end."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)
+
+
+def test_a_dropped_program_leaves_neither_threads_nor_arrays_nor_programs(monkeypatch):
+    monkeypatch.setattr(fast_cpu.cpu, 'cores', lambda: 2)
+    params = reference.random_arrays(1, widths=WIDTHS)
+    client = jax.devices()[0].client
+    counts = []
+    for _ in range(4):
+        run = fast_cpu.compiled(params, uniform(Tiling(4)))
+        np.asarray(run(np.zeros((8, 32, 32, 3), np.float32)))
+        assert any(thread.name.startswith('backbone') for thread in threading.enumerate())
+        del run
+        gc.collect()
+        assert not left('backbone')
+        counts.append((len(jax.live_arrays()), len(client.live_executables())))
+    assert len(set(counts)) == 1
+
+
 def test_a_guess_fits_any_shape():
     for shape in [(1, 32, 32), (16, 224, 224), (3, 97, 61), (64, 448, 300)]:
         for block, depth in zip(autotune.guess(network.WIDTHS, shape), network.DEPTHS, strict=True):
@@ -165,7 +194,12 @@ def params():
 def test_a_measured_plan_computes_the_same_and_is_kept(params, tmp_path, monkeypatch):
     monkeypatch.setattr(autotune, 'TILINGS', (DIRECT, Tiling(4)))
     shape = (2, 32, 32)
+    gc.disable()  # nothing may wait for the collection of cycles
+    arrays = len(jax.live_arrays())
     found = autotune.choose(params, shape, tmp_path)
+    assert len(jax.live_arrays()) == arrays
+    gc.enable()
+    assert not left('autotune')
     x = images(2, 32, 32, 3)
     got = fast_cpu.features(fast_cpu.prepare(params, found), x, found)
     assert relative_error(got, exact_blocks(params, x)['block5_pool']) < 1e-5
@@ -184,7 +218,7 @@ def test_a_measured_plan_computes_the_same_and_is_kept(params, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize('damage', ['', '{}', '[1]', '{"key": 1', None])
-def test_a_damaged_plan_is_measured_anew(params, tmp_path, monkeypatch, damage):
+def test_a_damaged_plan_is_measured_again(params, tmp_path, monkeypatch, damage):
     calls = []
     good = autotune.guess(WIDTHS, (2, 32, 32))
     monkeypatch.setattr(autotune, 'measure', lambda *_: calls.append(1) or (good, [0.1] * 5))
@@ -208,7 +242,6 @@ def test_accelerators_convolve_directly(params, tmp_path, monkeypatch):
 
 
 def test_the_fastest_wins(monkeypatch):
-    race = autotune._Race((2, 32, 32), 3, 4)
     plans = [BlockPlan((DIRECT,) * 2, images=i) for i in range(4)]
     times = dict(zip(plans, [3.0, 1.0, 2.0, 1.2], strict=True))
     calls = []
@@ -216,8 +249,9 @@ def test_the_fastest_wins(monkeypatch):
     def prepare(way):
         return lambda: calls.append(way) or times[way]
 
-    monkeypatch.setattr(race, '_prepare', prepare)
-    assert race.best(plans) == plans[1]
+    with autotune._Race((2, 32, 32), 3, 4) as race:
+        monkeypatch.setattr(race, '_prepare', prepare)
+        assert race.best(plans) == plans[1]
     assert calls.count(plans[0]) == 1  # hopeless after the first round
     assert calls.count(plans[3]) == autotune.ROUNDS
 

@@ -1,4 +1,4 @@
-"""Reading and writing weights: every container as its own library writes it, and every refusal."""
+"""Reading and writing weights: every format as its own library writes it, and every refusal."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from tlflax.models.weights import pretrained
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 
-SIZES = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'classes': 5}
+SIZES = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'num_classes': 5}
 NARROW, NARROW_TOP = vgg.shapes(widths=SIZES['widths']), vgg.shapes(top=True, **SIZES)
 
 
@@ -96,7 +96,7 @@ def test_keras_classifier_around_a_trained_vgg16(arrays, tmp_path, name):
     save = model.save_weights if 'weights' in name else model.save
     save(tmp_path / name)
     found = assert_reads(tmp_path / name, arrays, top=False)
-    assert 'other tensors left aside' in found.recognized
+    assert 'other tensors are ignored' in found.recognized
 
 
 @pytest.mark.parametrize('chunked', [False, True])
@@ -271,7 +271,7 @@ def test_arrays_are_saved_in_their_own_order_whatever_their_strides(arrays, tmp_
     )
 
 
-def test_a_name_that_the_digest_belies(arrays, tmp_path):
+def test_a_name_that_the_digest_contradicts(arrays, tmp_path):
     given = pretrained.Pretrained(
         **dataclasses.asdict(pretrained.CAFFE), params=arrays, digest='', source='fine-tuned'
     )
@@ -326,11 +326,11 @@ def test_an_edited_file_of_ours_is_refused(arrays, tmp_path, change):
     else:
         metadata[change] = 'nonsense'
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
-    with pytest.raises(UserError, match='not as they were written'):
+    with pytest.raises(UserError, match='were changed after it was written'):
         pretrained.load(path, expected=NARROW)
 
 
-# What is not VGG16
+# Networks other than VGG16
 
 
 def test_every_difference_is_listed(arrays, tmp_path):
@@ -380,7 +380,7 @@ def test_two_networks_in_one_file(arrays, tmp_path):
     flat = trees.flatten(arrays)
     ema = {f'ema/{path}': a for path, a in flat.items()}
     np.savez(tmp_path / 'a.npz', **flat, **ema)
-    with pytest.raises(UserError, match='two tensors stand for block1_conv1/bias'):
+    with pytest.raises(UserError, match='two tensors are block1_conv1/bias'):
         pretrained.load(tmp_path / 'a.npz', expected=NARROW)
 
 
@@ -404,7 +404,7 @@ def test_theano_kernels_are_refused(arrays, tmp_path, sign):
         pretrained.load(path, expected=NARROW)
 
 
-# What is no weights file
+# Files that hold no weights
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_theano_kernels_are_refused(arrays, tmp_path, sign):
         ('noise.safetensors', bytes(range(256)) * 4),
     ],
 )
-def test_a_file_that_is_no_weights_file(tmp_path, name, content):
+def test_a_file_that_holds_no_weights(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         pretrained.load(tmp_path / name)
@@ -511,7 +511,7 @@ def test_ports_of_the_canonical_weights(imagenet_weights_path, tmp_path):
     torch.save(network.state_dict(), tmp_path / 'rgb.pth')
     found = pretrained.load(tmp_path / 'rgb.pth')
     assert (found.name, found.digest) == ('imagenet-caffe', pretrained.CANONICAL)
-    assert 'turned from RGB back to BGR' in found.recognized
+    assert 'converted from RGB back to BGR' in found.recognized
     flat = trees.flatten(params)
     rotated = {k: a[::-1, ::-1] if a.ndim == 4 else a for k, a in flat.items()}
     np.savez(tmp_path / 'rotated.npz', **rotated)

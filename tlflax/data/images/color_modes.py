@@ -1,15 +1,15 @@
-"""Pixels of every color mode that image files have, to RGB."""
+"""Converts pixels of every color mode that image files have to RGB."""
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
 _NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC = 254, 258, 262  # TIFF tags
-# What a gray PNG's samples of few bits were multiplied with; its transparent value was not.
+# The factor of a gray PNG's samples of few bits; its transparent value is not multiplied.
 _GRAY_SCALE = {'1': 255, 'L;2': 85, 'L;4': 17}
 
 
 def check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuses what Pillow would read to wrong pixels.
+    """Refuses TIFFs that Pillow would read to wrong pixels.
 
     Raises:
         ValueError: Says what it is.
@@ -30,7 +30,7 @@ def to_rgb(image: Image.Image, layout: str, background: tuple[int, int, int]) ->
         background: RGB, 0..255.
 
     Raises:
-        ValueError: There is no one right conversion, or Pillow does not know it.
+        ValueError: More than one conversion would be right, or Pillow does not know it.
     """
     key = image.info.get('transparency')
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM'):
@@ -43,7 +43,7 @@ def to_rgb(image: Image.Image, layout: str, background: tuple[int, int, int]) ->
         raise ValueError(f'pixels of mode {image.mode} have no defined brightness')
     if image.mode in ('1', 'L') and isinstance(key, int):
         gray = image.convert('L')
-        # At most 255, for newer Pillows multiply the value of a 1-bit image themselves.
+        # At most 255: newer versions of Pillow multiply the value of a 1-bit image themselves.
         opaque = np.asarray(gray) != min(key * _GRAY_SCALE.get(layout, 1), 255)
         return _over(gray, opaque, background)
     if isinstance(key, tuple) and layout.endswith('16B'):
@@ -57,7 +57,7 @@ def to_rgb(image: Image.Image, layout: str, background: tuple[int, int, int]) ->
 def _over(
     gray: Image.Image, opaque: np.ndarray | None, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Grayscale to RGB, with the background where a pixel is not opaque."""
+    """Converts grayscale to RGB, with the background where a pixel is not opaque."""
     rgb = gray.convert('RGB')
     if opaque is None:
         return rgb

@@ -1,4 +1,4 @@
-"""What a file holds, told from its first bytes; extensions are not trusted."""
+"""Recognizes what a file holds by its first bytes; extensions are not trusted."""
 
 import codecs
 import re
@@ -8,7 +8,7 @@ HEAD_BYTES = 4096
 
 # Formats that `decode` reads, under Pillow's names for them.
 READABLE = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM')
-# Photographs and drawings that it does not read: found in a class folder, they are surely meant.
+# Images that it does not read: in a class folder they are bad images, not stray files.
 OTHER_IMAGES = ('HEIC', 'AVIF', 'JPEG 2000', 'JPEG XL', 'PSD', 'SVG', 'camera raw')
 
 _PREFIXES = (
@@ -59,7 +59,7 @@ _PHRASES = {
 def sniff(head: bytes) -> str:
     """Names the format of a file from its first `HEAD_BYTES` bytes; '' where it is unknown.
 
-    The name is one of `READABLE` or `OTHER_IMAGES`, or of something that is no image.
+    The name is one of `READABLE` or `OTHER_IMAGES`, or names something that is not an image.
     """
     if not head:
         return 'empty'
@@ -78,17 +78,17 @@ def sniff(head: bytes) -> str:
     return _sniff_text(head)
 
 
-def describe(kind: str) -> str:
-    """Returns what is wrong with a file of an unreadable `kind`, to follow 'is'."""
+def explain(kind: str) -> str:
+    """Returns what a file of an unreadable `kind` is, for a sentence such as 'a.jpg is empty'."""
     if kind in _PHRASES:
         return _PHRASES[kind]
     if kind in OTHER_IMAGES:
         return f'{kind}, a format that is not read here: convert it to JPEG or PNG'
-    return 'no image in a known format'
+    return 'not an image in a known format'
 
 
 def is_cut_short(kind: str, data: bytes) -> bool:
-    """Tells whether a file of `kind` ends before its own marks say it should."""
+    """Tells whether a file of `kind` ends before the end that its own header states."""
     if kind == 'PNG':
         return b'IEND' not in data[-4096:]
     if kind == 'WEBP':
@@ -104,7 +104,7 @@ def is_cut_short(kind: str, data: bytes) -> bool:
 def check_jpeg(data: bytes) -> tuple[str, bool]:
     """Walks the markers of a JPEG from start to end of image (ITU T.81, annex B).
 
-    Decoders paint over what is missing or misplaced here without a word, each in its own way.
+    Decoders silently paint over what is missing or misplaced here, each in its own way.
 
     Returns:
         What is wrong ('' if nothing is), and whether it is coded as every decoder expects:
@@ -149,7 +149,7 @@ def _sniff_text(head: bytes) -> str:
     if start.startswith(b'<?xml'):
         return 'XML'
     try:
-        # Incremental, for the head may end inside a character.
+        # Incremental, because the head may end inside a character.
         text = codecs.getincrementaldecoder('utf-8')().decode(head)
     except UnicodeDecodeError:
         return ''

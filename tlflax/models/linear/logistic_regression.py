@@ -12,7 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +21,27 @@ import optax
 from jaxtyping import Array, Float, Int
 
 STRENGTHS = tuple(np.logspace(0, -6, 10))
-"""Regularization, times the mean square of a row of features, from strong to weak."""
+"""Strengths of regularization, relative to the mean square norm of a row, strong to weak."""
 
 _TOLERANCE = 1e-5  # of the gradient's norm, relative to that at W = 0, b = 0
 _MAX_ITERATIONS = 1000
-_LARGEST_GRAM = 5000  # rows: beyond, their eigenvectors cost more than they save
-_Carry = tuple[Any, Any, Array, Array]  # parameters, solver state, gradient norm, iterations
+_LARGEST_GRAM = 5000  # rows; with more, their eigenvectors cost more than they save
+_Params = tuple[Array, Array]  # kernel and bias
+_Carry = tuple[_Params, optax.OptState, Array, Array]  # and gradient norm, iterations
 
 
 class Solution(NamedTuple):
-    """A minimum.
+    """A minimum of the objective.
 
     Attributes:
-        kernel: f32[d, classes].
-        bias: f32[classes].
-        gradient_norm: Of the objective there, relative to that at zero.
-        iterations: Of L-BFGS.
+        kernel: f32[d, num_classes].
+        bias: f32[num_classes].
+        gradient_norm: The norm of the objective's gradient, relative to that at W = 0, b = 0.
+        iterations: Iterations of L-BFGS.
     """
 
-    kernel: Float[Array, 'd classes']
-    bias: Float[Array, ' classes']
+    kernel: Float[Array, 'd num_classes']
+    bias: Float[Array, ' num_classes']
     gradient_norm: Float[Array, '']
     iterations: Int[Array, '']
 
@@ -50,27 +51,27 @@ def solve(
     features: Float[Array, 'n d'],
     label: Int[Array, ' n'],
     l2: Float[Array, ''] | float,
-    kernel: Float[Array, 'd classes'],
-    bias: Float[Array, ' classes'],
+    kernel: Float[Array, 'd num_classes'],
+    bias: Float[Array, ' num_classes'],
 ) -> Solution:
     """Minimizes the objective by L-BFGS with a zoom line search (Nocedal & Wright 2006, 3.5, 7.4).
 
-    Stops when the gradient's norm is at most 1e-5 of that at zero, or after 1000 iterations.
+    Stops after 1000 iterations, or when the gradient's norm is at most 1e-5 of that at zero.
 
     Args:
-        features: Rows of examples, best scaled to a mean square norm of one.
-        label: Their classes.
-        l2: Strength of regularization; the bias is free.
-        kernel: Where to start.
-        bias: Where to start.
+        features: A row for each example, best scaled to a mean square norm of one.
+        label: The class of each row.
+        l2: Strength of regularization; the bias is not regularized.
+        kernel: The first kernel.
+        bias: The first bias.
     """
     product = functools.partial(jnp.dot, precision='highest')
 
-    def objective(params: tuple[Array, Array]) -> Array:
+    def objective(params: _Params) -> Array:
         kernel, bias = params
-        logits = product(features, kernel) + bias
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        return losses.mean() + l2 / 2 * jnp.sum(kernel**2)
+        log_p = jax.nn.log_softmax(product(features, kernel) + bias)
+        own = jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
+        return -own.mean() + l2 / 2 * jnp.sum(kernel**2)
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
@@ -98,12 +99,13 @@ def solve(
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """Training features as L-BFGS sees them: scaled, and turned into few coordinates.
+    """Training features as L-BFGS takes them: scaled, and rotated into few coordinates.
 
     Attributes:
-        coordinates: f32[n, r]; a row's mean square norm is one.
-        combine: float64[n, r]; `features.T @ combine @ weights` is the kernel, for features as
-            they are, of weights of the coordinates. None: the coordinates are scaled features.
+        coordinates: f32[n, r]; the mean square norm of a row is one.
+        combine: f64[n, r]; `features.T @ combine @ weights` is the kernel for unscaled features
+            that corresponds to weights of the coordinates. None if the coordinates are the scaled
+            features.
         scale: The root of the mean square norm of a row of features.
     """
 
@@ -112,25 +114,25 @@ class Compressed:
     scale: float
 
     def kernel(
-        self, features: Float[np.ndarray, 'n d'], weights: Float[np.ndarray, 'r classes']
-    ) -> Float[np.ndarray, 'd classes']:
-        """Returns the kernel for features as they are."""
+        self, features: Float[np.ndarray, 'n d'], weights: Float[np.ndarray, 'r num_classes']
+    ) -> Float[np.ndarray, 'd num_classes']:
+        """Returns the kernel for unscaled features."""
         if self.combine is None:
             return np.asarray(weights) / np.float32(self.scale)
         return features.T @ (self.combine @ np.asarray(weights, np.float64)).astype(np.float32)
 
 
 def compress(features: Float[np.ndarray, 'n d']) -> Compressed:
-    """Scales rows; where they are far fewer than columns, rotates them into the space they span.
+    """Scales rows; if they are far fewer than columns, rotates them into the space they span.
 
-    The best kernel is a combination of rows, and a rotation changes no norm: the problem stays the
-    same, and an iteration costs a fraction.
+    The best kernel is a linear combination of rows, and a rotation preserves norms: the problem
+    stays the same, and an iteration costs a fraction.
     """
     n, d = features.shape
     scale = math.sqrt(np.mean([np.dot(row, row) for row in features], dtype=np.float64)) or 1.0
     if 2 * n > d or n > _LARGEST_GRAM:
         return Compressed(features / np.float32(scale), None, scale)
-    # In float64, by blocks: in float32 the small ones of the eigenvalues would be noise.
+    # In float64, by blocks: in float32 the small eigenvalues would be noise.
     blocks = (features[:, i : i + 4096].astype(np.float64) for i in range(0, d, 4096))
     values, vectors = np.linalg.eigh(sum(block @ block.T for block in blocks) / scale**2)
     kept = values > 1e-12 * values[-1]
@@ -139,20 +141,20 @@ def compress(features: Float[np.ndarray, 'n d']) -> Compressed:
 
 
 class Solved(NamedTuple):
-    """One strength of the path.
+    """The solution for one strength of the path.
 
     Attributes:
-        l2: For features as they are.
-        kernel: f32[d, classes], for features as they are.
-        bias: f32[classes].
-        gradient_norm: Relative to that at zero.
-        iterations: Of L-BFGS.
-        seconds: Spent on them.
+        l2: The regularization strength, for unscaled features.
+        kernel: f32[d, num_classes], for unscaled features.
+        bias: f32[num_classes].
+        gradient_norm: The norm of the gradient, relative to that at W = 0, b = 0.
+        iterations: Iterations of L-BFGS.
+        seconds: Their wall-clock time.
     """
 
     l2: float
-    kernel: Float[np.ndarray, 'd classes']
-    bias: Float[np.ndarray, ' classes']
+    kernel: Float[np.ndarray, 'd num_classes']
+    bias: Float[np.ndarray, ' num_classes']
     gradient_norm: float
     iterations: int
     seconds: float
@@ -161,21 +163,21 @@ class Solved(NamedTuple):
 def solve_path(
     features: Float[np.ndarray, 'n d'],
     label: Int[np.ndarray, ' n'],
-    classes: int,
+    num_classes: int,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Iterator[Solved]:
     """Solves for every strength of regularization, each from the solution before.
 
     Args:
-        features: f32.
-        label: i32.
-        classes: Their number.
-        strengths: From strong to weak, in units of a row's mean square norm.
+        features: f32[n, d].
+        label: i32[n].
+        num_classes: Number of classes.
+        strengths: From strong to weak, relative to the mean square norm of a row.
     """
     rows = compress(features)
     coordinates = jnp.asarray(rows.coordinates)
-    weights = jnp.zeros((coordinates.shape[1], classes))
-    bias = jnp.zeros(classes)
+    weights = jnp.zeros((coordinates.shape[1], num_classes))
+    bias = jnp.zeros(num_classes)
     for strength in strengths:
         began = time.perf_counter()
         solved = jax.block_until_ready(solve(coordinates, label, strength, weights, bias))

@@ -1,9 +1,9 @@
-"""Which way to compute each layer of the frozen network, found by measurement on this machine.
+"""Finds the fastest way to compute each layer of the frozen network, by measuring on this machine.
 
-The search is local: from a good guess, every layer in turn tries the other tilings while the rest
-of its block stays as it is, then every block other numbers of rows and images. What wins is kept
-as JSON, one file for each machine, JAX version and shape. On anything but a CPU the answer is
-direct convolution, without a search.
+The search is local. It starts from a good guess; each layer in turn tries the other tilings while
+the rest of its block stays as it is, then each block tries other numbers of rows and images. The
+fastest plan is kept as JSON, one file for each machine, JAX version and shape. On anything but a
+CPU the plan is direct convolution, without a search.
 """
 
 import dataclasses
@@ -11,14 +11,12 @@ import functools
 import hashlib
 import json
 import math
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +24,9 @@ from absl import logging
 
 from tlflax.models.vgg import fast_cpu, network
 from tlflax.models.vgg.fast_cpu import DIRECT_PLAN, BlockPlan, Plan
-from tlflax.models.vgg.winograd import DIRECT, Layer, Tiling
+from tlflax.models.vgg.winograd import DIRECT, Kernel, Layer, Tiling
 from tlflax.utils import cpu
+from tlflax.utils.files import write_json
 
 FORMAT = 1  # of the files, and of the meaning of their entries
 TILINGS = (DIRECT, Tiling(4), Tiling(4, by_row=True), Tiling(6))
@@ -37,33 +36,33 @@ ENOUGH_TILES = 196  # rows of a matrix product that make up for reading the kern
 STRIP_BYTES = 8 << 20  # an image whose transformed tiles need more than this is cut into strips
 STRIP_ROWS = 16
 ROUNDS = 3
-HOPELESS = 1.4  # times the best after one round: not measured again
+HOPELESS = 1.4  # a plan this many times slower than the best is not measured again
 
 Shape = tuple[int, int, int]
 
 
 def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool = True) -> Plan:
-    """Returns the plan for batches of a shape: the kept one, else a measured one, which is kept.
+    """Returns the plan for batches of a shape: the kept one, or a measured one, which is then kept.
 
     Args:
-        params: Nested dict like that of `vgg.init`; only its shapes matter.
+        params: Nested dict like that of `network.init`; only its shapes matter.
         shape: (batch, height, width).
         folder: Where plans are kept.
-        measured: Measure if nothing is kept (about a minute); else `guess`.
+        measured: Whether to measure if no plan is kept (about a minute); otherwise `guess`.
     """
     if jax.default_backend() != 'cpu':
         return DIRECT_PLAN
     widths = tuple(
         params[f'block{b}_conv1']['bias'].shape[0] for b in range(1, len(DIRECT_PLAN) + 1)
     )
-    key = describe(widths, shape)
+    key = plan_key(widths, shape)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = folder / f'{digest[:16]}.json'
     plan = load(path, key)
     if plan is None and not measured:
         return guess(widths, shape)
     if plan is None:
-        logging.info('measuring how to compute %s images fastest, once for this machine', shape)
+        logging.info('measuring the fastest way to compute %s images, once on this machine', shape)
         began = time.perf_counter()
         plan, seconds = measure(widths, shape)
         save(path, key, plan, seconds)
@@ -71,8 +70,8 @@ def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool
     return plan
 
 
-def describe(widths: tuple[int, ...], shape: Shape) -> dict[str, Any]:
-    """Returns all that a measured plan depends on."""
+def plan_key(widths: tuple[int, ...], shape: Shape) -> dict[str, object]:
+    """Returns everything that a measured plan depends on."""
     return {
         'format': FORMAT,
         'processor': _processor(),
@@ -90,8 +89,8 @@ def _processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def load(path: Path, key: dict[str, Any]) -> Plan | None:
-    """Returns the plan kept in a file, or None where there is none, or none for `key`."""
+def load(path: Path, key: dict[str, object]) -> Plan | None:
+    """Returns the plan kept in a file, or None if the file has no plan for `key`."""
     try:
         kept = json.loads(path.read_text())
         if kept['key'] != key:
@@ -107,25 +106,23 @@ def load(path: Path, key: dict[str, Any]) -> Plan | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        logging.warning('%s is no plan (%s): measuring anew', path, error)
+        logging.warning('%s is not a valid plan (%s) and is ignored', path, error)
         return None
 
 
-def save(path: Path, key: dict[str, Any], plan: Plan, seconds: list[float]) -> None:
-    """Keeps a plan and its blocks' seconds for an image; another process sees all or nothing."""
+def save(path: Path, key: dict[str, object], plan: Plan, seconds: list[float]) -> None:
+    """Writes a plan and the seconds that each of its blocks takes for one image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {
         'key': key,
         'plan': [dataclasses.asdict(block) for block in plan],
         'seconds_per_image': seconds,
     }
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, delete=False) as file:
-        json.dump(kept, file, indent=1)
-    os.replace(file.name, path)
+    write_json(path, kept)
 
 
 def guess(widths: tuple[int, ...], shape: Shape) -> Plan:
-    """Returns a plan that was good where it was tried, without measuring anything."""
+    """Returns a plan that was fast on the machines it was tried on, without measuring."""
     batch, height, width = shape
     batch = _share(batch)
     blocks, channels = [], 3
@@ -150,14 +147,18 @@ def guess(widths: tuple[int, ...], shape: Shape) -> Plan:
 
 
 def measure(widths: tuple[int, ...], shape: Shape) -> tuple[Plan, list[float]]:
-    """Searches for the fastest plan; returns it and the seconds an image takes in every block."""
+    """Searches for the fastest plan.
+
+    Returns:
+        The plan, and the seconds that each of its blocks takes for one image.
+    """
     batch, height, width = shape
     blocks, seconds, channels = [], [], 3
     for block, wide in zip(guess(widths, shape), widths, strict=True):
-        race = _Race((batch, height, width), channels, wide)
         best = block
-        for alternatives in _stages(block, channels, height):
-            best = race.best([best, *alternatives(best)])
+        with _Race((batch, height, width), channels, wide) as race:
+            for alternatives in _stages(block, channels, height):
+                best = race.best([best, *alternatives(best)])
         blocks.append(best)
         seconds.append(race.seconds[best])
         channels, height, width = wide, height // 2, width // 2
@@ -167,7 +168,7 @@ def measure(widths: tuple[int, ...], shape: Shape) -> tuple[Plan, list[float]]:
 def _stages(
     block: BlockPlan, channels: int, height: int
 ) -> Iterator[Callable[[BlockPlan], list[BlockPlan]]]:
-    """Yields the steps of the search: each lists what to try instead of the best so far."""
+    """Yields the steps of the search: each lists alternatives to the best plan so far."""
     first = [0] if channels >= MIN_CHANNELS else []
     for numbers in filter(None, (first, list(range(1, len(block.layers))))):
         yield functools.partial(_tilings, numbers)
@@ -178,7 +179,7 @@ def _stages(
 
 
 def _tilings(numbers: list[int], block: BlockPlan) -> list[BlockPlan]:
-    """Lists the plans in which the numbered layers, alike in shape, have each of `TILINGS`."""
+    """Lists plans: the numbered layers, which have the same shape, take each of `TILINGS`."""
     layers = [
         tuple(tiling if i in numbers else old for i, old in enumerate(block.layers))
         for tiling in TILINGS
@@ -187,27 +188,36 @@ def _tilings(numbers: list[int], block: BlockPlan) -> list[BlockPlan]:
 
 
 def _share(batch: int) -> int:
-    """Returns the images of a batch that one thread computes."""
+    """Returns how many images of a batch one thread computes."""
     return max(rows.stop - rows.start for rows in fast_cpu.split(batch))
 
 
 class _Race:
     """Times ways to compute one block, on as many threads at once as will compute it.
 
+    A context manager: leaving it ends the threads and frees the arrays.
+
     Attributes:
-        seconds: For every plan run so far, the least seconds an image took.
+        seconds: The shortest time per image of every plan run so far.
     """
 
     def __init__(self, shape: Shape, channels: int, wide: int) -> None:
         batch, self._height, self._width = shape
         self._channels, self._wide = channels, wide
         self._threads, self._share = len(fast_cpu.split(batch)), _share(batch)
-        self._pool = ThreadPoolExecutor(self._threads)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix='autotune')
         self._runs: dict[BlockPlan, Callable[[], float]] = {}
         self.seconds: dict[BlockPlan, float] = {}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self._runs.clear()  # they refer to this object and to large arrays
+
     def best(self, plans: Iterable[BlockPlan]) -> BlockPlan:
-        """Returns the fastest of some plans, timed in turn so that noise hits all alike."""
+        """Returns the fastest plan, timing the plans in turn so that noise affects all alike."""
         plans = list(dict.fromkeys(plans))
         for plan in plans:
             if plan not in self._runs:
@@ -245,10 +255,10 @@ class _Race:
 
 
 def _layer(channels: int, wide: int, tiling: Tiling) -> Layer:
-    """Parameters of the right shapes; their values make no difference to the time."""
+    """Returns parameters of the right shapes; their values make no difference to the time."""
     size = tiling.tile + 2
     if not tiling.tile:
-        kernel: Any = jnp.ones((3, 3, channels, wide))
+        kernel: Kernel = jnp.ones((3, 3, channels, wide))
     elif tiling.by_row:
         kernel = tuple(jnp.ones((size, channels, wide)) for _ in range(size))
     else:

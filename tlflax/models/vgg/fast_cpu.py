@@ -1,17 +1,15 @@
-"""The frozen convolutional network, faster than layer by layer: blocked, on several threads.
+"""The frozen network as a fast CPU program: cache-blocked Winograd convolution on several threads.
 
-Convolution by `tlflax.models.vgg.winograd` is cheap in products, so what counts is that its
-transformed tiles stay in the processor's cache. A `Plan` says for every block how many images and
-how many rows of them are worked on at a time, and for every layer the size of its tiles;
+Convolution by `tlflax.models.vgg.winograd` needs few multiplications, so speed depends on whether
+its transformed tiles stay in the processor's cache. A `Plan` says for every block how many images
+and rows are computed at a time, and for every layer the size of its tiles;
 `tlflax.models.vgg.autotune` finds one by measurement.
 """
 
 import functools
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +20,12 @@ from jaxtyping import Array, Float, Shaped
 from tlflax.models.vgg import network, winograd
 from tlflax.models.vgg.winograd import DIRECT, Layer, Tiling
 from tlflax.utils import cpu
+from tlflax.utils.threads import ThreadedProgram
 
 Prepared = dict[str, Layer]
 Images = Shaped[np.ndarray, 'b h w 3'] | Shaped[Array, 'b h w 3']
 
-IMAGES_PER_WORKER = 2  # one alone would read the deep layers' large kernels for little work
+IMAGES_PER_WORKER = 2  # with one, reading the deep layers' large kernels would not pay
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class BlockPlan:
 
     Attributes:
         layers: One entry per convolution.
-        images: Images worked on at a time; 0 for the whole batch.
-        rows: Rows of the block's input worked on at a time, even; 0 for whole images.
+        images: Images computed at a time; 0 for the whole batch.
+        rows: Rows of the block's input computed at a time, an even number; 0 for whole images.
     """
 
     layers: tuple[Tiling, ...]
@@ -66,7 +65,7 @@ def features(
     *,
     layer: str = 'block5_pool',
 ) -> Float[Array, 'b ...']:
-    """Runs the network up to one layer in float32; equal to `vgg.apply` but for rounding.
+    """Runs the network up to one layer in float32; equals `network.apply` except for rounding.
 
     Args:
         prepared: `prepare(params, plan)`.
@@ -81,6 +80,7 @@ def features(
         x = x.reshape(x.shape[0], -1)
         for name in network.TOP[: network.TOP.index(layer) + 1]:
             kernel, bias = prepared[name]['kernel'], prepared[name]['bias']
+            assert not isinstance(kernel, tuple)
             x = jax.nn.relu(jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST) + bias)
     return x
 
@@ -92,39 +92,32 @@ def compiled(
     layer: str = 'block5_pool',
     before: Callable[[Array], Array] = lambda x: x,
 ) -> Callable[[Images], Array]:
-    """Returns the network up to `layer` as a function of images, ready to run many batches.
+    """Returns the network up to `layer` as a function of images, to run many batches.
 
-    On a CPU every core computes its own share of the batch: two programs side by side did 1.3 times
-    as many images a second as one that splits single operations between two cores.
+    On a CPU every core computes its own share of the batch: two programs side by side computed 1.3
+    times as many images per second as one that splits single operations between two cores. Their
+    threads end when the function is no longer referenced.
 
     Args:
-        params: Nested dict like that of `vgg.init`.
+        params: Nested dict like that of `network.init`.
         plan: How to compute it.
         layer: A pool, 'fc1' or 'fc2'.
         before: Preprocessing, compiled with the network.
     """
     prepared = prepare(params, plan)
-    program = jax.jit(lambda prepared, x: features(prepared, before(x), plan, layer=layer))
-    pool = ThreadPoolExecutor(cpu.cores(), thread_name_prefix='backbone')
-
-    @functools.cache  # compiled before the threads start, which would each do it
-    def executable(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[Prepared, Images], Array]:
-        return program.lower(prepared, jax.ShapeDtypeStruct(shape, dtype)).compile()
-
-    def share(x: Images) -> Array:
-        return jax.block_until_ready(executable(x.shape, x.dtype)(prepared, x))
+    program: ThreadedProgram[Array] = ThreadedProgram(
+        lambda prepared, x: features(prepared, before(x), plan, layer=layer), name='backbone'
+    )
 
     def run(x: Images) -> Array:
-        shares = [x[rows] for rows in split(x.shape[0])]
-        for part in shares:
-            executable(part.shape, part.dtype)
-        return share(x) if len(shares) == 1 else jnp.concatenate(list(pool.map(share, shares)))
+        parts = program.map([(prepared, x[rows]) for rows in split(x.shape[0])])
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     return run
 
 
 def split(batch: int) -> list[slice]:
-    """Returns the rows of a batch that each thread computes; one share where there is no gain."""
+    """Returns the rows of a batch that each thread computes; all rows where threads do not pay."""
     workers = min(cpu.cores(), batch // IMAGES_PER_WORKER)
     if workers < 2 or jax.default_backend() != 'cpu':
         return [slice(0, batch)]
@@ -148,7 +141,7 @@ def run_block(layers: list[Layer], x: Float[Array, 'b h w c'], plan: BlockPlan) 
 
 
 def _strips(layers: list[Layer], x: Array, plan: BlockPlan) -> Array:
-    """A block strip by strip; rows that two strips need are computed twice."""
+    """Runs a block strip by strip; rows that two strips need are computed twice."""
     height, depth, rows = x.shape[1], len(layers), plan.rows
     count = -(-height // rows)
     x = jnp.pad(x, ((0, 0), (depth, count * rows + depth - height), (0, 0), (0, 0)))
@@ -157,7 +150,7 @@ def _strips(layers: list[Layer], x: Array, plan: BlockPlan) -> Array:
         y = lax.dynamic_slice_in_dim(x, first, rows + 2 * depth, axis=1)
         for i, (layer, tiling) in enumerate(zip(layers, plan.layers, strict=True), start=1):
             y = winograd.conv3x3(y, layer, tiling, border=0, pool=i == depth)
-            if i < depth:  # what lies outside the image is zero to every layer
+            if i < depth:  # every layer pads the image with zeros
                 row = first - (depth - i) + jnp.arange(y.shape[1])
                 inside = (row >= 0) & (row < height)
                 y = jnp.where(inside[:, None, None], y, 0)
@@ -167,8 +160,8 @@ def _strips(layers: list[Layer], x: Array, plan: BlockPlan) -> Array:
     return y.reshape(y.shape[0], -1, *y.shape[3:])[:, : height // 2]
 
 
-def over_images(function: Callable[[Array], Any], x: Array, images: int) -> Array:
-    """Applies `function` to `images` rows of `x` at a time, in a loop that reuses its memory."""
+def over_images(function: Callable[[Array], Array], x: Array, images: int) -> Array:
+    """Applies `function` to `images` images of `x` at a time, in a loop that reuses its memory."""
     count = x.shape[0]
     if not images or images >= count:
         return function(x)

@@ -1,32 +1,32 @@
 """VGG16 (Simonyan & Zisserman 2014, arXiv:1409.1556), with and without its dense top.
 
-Outside this file the network is a pair of pure functions over a plain nested dict of arrays named
-like the canonical weights (`params['block1_conv1']['kernel']`); the Flax module lives inside them.
-Widths come from the parameters, so a narrow network for tests takes the same path as the real one.
+`init` and `apply` are pure functions; parameters are a nested dict of arrays, named like the
+canonical weights (`params['block1_conv1']['kernel']`). The Flax module exists inside `apply` only.
+Widths come from the parameters, so the narrow networks of tests run the same code as the real one.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.trees import Tree
 
-Params = dict[str, Any]
+Params = Tree
 Shape = tuple[int, ...]
-Conv = Callable[[str, Array, Array, Array], Array]
 
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions per block; a 2x2 max pool ends each block
 WIDTHS = (64, 128, 256, 512, 512)  # channels per block
 UNITS = 4096  # of fc1 and fc2
-GRID = 7  # the top is made for block5_pool of GRID x GRID, a 224 x 224 image
+GRID = 7  # fc1 takes a block5_pool of GRID x GRID, which is that of a 224 x 224 image
 MIN_SIZE = 32  # five halvings leave at least one pixel
 
 POOLS = tuple(f'block{block}_pool' for block in range(1, len(DEPTHS) + 1))
@@ -42,7 +42,7 @@ def conv_names(block: int) -> tuple[str, ...]:
 def shapes(
     *,
     top: bool = False,
-    classes: int = 1000,
+    num_classes: int = 1000,
     widths: tuple[int, ...] = WIDTHS,
     units: int = UNITS,
 ) -> dict[str, Shape]:
@@ -58,21 +58,19 @@ def shapes(
             found |= {f'{name}/kernel': (3, 3, channels, width), f'{name}/bias': (width,)}
             channels = width
     if top:
-        sizes = (GRID * GRID * channels, units, units, classes)
+        sizes = (GRID * GRID * channels, units, units, num_classes)
         for name, rows, columns in zip(TOP, sizes[:-1], sizes[1:], strict=True):
             found |= {f'{name}/kernel': (rows, columns), f'{name}/bias': (columns,)}
     return found
 
 
-def direct_conv(
-    name: str,
+def conv3x3(
     x: Float[Array, 'b h w c'],
     kernel: Float[Array, '3 3 c d'],
     bias: Float[Array, ' d'],
-    precision: lax.Precision = lax.Precision.HIGHEST,
+    precision: lax.Precision,
 ) -> Float[Array, 'b h w d']:
-    """A 3x3 convolution with zero padding, bias and ReLU, computed in the type of `x`."""
-    del name
+    """Computes a 3x3 convolution with zero padding, bias and ReLU, in the type of `x`."""
     y = lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -103,7 +101,7 @@ class Affine(nnx.Module):
 
 
 class VGG16(nnx.Module):
-    """The network, put together from parameters; its attributes are the canonical layer names.
+    """The network, built from its parameters; its attributes are the canonical layer names.
 
     `nnx.to_pure_dict(nnx.state(VGG16(params)))` gives `params` back.
 
@@ -116,13 +114,13 @@ class VGG16(nnx.Module):
             setattr(self, name, Affine(layer['kernel'], layer['bias']))
 
     def outputs(
-        self, x: Float[Array, 'b h w 3'], conv: Conv, precision: lax.Precision
+        self, x: Float[Array, 'b h w 3'], precision: lax.Precision
     ) -> Iterator[tuple[str, Array]]:
         """Yields (layer, output) for every entry of `LAYERS` in order, computing as it goes."""
         for block, pool in enumerate(POOLS, start=1):
             for name in conv_names(block):
                 layer = getattr(self, name)
-                x = conv(name, x, layer.kernel[...], layer.bias[...])
+                x = conv3x3(x, layer.kernel[...], layer.bias[...], precision)
             x = nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding='VALID')
             yield pool, x
         x = x.reshape(x.shape[0], -1)
@@ -133,12 +131,12 @@ class VGG16(nnx.Module):
             yield name, x
 
 
-@functools.partial(jax.jit, static_argnames=('top', 'classes', 'widths', 'units'))
+@functools.partial(jax.jit, static_argnames=('top', 'num_classes', 'widths', 'units'))
 def init(
     key: Array,
     *,
     top: bool = False,
-    classes: int = 1000,
+    num_classes: int = 1000,
     widths: tuple[int, ...] = WIDTHS,
     units: int = UNITS,
 ) -> Params:
@@ -147,12 +145,12 @@ def init(
     Args:
         key: A JAX random key.
         top: Also make fc1, fc2 and predictions.
-        classes: Outputs of predictions.
+        num_classes: Outputs of predictions.
         widths: Channels of the five blocks.
         units: Outputs of fc1 and fc2.
     """
-    # One draw, cut into kernels: XLA would take seconds to compile a draw for each.
-    found = shapes(top=top, classes=classes, widths=widths, units=units)
+    # One draw is split into kernels: XLA would take seconds to compile a draw for each.
+    found = shapes(top=top, num_classes=num_classes, widths=widths, units=units)
     kernels = {path: shape for path, shape in found.items() if path.endswith('/kernel')}
     sizes = [math.prod(shape) for shape in kernels.values()]
     draws = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
@@ -169,11 +167,10 @@ def apply(
     x: Float[Array, 'b h w 3'],
     *,
     layer: str = 'block5_pool',
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     precision: lax.Precision = lax.Precision.HIGHEST,
-    conv: Conv | None = None,
 ) -> Array:
-    """Runs the network on preprocessed images up to one layer; nothing after it is computed.
+    """Runs the network on preprocessed images up to one layer; later layers are not computed.
 
     Args:
         params: Nested dict like that of `init`.
@@ -181,72 +178,29 @@ def apply(
         layer: One of `LAYERS`.
         dtype: Type of the computation; parameters keep theirs.
         precision: Of float32 products on accelerators; HIGH is TF32 on GPUs. Sums are float32.
-        conv: What computes a 3x3 convolution with bias and ReLU instead of `direct_conv`:
-            `conv(name, x, kernel, bias)`, where x and the result have type `dtype`, kernel
-            [3,3,c,d] and bias [d] the parameters' type.
 
     Returns:
         [b, h', w', c] for a pool, [b, n] after ReLU for fc1 and fc2, both of type `dtype`;
-        float32 probabilities [b, classes] for predictions.
+        float32 probabilities [b, num_classes] for predictions.
 
     Raises:
-        UserError: An unknown layer, images that are too small, a layer of the top where the
-            parameters have none or where the image does not fit it.
+        UserError: The layer is unknown, the images are too small, or a layer of the top is asked
+            for and the parameters lack it or the image does not fit it.
     """
     _check_layer(layer)
     _check_size(x.shape[1:3])
     if layer in TOP:
         _check_top(params, x.shape[1:3])
-    conv = conv or functools.partial(direct_conv, precision=precision)
-    for name, output in VGG16(params).outputs(x.astype(dtype), conv, precision):
+    for name, output in VGG16(params).outputs(x.astype(dtype), precision):
         if name == layer:
             return output
     raise AssertionError(layer)
 
 
-def apply_blocks(
-    params: Params,
-    x: Float[Array, 'b h w 3'],
-    *,
-    dtype: Any = jnp.float32,
-    conv: Conv | None = None,
-) -> dict[str, Float[Array, 'b _h _w _c']]:
-    """Runs the network once and returns the output of every block, keyed block1_pool, ...
-
-    Arguments and errors are those of `apply`.
-    """
-    _check_size(x.shape[1:3])
-    outputs = VGG16(params).outputs(x.astype(dtype), conv or direct_conv, lax.Precision.HIGHEST)
-    return {name: output for name, (_, output) in zip(POOLS, outputs, strict=False)}
-
-
-def output_shape(
-    layer: str,
-    image_size: tuple[int, int],
-    *,
-    classes: int = 1000,
-    widths: tuple[int, ...] = WIDTHS,
-    units: int = UNITS,
-) -> Shape:
-    """Returns the shape of one example's output at `layer` for images of (height, width).
-
-    Raises:
-        UserError: As `apply`.
-    """
-    _check_layer(layer)
-    _check_size(image_size)
-    if layer in TOP:
-        _check_grid(image_size)
-        return (classes,) if layer == 'predictions' else (units,)
-    block = POOLS.index(layer) + 1
-    height, width = image_size
-    return (height >> block, width >> block, widths[block - 1])
-
-
 def _check_layer(layer: str) -> None:
     if layer not in LAYERS:
         raise UserError(
-            f'{layer!r} is no layer of VGG16',
+            f'{layer!r} is not a layer of VGG16',
             where='config.features.layer',
             fix=did_you_mean(layer, LAYERS),
         )

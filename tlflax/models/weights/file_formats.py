@@ -1,6 +1,6 @@
-"""Files of named tensors: which format a file has, by its content, and what it holds.
+"""Reads and writes files of named tensors; a file's format is recognized by its content.
 
-Names and layouts are as in the file; `tlflax.models.weights.pretrained` knows what they mean.
+Names and layouts are those of the file; `tlflax.models.weights.pretrained` interprets them.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -20,7 +19,8 @@ import onnx.numpy_helper
 import safetensors
 import safetensors.numpy
 
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.files import atomic_write
 
 KNOWN = 'Keras .h5, .weights.h5 or .keras, ONNX, safetensors, .npz and PyTorch .pth'
 
@@ -31,10 +31,10 @@ _ONNX = b'\x08'  # field 1, ir_version, of the protocol buffer; ONNX has no magi
 
 @dataclasses.dataclass(frozen=True)
 class Container:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-        kind: The name of the format, one of the keys of `READERS`.
+        kind: The name of the format, a key of `READERS`.
         tensors: Tensor name to array, as stored.
         metadata: Text entries of the file: safetensors' metadata, HDF5's root attributes.
     """
@@ -45,24 +45,21 @@ class Container:
 
 
 def read(path: str | os.PathLike[str]) -> Container:
-    """Reads every tensor of a file, whatever its extension.
+    """Reads every tensor of a file; its extension does not matter.
 
     Raises:
-        UserError: No such file, no known format, a damaged file, or PyTorch not installed.
+        UserError: The file does not exist, has no known format or is damaged, or it is PyTorch's
+            and PyTorch is not installed.
     """
     path = Path(path)
     kind = _sniff(path)
-    try:
+    with as_user_error(  # on a damaged file these libraries raise anything
+        f'cannot be read as {kind}: {{reason}}',
+        where=str(path),
+        fix='the file is damaged or not a weights file; get it again',
+        but=(MemoryError,),
+    ):
         tensors, metadata = READERS[kind](path)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # on a damaged file these libraries raise anything
-        reason = str(error).strip().split('\n')[0]
-        raise UserError(
-            f'cannot be read as {kind}: {reason or type(error).__name__}',
-            where=str(path),
-            fix='the file is damaged or not a weights file; get it again',
-        ) from error
     return Container(kind, tensors, metadata)
 
 
@@ -71,39 +68,28 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes a safetensors file that appears under its name only when complete.
+    """Writes a safetensors file; a failed write leaves an existing file unchanged.
 
     Raises:
         UserError: The file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    # safetensors takes the buffer as it lies, whatever the strides say.
+    # safetensors writes the buffer in memory order and ignores the strides.
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    try:
+    with as_user_error(
+        'cannot be written: {reason}', where=str(path), fix='give another place', of=(OSError,)
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # save_file would make it readable to its owner alone.
-            partial.write_bytes(safetensors.numpy.save(contiguous, metadata=dict(metadata)))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f'cannot be written: {error.strerror}', where=str(path), fix='give another place'
-        ) from error
+        # save_file would make the file readable to its owner only.
+        atomic_write(path, safetensors.numpy.save(contiguous, metadata=dict(metadata)))
 
 
 def _sniff(path: Path) -> str:
-    """Returns the key of `READERS` for a file by its first bytes, or by a zip's members."""
-    try:
-        with path.open('rb') as file:
-            head = file.read(16)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise UserError(
-            f'cannot be opened: {error.strerror}', where=str(path), fix='give a weights file'
-        ) from error
+    """Returns the key of `READERS` for a file, by its first bytes or by the members of a zip."""
+    message, fix = 'cannot be opened: {reason}', 'give a weights file'
+    with as_user_error(message, where=str(path), fix=fix, of=(OSError,)), path.open('rb') as file:
+        head = file.read(16)
+        size = os.fstat(file.fileno()).st_size
     if head.startswith(_HDF5):
         return 'Keras HDF5'
     if head.startswith(_TORCH_PICKLE):
@@ -121,13 +107,14 @@ def _sniff(path: Path) -> str:
 
 
 def _sniff_zip(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise UserError(
-            f'is a damaged archive: {error}', where=str(path), fix='get it again'
-        ) from error
+    damaged = (zipfile.BadZipFile,)
+    with (
+        as_user_error(
+            'is a damaged archive: {reason}', where=str(path), fix='get it again', of=damaged
+        ),
+        zipfile.ZipFile(path) as archive,
+    ):
+        names = archive.namelist()
     if 'model.weights.h5' in names:
         return 'Keras archive'
     if any(name.endswith('/data.pkl') for name in names):
@@ -166,7 +153,7 @@ def _legacy_tensors(root: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """Reads a list of names, which Keras cuts into `attribute0`, `attribute1`, ... if long."""
+    """Reads a list of names, which Keras splits into `attribute0`, `attribute1`, ... if long."""
     parts = [key for key in group.attrs if re.fullmatch(rf'{attribute}\d*', key)]
     parts.sort(key=lambda key: int(key.removeprefix(attribute) or 0))
     return [_text(name) for part in parts for name in group.attrs[part]]
@@ -183,12 +170,12 @@ def _keras3_tensors(file: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
             yield f'{parent.removesuffix("/vars")}/{layer}/{number}', dataset[()]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _read_onnx(path: Path) -> Found:
-    """Reads the floating-point initializers of the graph; data in side files included."""
+    """Reads the floating-point initializers of the graph, including data in side files."""
     model = onnx.load(path)
     arrays = {str(i.name): onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     return {name: array for name, array in arrays.items() if array.dtype.kind == 'f'}, {}
@@ -206,33 +193,31 @@ def _read_npz(path: Path) -> Found:
 
 
 def _read_torch(path: Path) -> Found:
-    try:
+    with as_user_error(
+        'PyTorch is needed to read a PyTorch file',
+        where=str(path),
+        fix="pip install 'tlflax[torch]', or convert it to safetensors elsewhere",
+        of=(ImportError,),
+    ):
         import torch
-    except ImportError as error:
-        raise UserError(
-            'a PyTorch file needs PyTorch to be read',
-            where=str(path),
-            fix="pip install 'tlflax[torch]', or convert it to safetensors elsewhere",
-        ) from error
-    try:
-        # weights_only: no code of the file is run.
+
+    def flatten(tree: object) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields the tensors of nested dicts (a training checkpoint wraps its state dict)."""
+        for key, value in tree.items() if isinstance(tree, Mapping) else ():
+            if isinstance(value, torch.Tensor):
+                yield str(key), value.detach().numpy()
+            else:
+                yield from ((f'{key}.{name}', array) for name, array in flatten(value))
+
+    with as_user_error(
+        'cannot be read as PyTorch: it is damaged or holds more than tensors',
+        where=str(path),
+        fix='write it with torch.save(model.state_dict(), ...)',
+        of=(pickle.UnpicklingError,),
+    ):
+        # With weights_only, no code in the file is run.
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            'cannot be read as PyTorch: it is damaged or holds more than tensors',
-            where=str(path),
-            fix='write it with torch.save(model.state_dict(), ...)',
-        ) from error
-    return dict(_flatten(content, torch.Tensor)), {}
-
-
-def _flatten(tree: Any, leaf: type[Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors of nested dicts (a training checkpoint wraps its state dict)."""
-    for key, value in tree.items() if isinstance(tree, Mapping) else ():
-        if isinstance(value, leaf):
-            yield str(key), value.detach().numpy()
-        else:
-            yield from ((f'{key}.{name}', array) for name, array in _flatten(value, leaf))
+    return dict(flatten(content)), {}
 
 
 READERS: dict[str, Callable[[Path], Found]] = {

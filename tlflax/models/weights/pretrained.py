@@ -1,7 +1,8 @@
-"""Pretrained VGG16 weights from any container: names, layout, checks, digest, preprocessing.
+"""Loads pretrained VGG16 weights from any file format, checks and identifies them.
 
-The digest of the tensors, not the file they came in, decides what they are; preprocessing follows.
-It is `trees.digest` of the parameters: SHA-256 of their float32 bytes in the order of their paths.
+Weights are identified by the digest of their tensors, not by the file that held them, and their
+identity decides the preprocessing. The digest is `trees.digest` of the parameters: SHA-256 of their
+float32 bytes in the order of their paths.
 """
 
 import dataclasses
@@ -19,23 +20,23 @@ from tlflax.utils import trees
 from tlflax.utils.errors import UserError, did_you_mean
 from tlflax.utils.trees import digest
 
-# Digests of the 26 canonical tensors and of the first kernel among them; SHA-256 of the file
-# vgg16-397923af.pth, since the digest of torchvision's tensors is not published.
+# Digests of the 26 canonical tensors and of their first kernel. Torchvision publishes no digest of
+# tensors, so its weights are known by the SHA-256 of the file vgg16-397923af.pth.
 CANONICAL = '909252ac6e8f5c25798249025de7a83f73e4c060e0ccd8ecdca83cc24b827dfe'
 _CANONICAL_FIRST = '564034bfdba3ca76c2787bb27101f4fff7fa318d2fbce72b98ee85a91ac7233c'
 _TORCHVISION_FILE = '397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0'
-_FORMAT = 'tlflax'  # marks our own safetensors files
+_FORMAT = 'tlflax'  # in the metadata of safetensors files that `save` writes
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What weights are, and what goes with them.
+    """The identity of weights, with the preprocessing and license that belong to them.
 
     Attributes:
         name: 'imagenet-caffe', 'imagenet-torchvision' or 'custom'.
-        preprocess: The key of `PREPROCESS` that the weights were trained with.
-        license: The terms, and whom to cite.
-        assumed: Whether `preprocess` is only a guess, from the names of the layers.
+        preprocess: The preprocessing that the weights were trained with, a key of `PREPROCESS`.
+        license: The license, and whom to cite.
+        assumed: Whether `preprocess` is only assumed, from the names of the layers.
     """
 
     name: str
@@ -54,13 +55,13 @@ TORCHVISION = Identity('imagenet-torchvision', 'torch', 'BSD 3-Clause, torchvisi
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained(Identity):
-    """Weights, read and checked.
+    """Checked weights with their identity.
 
     Attributes:
-        params: Nested dict of float32 NumPy arrays, as `vgg.apply` takes it.
-        digest: Of `params`.
+        params: Nested dict of float32 NumPy arrays, as `network.apply` takes it.
+        digest: The digest of `params`.
         source: The name and format of the file.
-        recognized: How the identity was found and what was left aside, for people.
+        recognized: How the identity was found and what was ignored, in words.
     """
 
     params: network.Params = dataclasses.field(repr=False, compare=False)
@@ -79,13 +80,14 @@ def load(
 
     Args:
         path: Keras `.h5`, `.weights.h5` or `.keras`, ONNX, safetensors, `.npz` or PyTorch file,
-            its layers named as in Keras or torchvision; tensors of other layers are left aside.
-        top: Also take fc1, fc2 and predictions where the file has them.
-        expected: Shape of every parameter, as `vgg.shapes` lists them; the real VGG16's if None.
+            its layers named as in Keras or torchvision; tensors of other layers are ignored.
+        top: Whether to read fc1, fc2 and predictions too, if the file has them.
+        expected: Shape of every parameter, as `network.shapes` returns them; by default those of
+            the real VGG16.
 
     Raises:
-        UserError: No such file, not a weights file, tensors missing, unexpected, of a wrong shape
-            or type, or not finite, or kernels in Theano's orientation.
+        UserError: The file does not exist or is not a weights file; tensors are missing,
+            unexpected, of a wrong shape or type, or not finite; or kernels are Theano's.
     """
     path = Path(path)
     container = file_formats.read(path)
@@ -107,21 +109,21 @@ def load(
         identity, how = TORCHVISION, "torchvision's weights, by the digest of the file"
     else:
         identity, how = _guess(tensors, found.torch_names)
-    aside = f'; {len(found.aside)} other tensors left aside' if found.aside else ''
+    ignored = f'; {len(found.ignored)} other tensors are ignored' if found.ignored else ''
     return Pretrained(
         **dataclasses.asdict(identity),
         params=trees.unflatten(tensors),
         digest=digest(tensors),
         source=f'{path.name} ({container.kind})',
-        recognized=how + turned + aside,
+        recognized=how + turned + ignored,
     )
 
 
 def save(path: str | os.PathLike[str], weights: Pretrained) -> None:
-    """Writes weights as safetensors, complete or not at all.
+    """Writes weights as safetensors; a failed write leaves an existing file unchanged.
 
-    The tensors are named `block1_conv1/kernel`, ...; all the rest goes into the metadata, by
-    which `load` knows the weights again.
+    Tensors are named `block1_conv1/kernel`, ...; the identity goes into the file's metadata, from
+    which `load` restores it.
 
     Raises:
         UserError: The file cannot be written.
@@ -133,14 +135,14 @@ def save(path: str | os.PathLike[str], weights: Pretrained) -> None:
 
 
 def resolve_preprocess(weights: Identity, requested: str) -> tuple[str, str | None]:
-    """Returns the preprocessing to use, and a warning where it may not be the right one.
+    """Returns the preprocessing to use, and a warning if it may not be the right one.
 
     Args:
-        weights: The weights the pixels are meant for.
+        weights: The weights that the preprocessed images are for.
         requested: The value of `config.weights.preprocess`.
 
     Raises:
-        UserError: No such preprocessing.
+        UserError: The requested preprocessing is unknown.
     """
     key = 'config.weights.preprocess'
     if requested == 'auto':
@@ -149,12 +151,12 @@ def resolve_preprocess(weights: Identity, requested: str) -> tuple[str, str | No
         others = ' or '.join(f'--{key}={name}' for name in PREPROCESS if name != weights.preprocess)
         return weights.preprocess, (
             f'these are custom weights, and {weights.preprocess!r} preprocessing is assumed from '
-            f'the names of their layers: if they were trained otherwise, give {others}; if not, '
-            f'--{key}={weights.preprocess} ends this warning'
+            f'the names of their layers: if they were trained with another, give {others}; if not, '
+            f'--{key}={weights.preprocess} silences this warning'
         )
     if requested not in PREPROCESS:
         hint = did_you_mean(requested, ['auto', *PREPROCESS])
-        raise UserError(f'{requested!r} is no preprocessing', where=key, fix=hint)
+        raise UserError(f'{requested!r} is not a preprocessing', where=key, fix=hint)
     if requested == weights.preprocess or weights.assumed:
         return requested, None
     return requested, (
@@ -167,7 +169,7 @@ def resolve_preprocess(weights: Identity, requested: str) -> tuple[str, str | No
 def _oriented(
     tensors: tensor_names.Tensors, container: file_formats.Container, path: Path
 ) -> tuple[tensor_names.Tensors, str]:
-    """Turns known weights for RGB input back to BGR, and refuses Theano's rotated kernels."""
+    """Converts canonical weights for RGB input to BGR, and rejects Theano's rotated kernels."""
     first = tensors['block1_conv1/kernel']
     theano = container.metadata.get('backend') == 'theano' or 'th_kernels' in path.name
     if theano or digest({'': first[::-1, ::-1]}) == _CANONICAL_FIRST:
@@ -178,13 +180,13 @@ def _oriented(
         )
     if digest({'': first[:, :, ::-1]}) == _CANONICAL_FIRST:
         turned = {'block1_conv1/kernel': np.ascontiguousarray(first[:, :, ::-1])}
-        return tensors | turned, '; their first kernel turned from RGB back to BGR'
+        return tensors | turned, '; their first kernel is converted from RGB back to BGR'
     return tensors, ''
 
 
 def _declared(container: file_formats.Container, where: str) -> Identity | None:
-    """Returns what a file of ours says of itself, None for any other file."""
-    # Files written before 'license' was spelled so stay valid.
+    """Returns the identity in the metadata of a file that `save` wrote; None for other files."""
+    # Files that spell it 'licence' stay valid.
     metadata = {'license': container.metadata.get('licence', '')} | container.metadata
     if metadata.get('format') != _FORMAT:
         return None
@@ -192,7 +194,7 @@ def _declared(container: file_formats.Container, where: str) -> Identity | None:
     whole = all(values.values()) and values['preprocess'] in PREPROCESS
     if not whole or metadata.get('digest') != digest(container.tensors):
         raise UserError(
-            'its tensors or metadata are not as they were written',
+            'its tensors or metadata were changed after it was written',
             where=where,
             fix='write it again with scripts/convert_weights.py',
         )
@@ -201,8 +203,8 @@ def _declared(container: file_formats.Container, where: str) -> Identity | None:
 
 
 def _guess(tensors: tensor_names.Tensors, torch_names: bool) -> tuple[Identity, str]:
-    """Returns the identity that the layers' names suggest, and says so."""
-    # Weights fine-tuned from the canonical ones mostly keep the first layer, whatever its name.
+    """Returns the identity that the layers' names suggest, and how it was found."""
+    # Weights fine-tuned from the canonical ones mostly keep the first layer, under any name.
     caffe = not torch_names or digest({'': tensors['block1_conv1/kernel']}) == _CANONICAL_FIRST
     preprocess, names = 'caffe' if caffe else 'torch', 'torchvision' if torch_names else 'Keras'
     how = f'no known digest; layers named as in {names}, so {preprocess!r} preprocessing is assumed'
