@@ -22,8 +22,8 @@ from tlflax.models.classifier import Params
 from tlflax.models.linear import logistic_regression
 from tlflax.train import setup, steps
 from tlflax.train.early_stopping import State
-from tlflax.train.loop import Position, Record
 from tlflax.train.metrics import VAL_METRICS
+from tlflax.train.position import Position, Record
 from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError

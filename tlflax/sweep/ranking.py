@@ -9,7 +9,7 @@ from typing import Any
 from tlflax.sweep.group import Member
 from tlflax.sweep.settings import Setting
 from tlflax.train.early_stopping import stopping_rule
-from tlflax.train.loop import Record
+from tlflax.train.position import Record
 
 Row = dict[str, Any]
 """A line of the ranking; see `tlflax.sweep.run.run`."""

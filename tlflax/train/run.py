@@ -15,7 +15,8 @@ from tlflax.features.batches import Source
 from tlflax.train import losses, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
-from tlflax.train.loop import Fit, Position, Record, train_epochs
+from tlflax.train.loop import Fit, train_epochs
+from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.sharding import replicate
