@@ -1,12 +1,12 @@
 """How far a training has come: its position, and the record of each completed epoch."""
 
 import dataclasses
-from typing import Any
 
 from tlflax.train.early_stopping import EarlyStopping, State
 from tlflax.train.metrics import VAL_METRICS
+from tlflax.utils.files import JsonObject
 
-Record = dict[str, Any]
+Record = JsonObject
 """A line of metrics.jsonl; see `make_record`."""
 
 
@@ -32,12 +32,12 @@ class Position:
     seconds: float = 0.0
     stopping: State = State()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns plain values for a checkpoint's metadata."""
         return {**dataclasses.asdict(self), 'stopping': self.stopping.to_json()}
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> 'Position':
+    def from_json(cls, saved: JsonObject) -> 'Position':
         """Returns the position that `to_json` turned into `saved`."""
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in saved.items() if name in names}
