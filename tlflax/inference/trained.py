@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, located
+from tlflax.utils.files import JsonObject
 from tlflax.utils.progress import progress
 
 
@@ -68,7 +68,7 @@ class Trained:
     frozen: Params = dataclasses.field(repr=False)
     mesh: jax.sharding.Mesh
 
-    def evaluate(self, data: str | Path | None = None, *, tta: bool = False) -> dict[str, Any]:
+    def evaluate(self, data: str | Path | None = None, *, tta: bool = False) -> JsonObject:
         """Evaluates every image of a data set once.
 
         Args:
@@ -189,7 +189,7 @@ class Trained:
 
 def evaluate_views(
     runner: Runner, trainable: Params, views: Sequence[Source], table: ImageTable
-) -> dict[str, Any]:
+) -> JsonObject:
     """Evaluates the mean of the probabilities over several views; see `evaluate_split`."""
     labels = np.asarray(table.labels)
     probabilities = mean_probabilities(runner, trainable, views)

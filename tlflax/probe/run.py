@@ -9,7 +9,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +21,12 @@ from tlflax.models.classifier import Params
 from tlflax.models.linear import logistic_regression
 from tlflax.train import setup, steps
 from tlflax.train.early_stopping import State
-from tlflax.train.loop import Position, Record
 from tlflax.train.metrics import VAL_METRICS
+from tlflax.train.position import Position, Record
 from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
+from tlflax.utils.files import JsonObject
 from tlflax.workdir.files import Workdir
 
 HEADS = ('flatten_linear', 'gap_linear')
@@ -45,7 +45,7 @@ class Fitted:
         return self.record['val_accuracy'], -self.record['val_loss']
 
 
-def run(config: Config, work: Workdir, *, standardize: bool = False) -> dict[str, Any]:
+def run(config: Config, work: Workdir, *, standardize: bool = False) -> JsonObject:
     """Fits a linear probe on a configuration's training images and writes it as a workdir.
 
     The probe is `config.model.head` where that is linear, else 'flatten_linear'. In the workdir,

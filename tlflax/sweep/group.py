@@ -10,7 +10,7 @@ by itself and ends as it would alone. On several devices, members are spread ove
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,17 +20,17 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from tlflax.features.batches import OnDevice, Source
+from tlflax.features.batches import Source
 from tlflax.features.sources import require_on_device
-from tlflax.models.classifier import Classifier, Params
+from tlflax.models.classifier import Params
 from tlflax.sweep import per_member
-from tlflax.train import losses, steps
+from tlflax.sweep.program import Numbers, Program, is_counter
+from tlflax.train import steps
 from tlflax.train.early_stopping import EarlyStopping, stopping_rule
 from tlflax.train.epoch import SCAN
-from tlflax.train.loop import Position, Record, make_record, next_epoch
-from tlflax.train.optim import Rates, build_optimizer, build_schedules, configured_rates
+from tlflax.train.optim import configured_rates
+from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
-from tlflax.utils import trees
 
 Saved = tuple[steps.TrainState, Position]
 
@@ -65,14 +65,6 @@ class Member:
         return ended or self.position.stopping.stopped or self.diverged is not None
 
 
-class Numbers(NamedTuple):
-    """What differs between members; traced, with a leading axis of members outside `vmap`."""
-
-    seed: Int[Array, '']
-    loss: losses.Loss
-    rates: Rates
-
-
 class Replicas(NamedTuple):
     """Arrays with a leading axis of members.
 
@@ -90,84 +82,6 @@ class Replicas(NamedTuple):
     best: steps.TrainState
     frozen: Params
     numbers: Numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The compiled functions of a group.
-
-    Attributes:
-        train: (state, frozen, numbers, on_device, rows) to the new state and sums
-            [replicas, steps]; the old state may be donated.
-        evaluate: (state, frozen, on_device, rows) to sums [replicas, steps] and counts
-            [replicas, classes].
-        shared_order: All members have one seed, so the rows have no axis of members.
-    """
-
-    train: Callable[..., tuple[steps.TrainState, steps.Sums]]
-    evaluate: Callable[..., steps.EvalSums]
-    shared_order: bool
-
-
-def compile_program(run: Run, *, shared_order: bool) -> Program:
-    """Returns the functions for members with the structure of `run`."""
-    init = functools.partial(steps.init_state, tx=run.learner.tx)
-    first = jax.eval_shape(init, run.learner.trainable)
-    axes = jax.tree.map(lambda leaf: None if _is_counter(leaf) else 0, first)
-    rows_axis = None if shared_order else 0
-    mesh = run.runner.mesh
-    train = functools.partial(_train, run)
-    evaluate = functools.partial(_evaluate, run.runner.classifier)
-    both = per_member.members(train, (axes, 0, 0, None, rows_axis), mesh, donate=True)
-
-    def train_all(*operands: Any) -> tuple[steps.TrainState, steps.Sums]:
-        state, sums = both(*operands)
-        return jax.tree.map(lambda leaf: leaf[0] if _is_counter(leaf) else leaf, state), sums
-
-    return Program(
-        train_all, per_member.members(evaluate, (axes, 0, None, None), mesh), shared_order
-    )
-
-
-def _train(
-    run: Run,
-    state: steps.TrainState,
-    frozen: Params,
-    numbers: Numbers,
-    on_device: OnDevice,
-    rows: Int[Array, 'steps b'],
-) -> tuple[steps.TrainState, steps.Sums]:
-    """Trains one member for some steps, with its own numbers."""
-    config = run.config
-    schedules = build_schedules(
-        config.optim,
-        numbers.rates,
-        steps_per_epoch=run.steps_per_epoch,
-        epochs=config.train.epochs,
-    )
-    tx = build_optimizer(config.optim, run.learner.labels, schedules, numbers.rates.weight_decay)
-    return steps.update_many(
-        state,
-        frozen,
-        on_device,
-        rows,
-        numbers.seed,
-        numbers.loss,
-        classifier=run.runner.classifier,
-        tx=tx,
-    )
-
-
-def _evaluate(
-    classifier: Classifier,
-    state: steps.TrainState,
-    frozen: Params,
-    on_device: OnDevice,
-    rows: Int[Array, 'steps b'],
-) -> steps.EvalSums:
-    """Evaluates one member on a split."""
-    params = trees.merge(state.params, frozen)
-    return steps.eval_scan(params, on_device, rows, classifier=classifier)[0]
 
 
 def train_group(members: Sequence[Member], val: Source, program: Program) -> Iterator[Member]:
@@ -278,7 +192,7 @@ def _stack(members: Sequence[Member]) -> Replicas:
     mesh, width = members[0].run.runner.mesh, _round_up(members)
     all_replicas = [_first(member) for member in _padded(members, width)]
     stacked: Replicas = jax.tree.map(lambda *leaves: np.stack(leaves), *all_replicas)
-    state = jax.tree.map(lambda leaf: leaf[0] if _is_counter(leaf) else leaf, stacked.state)
+    state = jax.tree.map(lambda leaf: leaf[0] if is_counter(leaf) else leaf, stacked.state)
     return _put(stacked._replace(state=state), mesh)
 
 
@@ -325,10 +239,6 @@ def _put(replicas: Replicas, mesh: Mesh) -> Replicas:
 
 def _at(tree: Any, replica: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[replica] if leaf.ndim else leaf, tree)
-
-
-def _is_counter(leaf: Any) -> bool:
-    return np.issubdtype(leaf.dtype, np.integer)
 
 
 @functools.partial(jax.jit, donate_argnums=2)

@@ -4,14 +4,14 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from tlflax.sweep.group import Member
 from tlflax.sweep.settings import Setting
 from tlflax.train.early_stopping import stopping_rule
-from tlflax.train.loop import Record
+from tlflax.train.position import Record
+from tlflax.utils.files import JsonObject
 
-Row = dict[str, Any]
+Row = JsonObject
 """A line of the ranking; see `tlflax.sweep.run.run`."""
 
 _METRICS = ('val_accuracy', 'val_balanced_accuracy', 'val_macro_f1', 'val_loss', 'train_accuracy',

@@ -9,7 +9,8 @@ from absl import logging
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source
 from tlflax.features.sources import require_on_device
-from tlflax.sweep.group import Member, compile_program, train_group
+from tlflax.sweep.group import Member, train_group
+from tlflax.sweep.program import compile_program
 from tlflax.sweep.ranking import Row, format_csv, order, row, status
 from tlflax.sweep.settings import Setting, resolve_settings
 from tlflax.train import losses, setup

@@ -16,13 +16,14 @@ never stops.
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
 from tlflax.config.schema import EarlyStoppingConfig
 from tlflax.train.metrics import MONITORED
 from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.files import JsonObject
 
 Mode = Literal['min', 'max']
 
@@ -59,13 +60,13 @@ class State:
     def stopped(self) -> bool:
         return self.stopped_epoch is not None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns a dict for JSON; a `best` that is not finite becomes a string."""
         spelled = self.best if self.best is None or math.isfinite(self.best) else str(self.best)
         return dataclasses.asdict(self) | {'best': spelled}
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Self:
+    def from_json(cls, saved: JsonObject) -> Self:
         """Returns the state that `to_json` turned into `saved`."""
         return cls(**saved | {'best': None if saved['best'] is None else float(saved['best'])})
 

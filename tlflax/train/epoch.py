@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses, metrics, steps
+from tlflax.utils.files import JsonObject
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import local_rows, put_batch, put_rows
 from tlflax.utils.trees import merge
@@ -166,7 +167,7 @@ class Runner:
 
 def evaluate_split(
     runner: Runner, trainable: Params, source: Source, table: ImageTable
-) -> dict[str, Any]:
+) -> JsonObject:
     """Evaluates every image of a split once.
 
     Returns:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from tlflax.utils.files import JsonObject
+
 VAL_METRICS = ('loss', 'accuracy', 'balanced_accuracy', 'macro_f1', 'worst_recall')
 """The validation metrics of an epoch's record, each as `val_<name>`."""
 
@@ -170,7 +172,7 @@ def summary(
     labels: Int[np.ndarray, ' n'],
     probabilities: Float[np.ndarray, 'n classes'],
     names: Sequence[str],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns the metrics of a classifier's predictions.
 
     Args:
@@ -203,7 +205,7 @@ def summary(
     }
 
 
-def format_table(result: dict[str, Any]) -> str:
+def format_table(result: JsonObject) -> str:
     """Formats an evaluation's per-class table (the worst classes of many) and totals."""
     table = result['per_class']
     title = 'class'
@@ -223,7 +225,7 @@ def format_table(result: dict[str, Any]) -> str:
     return '\n'.join([*lines, *_totals(result)])
 
 
-def _totals(result: dict[str, Any]) -> list[str]:
+def _totals(result: JsonObject) -> list[str]:
     low, high = result['accuracy_interval']
     area, top = result['macro_auroc'], result.get('top5_accuracy')
     loss = math.nan if result['loss'] is None else result['loss']  # as result.json has it

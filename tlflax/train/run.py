@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from absl import logging
@@ -15,9 +14,11 @@ from tlflax.features.batches import Source
 from tlflax.train import losses, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
-from tlflax.train.loop import Fit, Position, Record, train_epochs
+from tlflax.train.loop import Fit, train_epochs
+from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
+from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
 from tlflax.workdir import files
 from tlflax.workdir.checkpoints import Checkpoints
@@ -26,7 +27,7 @@ from tlflax.workdir.files import Workdir
 _SHOWN = 10  # class weights in the log
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
     """Trains, or continues training, until early stopping or the last epoch.
 
     Args:
@@ -50,7 +51,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     return train(resolved, work)
 
 
-def train(config: Config, work: Workdir) -> dict[str, Any]:
+def train(config: Config, work: Workdir) -> JsonObject:
     """Trains in `work` from its last checkpoint, if it has one, and returns the result.
 
     Raises:
@@ -92,7 +93,7 @@ def publish(
     records: Sequence[Record],
     saved_states: Sequence[tuple[steps.TrainState, Position]],
     seconds: float,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Writes a workdir, as `train` leaves it, for a run that was trained elsewhere.
 
     Args:
@@ -150,7 +151,7 @@ def _resume(
     return replicate(state, run.runner.mesh), position, spent
 
 
-def _result(fit: Fit, position: Position) -> dict[str, Any]:
+def _result(fit: Fit, position: Position) -> JsonObject:
     """Evaluates the checkpoint that counts and returns the contents of result.json."""
     run, checkpoints = fit.run, fit.checkpoints
     best = checkpoints.meta(checkpoints.find('best'))['record']

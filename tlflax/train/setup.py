@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
@@ -27,6 +26,7 @@ from tlflax.train.optim import Learner, build_learner
 from tlflax.utils import trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError
+from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir import files
 
@@ -51,7 +51,7 @@ class Run:
     learner: Learner
     runner: Runner
     sources: SourceSelector
-    meta: dict[str, Any]
+    meta: JsonObject
 
     @property
     def steps_per_epoch(self) -> int:
@@ -137,7 +137,7 @@ def build(config: Config, inputs: Inputs) -> Run:
     )
 
 
-def _metadata(config: Config, inputs: Inputs) -> dict[str, Any]:
+def _metadata(config: Config, inputs: Inputs) -> JsonObject:
     """Returns what a checkpoint needs besides arrays and position, to be used and resumed."""
     return {
         'config': to_dict(config),

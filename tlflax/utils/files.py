@@ -7,6 +7,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+JsonObject = dict[str, Any]
+"""The contents of a JSON object."""
 
 
 @contextlib.contextmanager

@@ -12,12 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from tlflax.models.classifier import Params
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import dump_json
+from tlflax.utils.files import JsonObject, dump_json
 
 _RANK = 'rank'
 
@@ -116,11 +118,11 @@ class Checkpoints:
         self,
         step: int,
         *,
-        params: Any,
-        opt_state: Any,
-        meta: dict[str, Any],
+        params: Params,
+        opt_state: optax.OptState,
+        meta: JsonObject,
         rank: int,
-        frozen: Any = None,
+        frozen: Params | None = None,
     ) -> None:
         """Starts saving; arrays are copied before it returns and may be donated.
 
@@ -136,7 +138,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             self._manager.delete(step)
         host = jax.tree.map(np.asarray, (params, opt_state))
-        items: dict[str, Any] = {
+        items: dict[str, ocp.args.CheckpointArgs] = {
             'params': ocp.args.StandardSave(host[0]),
             'opt_state': ocp.args.StandardSave(host[1]),
             'meta': ocp.args.JsonSave(json.loads(dump_json({**meta, 'rank': rank}))),
@@ -165,35 +167,37 @@ class Checkpoints:
             of=(OSError, ValueError, RuntimeError),
         )
 
-    def meta(self, step: int) -> dict[str, Any]:
+    def meta(self, step: int) -> JsonObject:
         """Returns the metadata saved with a step."""
         restored = self._restore(step, meta=ocp.args.JsonRestore())
         return _decode(restored['meta'])
 
-    def params(self, step: int, abstract: Any) -> Any:
+    def params(self, step: int, abstract: Params) -> Params:
         """Returns the trainable parameters alone, as host arrays shaped like `abstract`."""
         params = self._restore(step, params=_host(abstract))['params']
         self._check(step, abstract, params)
         return params
 
-    def state(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
+    def state(
+        self, step: int, params: Params, opt_state: optax.OptState
+    ) -> tuple[Params, optax.OptState]:
         """Returns parameters and optimizer state as host arrays shaped like the arguments."""
         restored = self._restore(step, params=_host(params), opt_state=_host(opt_state))
         self._check(step, params, restored['params'])
         return restored['params'], restored['opt_state']
 
-    def frozen(self, step: int, abstract: Any) -> Any | None:
+    def frozen(self, step: int, abstract: Params) -> Params | None:
         """Returns the frozen parameters in the checkpoint, or None if they were not saved."""
         if not (self.folder / str(step) / 'frozen').is_dir():
             return None
         return self._restore(step, frozen=_host(abstract))['frozen']
 
-    def _check(self, step: int, expected: Any, got: Any) -> None:
+    def _check(self, step: int, expected: Params, got: Params) -> None:
         """Compares shapes and types: Orbax restores those that were saved."""
         where = str(self.folder / str(step))
         trees.check_same(expected, got, where=where, fix='it was written by another model')
 
-    def _restore(self, step: int, **items: Any) -> Any:
+    def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         with as_user_error(
             f'step {step} cannot be read ({{reason}})',
             where=str(self.folder),

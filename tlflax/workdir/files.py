@@ -11,7 +11,7 @@ from tensorboardX import SummaryWriter
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import atomic_write, dump_json, write_json
+from tlflax.utils.files import JsonObject, atomic_write, dump_json, write_json
 
 _PACKAGES = ('tlflax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -49,7 +49,7 @@ class Workdir:
         """The folder of Orbax checkpoints."""
         return self.path / 'checkpoints'
 
-    def check(self, config: dict[str, Any]) -> None:
+    def check(self, config: JsonObject) -> None:
         """Checks that the workdir is new or belongs to the same configuration.
 
         Raises:
@@ -73,20 +73,20 @@ class Workdir:
                 fix='give another --workdir, or the same config to continue',
             )
 
-    def claim(self, config: dict[str, Any]) -> None:
+    def claim(self, config: JsonObject) -> None:
         """Writes config.json, which binds the workdir to this configuration."""
         write_json(self.path / 'config.json', config)
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> JsonObject | None:
         """Returns the result of a finished run, or None."""
         path = self.path / 'result.json'
         return read_json(path) if path.exists() else None
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: JsonObject) -> None:
         """Writes result.json, which marks the run as finished."""
         write_json(self.path / 'result.json', result)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[JsonObject]:
         """Returns the epochs' records written so far."""
         path = self.path / 'metrics.jsonl'
         if not path.exists():
@@ -100,7 +100,7 @@ class Workdir:
         lines = ''.join(dump_json(record) + '\n' for record in kept)
         atomic_write(self.path / 'metrics.jsonl', lines)
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: JsonObject) -> None:
         """Adds an epoch's record to metrics.jsonl and to the TensorBoard events."""
         with open(self.path / 'metrics.jsonl', 'a') as file:
             file.write(dump_json(record) + '\n')
@@ -136,12 +136,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _plain(config: JsonObject) -> JsonObject:
     """Returns a configuration's leaves as they are once written and read."""
     return _leaves(json.loads(dump_json(config)))
 
 
-def _leaves(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def _leaves(tree: JsonObject, prefix: str = '') -> JsonObject:
     leaves = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
