@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import h5py
+import jax.numpy as jnp
 import keras
 import numpy as np
 import onnx

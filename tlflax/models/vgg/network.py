@@ -73,7 +73,7 @@ def conv3x3(
     """Computes a 3x3 convolution with zero padding, bias and ReLU, in the type of `x`."""
     y = lax.conv_general_dilated(
         x,
-        kernel.astype(x.dtype),
+        jnp.asarray(kernel, x.dtype),
         window_strides=(1, 1),
         padding='SAME',
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
