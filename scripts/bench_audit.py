@@ -1,4 +1,4 @@
-"""How the audit scales: first and second audit of 10^5 generated images, and 10^6 cached findings.
+"""How the audit scales: first and second audit of 10^5 generated images, and 10^6 cached ones.
 
     python scripts/bench_audit.py [--quick] [--files=N] [--folder=DIR]
 
@@ -7,10 +7,10 @@ either byte for byte or encoded again, and the audit has to find exactly these. 
 tlflax.data` then runs twice, as a user runs it: the first audit reads everything, the second only
 asks the file system what changed. Peak memory is that of the whole process, including libraries
 (`idle`: the memory for a few dozen images). The part whose memory grows is measured alone, for a
-million synthetic findings: save and load the cache, gather it, and search the perceptual hashes for
-duplicates. CPU seconds are given too, as they do not depend on what else the machine does. The last
-line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5 synthetic
-findings and less than one minute.
+million synthetic images: save and load the cache, gather it in tables, and search the perceptual
+hashes for duplicates. CPU seconds are given too, as they do not depend on what else the machine
+does. The last line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5
+synthetic images and less than one minute.
 """
 
 import argparse
@@ -33,9 +33,10 @@ import numpy as np
 from PIL import Image
 
 from tlflax.data.audit import checks, duplicates
-from tlflax.data.images import decode, perceptual_hash, scan_cache
-from tlflax.data.images.scan import Scanned
-from tlflax.data.images.scan_cache import Entry, Finding
+from tlflax.data.images import perceptual_hash, scan_cache
+from tlflax.data.images.files import Entry, ScannedFile
+from tlflax.data.inputs.listing import Listing, Scan
+from tlflax.data.table import table_of
 
 Figures = dict[str, Any]  # a JSON object
 
@@ -121,14 +122,23 @@ def real(folder: Path, files: int) -> Figures:
 
 
 def remembered(folder: Path, files: int) -> dict[str, float]:
-    """Saves, loads and audits synthetic findings; returns the seconds of each and peak memory."""
+    """Saves, loads and audits synthetic images; returns the seconds of each and peak memory."""
     rng = np.random.default_rng(0)
     before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    info = decode.ImageInfo('JPEG', 500, 375, 'RGB', 1, True)
     made = rng.integers(0, 256, (files, perceptual_hash.BYTES), np.uint8)
     entries = [Entry(f'class {n % 1000:04}/image {n:07}.jpg', n, n, n) for n in range(files)]
     found = [
-        Finding('JPEG', '', hashlib.sha256(b'%d' % n).hexdigest(), info, made[n].tobytes())
+        ScannedFile(
+            kind='JPEG',
+            digest=hashlib.sha256(b'%d' % n).hexdigest(),
+            format='JPEG',
+            mode='RGB',
+            width=500,
+            height=375,
+            orientation=1,
+            plain_jpeg=True,
+            perceptual_hash=made[n].tobytes(),
+        )
         for n in range(files)
     ]
     place, seconds = folder / 'scan.npz', {}
@@ -147,15 +157,21 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
     if hash(tuple(found)) != told:
         raise AssertionError('the findings that were loaded are not those that were saved')
     names = [entry.path.split('/')[0] for entry in entries]
-    half, train = files // 10, Counter[str]()
-    splits = {
-        'val': Scanned('/val', entries[:half], names[:half], found[:half], train, 0),
-        'train': Scanned('/train', entries[half:], names[half:], found[half:], train, 0),
+    class_names, tenth, left_out = tuple(sorted(set(names))), files // 10, Counter[str]()
+    scans = {
+        split: Scan(
+            Listing(f'/{split}', f'/{split}', entries[part], names[part], left_out),
+            *(found[part], left_out, 0),
+        )
+        for split, part in (('val', slice(tenth)), ('train', slice(tenth, None)))
     }
-    images = timed('gather', lambda: duplicates.of_scans(splits))
+    images = timed(
+        'gather',
+        lambda: duplicates.of_tables({s: table_of(scan, class_names) for s, scan in scans.items()}),
+    )
     timed('exact', lambda: duplicates.exact(images))
     timed('alike', lambda: duplicates.alike(images))
-    timed('audit', lambda: checks.audit(splits, images, []))
+    timed('audit', lambda: checks.audit(scans, images, []))
     peak = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return {'files': files, **seconds, 'peak_mib': peak, 'before_mib': before}
 

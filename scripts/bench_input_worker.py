@@ -72,7 +72,7 @@ def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epo
     from tlflax.data.pipeline import tf_data
     from tlflax.data.splits.load import load_table
 
-    table, numbers = load_table(str(folder), key='images', data=DataConfig()), iter(range(10**9))
+    table, numbers = load_table(str(folder), data=DataConfig()), iter(range(10**9))
 
     def epoch() -> int:
         batches = tf_data.train_epoch(
@@ -158,7 +158,7 @@ def stage_epochs(
     from tlflax.data.pipeline.resize import resize_image
     from tlflax.data.splits.load import load_table
 
-    table = load_table(str(folder), key='images', data=DataConfig())
+    table = load_table(str(folder), data=DataConfig())
     table = table.select(np.random.default_rng(0).permutation(len(table))[:STAGE_IMAGES])
 
     def each(dataset: Any, function: Any) -> Any:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from fork_server import server
 from PIL import Image
 
 from tlflax.config import default_config
-from tlflax.data import table
 from tlflax.data.images.decode import MAX_PIXELS
+from tlflax.data.inputs.class_checks import check_listing
 from tlflax.data.inputs.folder import list_folder
-from tlflax.data.table import ImageTable
+from tlflax.data.inputs.listing import scan
+from tlflax.data.table import ImageTable, make_table
+from tlflax.utils.errors import located
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -60,15 +63,33 @@ def small_config(root: Path, **changes):
 
 
 def run_module(module: str, *arguments: str, timeout: float = 120, **environment: str):
-    """Runs `python -m tlflax.<module>` as a user would."""
+    """Runs `python -m tlflax.<module>` with changes of the environment, in a forked process."""
+    env = {**os.environ, **environment}
+    return server().run('module', f'tlflax.{module}', *arguments, timeout=timeout, env=env)
+
+
+def run_code(code: str, *arguments: str, timeout: float = 120, **environment: str):
+    """Runs `python -c <code>` with changes of the environment, in a forked process."""
+    env = {**os.environ, **environment}
+    return server().run('code', code, *arguments, timeout=timeout, env=env)
+
+
+def run_script(path: Path, *arguments: object, timeout: float = 120, **environment: str):
+    """Runs `python <path>` with changes of the environment, in a forked process."""
+    env = {**os.environ, **environment}
+    return server().run('script', str(path), *map(str, arguments), timeout=timeout, env=env)
+
+
+def run_new_python(*command: str, timeout: float = 120, **environment: str):
+    """Runs `python *command` with changes of the environment, in a Python that starts from nothing.
+
+    For tests of imports and of what libraries read from the environment while they are imported.
+    """
     return subprocess.run(
-        [sys.executable, '-m', f'tlflax.{module}', *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
+        [sys.executable, *command],
+        capture_output=True, text=True, check=False, timeout=timeout,
         env={**os.environ, **environment},
-    )
+    )  # fmt: skip
 
 
 class Stops:
@@ -89,7 +110,7 @@ def scan_folder(
     *,
     on_bad_image: str = 'error',
     key: str = 'config.data.train',
-    classes: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageTable:
@@ -99,8 +120,9 @@ def scan_folder(
         root: The folder that holds one folder for each class.
         on_bad_image: 'error', or 'skip' to leave bad images out, with a warning that names them.
         key: The configuration key that gave `root`, for messages.
-        classes: The training split's class names, which decide the labels of this split; folders
-            of other names are errors, missing ones a warning. None: this is the training split.
+        class_names: The training split's class names, which decide the labels of this split;
+            folders of other names are errors, missing ones a warning. None: this is the training
+            split.
         workers: Threads that read files.
         max_pixels: Larger images are bad images.
 
@@ -108,7 +130,8 @@ def scan_folder(
         UserError: No such folder, no class folders, images outside them, a single class, an empty
             class, a class unknown to training, or bad images unless skipped.
     """
-    listing = list_folder(root, key=key)
-    table.check(listing, key=key, classes=classes)
-    scanned = table.read(listing, workers=workers, max_pixels=max_pixels)
-    return table.tabulate(scanned, listing, key=key, on_bad_image=on_bad_image, classes=classes)
+    with located(key):
+        listing = list_folder(root)
+        check_listing(listing, class_names)
+        found = scan(listing, workers=workers, max_pixels=max_pixels)
+        return make_table(found, on_bad_image=on_bad_image, class_names=class_names)

@@ -2,11 +2,9 @@
 
 import ast
 import graphlib
-import subprocess
-import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_new_python
 
 PACKAGE = ROOT / 'tlflax'
 
@@ -138,13 +136,7 @@ for name in sys.argv[1:]:
 def test_everything_but_reading_images_imports_without_tensorflow():
     names = [name for name in MODULES if name and not name.startswith('data.')]
     names += ['data.table', 'data.splits.load', 'data.augment.sampling', 'data.audit.run']
-    done = subprocess.run(
-        [sys.executable, '-c', WITHOUT_TENSORFLOW, *names],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_new_python('-c', WITHOUT_TENSORFLOW, *names)
     assert done.returncode == 0, done.stderr
-    blocked = subprocess.run(
-        [sys.executable, '-c', WITHOUT_TENSORFLOW, 'data.pipeline.tf_data'],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    blocked = run_new_python('-c', WITHOUT_TENSORFLOW, 'data.pipeline.tf_data')
     assert 'not installed here' in blocked.stderr

@@ -1,31 +1,44 @@
-"""Evaluates a checkpoint: `python -m tlflax.evaluate --workdir=runs/traffic`."""
+"""Evaluates a trained classifier on its validation images, or on other labeled images.
 
-import json
+Prints a table of metrics by class and, as the last line, one JSON object.
+"""
 
-from absl import flags
+import dataclasses
 
-from tlflax.config import cli
-from tlflax.inference import trained
-from tlflax.train import metrics
-from tlflax.utils.errors import UserError
+from tlflax.config import cli, flags
 
 
-def _main(arguments: list[str]) -> None:
-    if arguments or not flags.FLAGS.workdir:
-        raise UserError(
-            f'{arguments[0]!r} is no flag' if arguments else 'no workdir is given',
-            where='command line',
-            fix='for example: python -m tlflax.evaluate --workdir=runs/traffic',
-        )
-    classifier = trained.load(flags.FLAGS.workdir, flags.FLAGS.step)
-    result = classifier.evaluate(flags.FLAGS.data, tta=flags.FLAGS.tta)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of the command."""
+
+    workdir: str = flags.required('DIR', 'folder of the training run')
+    data: str | None = flags.optional(
+        None,
+        'IMAGES',
+        'labeled images, given like config.data.train; by default the validation images of the run',
+    )
+    step: str = flags.optional(
+        'best', 'STEP', "checkpoint: 'best', 'last' or a saved step's number"
+    )
+    tta: bool = flags.switch(
+        'test-time augmentation: average over mirrored copies, and crops if trained on them'
+    )
+
+
+def main(arguments: Arguments) -> None:
+    """Prints the metrics."""
+    from tlflax.inference.restore import load
+    from tlflax.train import metrics
+    from tlflax.utils.files import dump_json
+
+    classifier = load(arguments.workdir, arguments.step)
+    result = classifier.evaluate(arguments.data, tta=arguments.tta)
     print(metrics.format_table(result))
-    print(json.dumps(result))
+    print(dump_json(result))
 
+
+COMMAND = cli.Command('tlflax.evaluate', __doc__, Arguments, main, '--workdir=runs/traffic')
 
 if __name__ == '__main__':
-    flags.DEFINE_string('workdir', None, 'Folder of the run.')
-    flags.DEFINE_string('data', None, "Class folders; by default the run's validation images.")
-    flags.DEFINE_string('step', 'best', "'best', 'last' or the number of a saved step.")
-    flags.DEFINE_bool('tta', False, 'Mean over mirror images, and crops as trained with.')
-    cli.run(_main)
+    COMMAND.run()

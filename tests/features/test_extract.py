@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import make_folders, small_config
 
+import tlflax
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
 from tlflax.features import extract, sources
 from tlflax.features.views import training_views, view_keys
-from tlflax.inference import trained
 from tlflax.train import train_and_evaluate
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
@@ -31,7 +31,7 @@ def folders(tmp_path):
 
 
 def params_of(workdir):
-    return trees.flatten(jax.device_get(trained.load(workdir, 'last').trainable))
+    return trees.flatten(jax.device_get(tlflax.load(workdir, 'last').trainable))
 
 
 def records(workdir):
@@ -212,7 +212,7 @@ def test_a_backbone_that_learns_is_not_cached(folders, tmp_path, caplog):
     config.optim.learning_rates = (('tail', 1e-5),)
     result = train_and_evaluate(config, tmp_path / 'w')
     assert computed(caplog) == {}
-    restored = trained.load(tmp_path / 'w')
+    restored = tlflax.load(tmp_path / 'w')
     assert abs(restored.evaluate()['loss'] - result['best_val_loss']) < 1e-6
     config.features.cache = True
     with pytest.raises(UserError, match='backbone that learns'):

@@ -7,10 +7,10 @@ import pytest
 from helpers import make_folders, run_module, scan_folder, small_config
 from PIL import Image
 
+import tlflax
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
 from tlflax.data.pipeline import tf_data
-from tlflax.inference import trained
 from tlflax.train import train_and_evaluate
 
 
@@ -29,7 +29,7 @@ def workdir(tmp_path, **changes):
 
 def by_hand(work, root, views):
     """Each view's pixels from the pipeline, its probabilities, their mean in float64."""
-    restored = trained.load(work)
+    restored = tlflax.load(work)
     table = scan_folder(root)
     config = restored.config
     total = 0
@@ -56,7 +56,7 @@ def by_hand(work, root, views):
 def test_mean_over_the_views(tmp_path, caplog, changes, count):
     caplog.set_level('INFO')
     work = workdir(tmp_path, **changes)
-    restored = trained.load(work)
+    restored = tlflax.load(work)
     views = sampling.test_views(restored.config.augment)
     assert len(views) == count
     table, expected = by_hand(work, tmp_path / 'd' / 'Test', views)
@@ -81,7 +81,7 @@ def test_mean_over_the_views(tmp_path, caplog, changes, count):
 def test_stored_flips_are_not_computed_again(tmp_path, caplog):
     work = workdir(tmp_path)
     caplog.set_level('INFO')
-    restored = trained.load(work)
+    restored = tlflax.load(work)
     restored.evaluate(tta=True)
     assert 'computing features of 9 of 18 views' in caplog.text
     caplog.clear()
@@ -91,7 +91,7 @@ def test_stored_flips_are_not_computed_again(tmp_path, caplog):
 
 def test_arrays_are_mirrored_and_turned(tmp_path):
     work = workdir(tmp_path, augment__right_angles=True)
-    restored = trained.load(work)
+    restored = tlflax.load(work)
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     symmetric = [np.rot90(i, k, axes=(1, 2)) for i in (image, image[:, :, ::-1]) for k in range(4)]
     single = np.mean(
@@ -125,5 +125,5 @@ def test_the_commands(tmp_path):
     assert 'test-time augmentation: the mean over 2 views' in done.stderr
     photo = next((tmp_path / 'd' / 'Test' / 'red').iterdir())
     done = run_module('predict', f'--workdir={work}', '--tta', '--format=json', str(photo), **cache)
-    expected = trained.load(work).predict([photo], tta=True)[0]
+    expected = tlflax.load(work).predict([photo], tta=True)[0]
     assert json.loads(done.stdout)['probability'] == pytest.approx(expected.probability, abs=1e-5)

@@ -8,8 +8,8 @@ import scipy.special
 from helpers import make_folders, run_module, small_config
 from sklearn.linear_model import LogisticRegression
 
+import tlflax
 from tlflax.config.parse import resolve
-from tlflax.inference import trained
 from tlflax.models.linear import logistic_regression
 from tlflax.probe import run
 from tlflax.utils.errors import UserError
@@ -108,12 +108,12 @@ def test_workdir_has_the_path_and_its_best(finished):
 
 def test_restored_probe_is_the_one_that_was_fitted(finished):
     workdir, result, kind = finished
-    restored = trained.load(workdir)
+    restored = tlflax.load(workdir)
     assert restored.config.model.head == ('gap_linear' if kind == 'gap' else 'flatten_linear')
     assert restored.step == result['step']
     evaluated = restored.evaluate()
     assert evaluated['loss'] == pytest.approx(result['best_val_loss'], abs=1e-6)
-    assert trained.load(workdir, 'last').step == max(
+    assert tlflax.load(workdir, 'last').step == max(
         json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()
     )
 
@@ -123,7 +123,7 @@ def test_standardized_probe_equals_scikit_learn_on_standardized_features(root, t
     config = resolve(small_config(root, features__dtype='float32'))
     result = run.run(config, Workdir(tmp_path / 'w'), standardize=True)
     record = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()[result['best_epoch'] - 1]
-    restored = trained.load(tmp_path / 'w')
+    restored = tlflax.load(tmp_path / 'w')
     source, table = _train_source(restored)
     x, label = run._rows(source, 'flatten_linear')
     wide = x.astype(np.float64)
@@ -184,4 +184,5 @@ def test_command_without_config_is_one_sentence():
     done = run_module('probe')
     assert done.returncode == 2
     assert '--config' in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    usage, sentence = done.stderr.strip().splitlines()
+    assert (usage.split()[0], sentence.split()[0]) == ('usage:', 'error:')

@@ -1,13 +1,10 @@
 """The conversion script, as a command line."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 import vgg_reference as reference
-from helpers import ROOT
+from helpers import ROOT, run_script
 
 from tlflax.models.weights import pretrained
 from tlflax.utils import trees
@@ -16,8 +13,7 @@ SCRIPT = ROOT / 'scripts' / 'convert_weights.py'
 
 
 def run(*arguments):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_script(SCRIPT, *arguments)
 
 
 def printed(done):

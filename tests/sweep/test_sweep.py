@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from helpers import TESTS, make_folders, run_module, small_config
 
+import tlflax
 from tlflax.config.parse import resolve
-from tlflax.inference import trained
 from tlflax.models.vgg import network
+from tlflax.sweep import ranking as rankings
 from tlflax.sweep import run as sweeping
-from tlflax.sweep.run import grid
+from tlflax.sweep.settings import grid, read_settings, resolve_settings
 from tlflax.train import setup
-from tlflax.train.run import run as train_alone
+from tlflax.train.run import train as train_alone
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
@@ -70,7 +71,7 @@ def assert_equals_solo_run(member, folder):
     assert member.position.stopping.stopped == result['stopped_early']
     assert member.records[member.position.stopping.best_epoch]['epoch'] == result['best_epoch']
     for which, (state, position) in (('best', member.saved[0]), ('last', member.saved[-1])):
-        restored = trained.load(folder, which)
+        restored = tlflax.load(folder, which)
         assert restored.step == int(state.step) == position.epoch * member.run.steps_per_epoch
         theirs = trees.flatten(jax.device_get(restored.trainable))
         for path, value in trees.flatten(state.params).items():
@@ -150,8 +151,7 @@ def test_each_result_equals_its_solo_run(config, tmp_path, case):
 def test_settings_of_one_loss_share_a_program(config):
     settings = EQUAL['losses'][1]
     structures = [
-        sweeping._structure(one)
-        for one in sweeping.resolve_settings(resolve(config), settings, 'here')
+        sweeping._structure(one) for one in resolve_settings(resolve(config), settings, 'here')
     ]
     assert structures[0] == structures[1] != structures[2] == structures[3]
 
@@ -164,7 +164,7 @@ def test_making_up_twice_is_said_once(config, caplog):
     assert len(said) == 1
 
 
-def test_members_stop_by_themselves_and_leave_their_lanes(config, tmp_path):
+def test_members_stop_by_themselves_and_leave_their_replicas(config, tmp_path):
     """Two that learn nothing stop early, and the others go on in a smaller program."""
     config.train.epochs, config.early_stopping.patience = 9, 2
     config.early_stopping.monitor, config.early_stopping.min_delta = 'val_loss', 1e-3
@@ -208,7 +208,7 @@ def test_ranking_is_written_as_csv_and_json(finished):
     assert [row['number'] for row in rows] == ['3', '2', '1']
     assert rows[0]['optim.learning_rate'] == '0.001'
     assert float(rows[0]['val_loss']) == ranking[0]['val_loss']
-    table = sweeping.format_table(ranking).splitlines()
+    table = rankings.format_table(ranking).splitlines()
     assert len(table) == 4
     assert 'diverged' in table[3]
 
@@ -247,7 +247,7 @@ def test_interruption_keeps_what_had_finished(config, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match='1 settings had finished'):
         sweeping.run(resolve(config), settings, Workdir(tmp_path / 'w'))
     assert len(json.loads((tmp_path / 'w' / 'sweep.json').read_text())) == 1
-    assert trained.load(tmp_path / 'w' / 'best').config.model.head == 'gap_linear'
+    assert tlflax.load(tmp_path / 'w' / 'best').config.model.head == 'gap_linear'
 
 
 def test_all_diverged_is_a_sentence(config, tmp_path):
@@ -304,7 +304,7 @@ def test_bad_sweep_file_is_one_sentence(tmp_path, text, hint):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=hint) as error:
-        sweeping.read_settings(path)
+        read_settings(path)
     assert str(path) in str(error.value)
 
 
@@ -334,7 +334,7 @@ def _files(root: Path, folder: Path) -> list[str]:
 
 
 def test_command_on_one_device_and_on_two(root, tmp_path):
-    """Three members on two devices: one lane is a copy that counts for nothing."""
+    """Three members on two devices: one replica is a copy that counts for nothing."""
     command = _files(root, tmp_path)
     rows = []
     for devices in (1, 2):
@@ -357,7 +357,9 @@ def test_bad_command_line_is_one_sentence(arguments, hint):
     done = run_module('sweep', *arguments)
     assert done.returncode == 2
     assert hint in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    *usage, sentence = done.stderr.strip().splitlines()
+    assert sentence.startswith('error: ')
+    assert [line.split(':')[0] for line in usage] == (['usage'] if not arguments else [])
 
 
 def test_prepared_runs_share_one_backbone(config):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import Stops, make_folders, small_config
 
+import tlflax
 from tlflax.config.parse import resolve
 from tlflax.data.augment import sampling
 from tlflax.data.splits import load as loading
 from tlflax.features import sources
-from tlflax.inference import trained
 from tlflax.sweep import run
 from tlflax.train import loop, train_and_evaluate
 from tlflax.utils import trees
@@ -50,7 +50,7 @@ def records(workdir):
 
 
 def params_of(workdir):
-    return trees.flatten(jax.device_get(trained.load(workdir, 'last').trainable))
+    return trees.flatten(jax.device_get(tlflax.load(workdir, 'last').trainable))
 
 
 def assert_same_run(workdir, other, tolerance):
@@ -148,7 +148,7 @@ def test_evaluation_is_plain_cross_entropy(folders, tmp_path):
     result = train_and_evaluate(
         small_config(folders, train__epochs=1, **EVERYTHING), tmp_path / 'w'
     )
-    restored = trained.load(tmp_path / 'w')
+    restored = tlflax.load(tmp_path / 'w')
     photos = sorted((folders / 'Test').glob('*/*.jpg'))
     right = [p.probabilities[p.path.split('/')[-2]] for p in restored.predict(photos)]
     assert result['val']['loss'] == pytest.approx(-np.log(right).mean(), rel=1e-4)

@@ -82,7 +82,8 @@ def test_focal_is_kerass(smoothing):
     theirs = keras.losses.CategoricalFocalCrossentropy(
         alpha=1.0, gamma=2.0, from_logits=True, label_smoothing=smoothing, reduction='none'
     )(np.eye(7, dtype=np.float32)[label], logits)
-    ours = losses.focal(jnp.asarray(logits), jnp.asarray(label), 2.0, smoothing)
+    loss = Loss(smoothing=smoothing, gamma=2.0)
+    ours = losses.training_losses(loss, jnp.asarray(logits), {'label': jnp.asarray(label)})
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 

@@ -3,16 +3,15 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from fork_server import server
 from helpers import TESTS, Stops, make_folders, run_module, small_config
 
-from tlflax.inference import trained
+import tlflax
 from tlflax.train import loop, train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.workdir.checkpoints import Checkpoints
@@ -43,7 +42,7 @@ def records(workdir):
 
 
 def last_params(workdir):
-    restored = trained.load(workdir, 'last')
+    restored = tlflax.load(workdir, 'last')
     return jax.device_get(restored.trainable)
 
 
@@ -139,16 +138,15 @@ def test_signal_saves_and_the_same_command_goes_on(folders, tmp_path, number):
         'def get_config():\n'
         f'    return small_config(Path({str(folders)!r}), train__epochs=3000)\n'
     )
-    command = [
-        sys.executable, '-m', 'tlflax.train', f'--config={config_file}',
-        f'--workdir={tmp_path / "w"}',
-    ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / 'w' / 'metrics.jsonl'
+    arguments = [f'--config={config_file}', f'--workdir={tmp_path / "w"}']
+    metrics = tmp_path / 'w' / 'metrics.jsonl'
+    with open(tmp_path / 'stderr', 'w+') as file:
+        process = server().start('module', 'tlflax.train', *arguments, stderr=file)
         while process.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.1)
         process.send_signal(number)
-        stderr = process.communicate(timeout=60)[1]
+        process.wait(timeout=60)
+        stderr = (tmp_path / 'stderr').read_text()
     assert process.returncode == 130, stderr
     assert 'saved at step' in stderr
     assert 'the same command goes on' in stderr
@@ -240,26 +238,26 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
     config.checkpoint.include_backbone = True
     result = train_and_evaluate(config, tmp_path / 'w')
     monkeypatch.setattr(
-        'tlflax.train.experiment.load_backbone', lambda config: pytest.fail('was loaded')
+        'tlflax.train.setup.load_backbone', lambda config: pytest.fail('was loaded')
     )
-    restored = trained.load(tmp_path / 'w')
+    restored = tlflax.load(tmp_path / 'w')
     monkeypatch.undo()
     assert abs(restored.evaluate()['loss'] - result['best_val_loss']) < 1e-6
 
 
 def test_other_weights_are_refused_at_restore(finished, tmp_path, monkeypatch):
-    from tlflax.train import experiment
+    from tlflax.train import setup
 
-    real = experiment.load_backbone
+    real = setup.load_backbone
 
     def other(config):
         import dataclasses
 
         return dataclasses.replace(real(config), digest='0' * 64)
 
-    monkeypatch.setattr('tlflax.train.experiment.load_backbone', other)
+    monkeypatch.setattr('tlflax.train.setup.load_backbone', other)
     with pytest.raises(UserError, match='not those of the run'):
-        trained.load(finished[0])
+        tlflax.load(finished[0])
 
 
 def test_test_split_is_evaluated_once_at_the_end(folders, tmp_path):
@@ -408,7 +406,9 @@ def test_bad_command_line_is_one_sentence(module, arguments, hint):
     assert done.returncode == 2, done.stderr
     assert hint in done.stderr
     assert 'Traceback' not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    *usage, sentence = done.stderr.strip().splitlines()
+    assert sentence.startswith('error: ')
+    assert [line.split(':')[0] for line in usage] == (['usage'] if not arguments else [])
 
 
 def test_feature_cache_is_shown_and_emptied(folders, tmp_path):
@@ -428,9 +428,9 @@ def test_evaluating_a_folder_of_other_classes_names_them(finished, tmp_path):
     make_folders(tmp_path / 'd', 1)
     (tmp_path / 'd' / 'red').rename(tmp_path / 'd' / 'Red')
     with pytest.raises(UserError, match='Red'):
-        trained.load(finished[0]).evaluate(tmp_path / 'd')
+        tlflax.load(finished[0]).evaluate(tmp_path / 'd')
 
 
 def test_missing_step_lists_the_saved_ones(finished):
     with pytest.raises(UserError, match="'best', 'last' or one of"):
-        trained.load(finished[0], '77')
+        tlflax.load(finished[0], '77')

@@ -1,9 +1,5 @@
 """Freezing, losses and steps, against PyTorch and against what XLA compiled."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +7,7 @@ import optax
 import pytest
 import sklearn.metrics
 import torch
+from helpers import TESTS, run_code
 
 from tlflax.features.batches import OnDevice
 from tlflax.models import classifier as classifiers
@@ -342,7 +339,7 @@ def test_labels_have_their_own_rates():
 
 
 SEVERAL_DEVICES = """
-import sys; sys.path.insert(0, sys.argv[1])
+import sys; sys.path[:0] = sys.argv[1:]
 import jax, numpy as np, dataclasses
 from tlflax.features.batches import OnDevice
 from tlflax.train import epoch, steps
@@ -376,10 +373,7 @@ def test_several_devices_give_the_same_result():
     outcomes = []
     for devices in (1, 4):
         flag = f'--xla_force_host_platform_device_count={devices}'
-        done = subprocess.run(
-            [sys.executable, '-c', SEVERAL_DEVICES, os.path.dirname(__file__)],
-            capture_output=True, text=True, env={'XLA_FLAGS': flag, 'PATH': ''}, check=False,
-        )  # fmt: skip
+        done = run_code(SEVERAL_DEVICES, str(TESTS), str(TESTS / 'train'), XLA_FLAGS=flag)
         assert done.returncode == 0, done.stderr
         outcomes.append([float(x) for x in done.stdout.split()])
     assert [o[0] for o in outcomes] == [1, 4]

@@ -10,12 +10,14 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 
-from tlflax.config.schema import Config
+from tlflax.config.schema import Config, Key
 from tlflax.utils.errors import UserError, did_you_mean
+
+T = TypeVar('T')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -25,12 +27,12 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Turns the dataclasses into nested plain dicts (tuples stay tuples)."""
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the configuration as nested plain dicts; tuples stay tuples."""
     return dataclasses.asdict(config)
 
 
-def resolve(raw: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+def resolve(raw: Mapping[str, object] | ml_collections.ConfigDict) -> Config:
     """Checks a raw configuration and returns it as frozen dataclasses.
 
     Args:
@@ -44,9 +46,9 @@ def resolve(raw: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     return _build(Config, raw, prefix='')
 
 
-def _build(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
+def _build(cls: type[T], raw: Mapping[str, object], prefix: str) -> T:
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = {}
     for name, value in raw.items():
         key = f'config.{prefix}{name}'
@@ -55,25 +57,26 @@ def _build(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise UserError(f'holds keys, not {value!r}', where=key, fix='set its keys')
-            values[name] = _build(typing.cast(type, hints[name]), value, f'{prefix}{name}.')
+            values[name] = _build(hints[name], value, f'{prefix}{name}.')
         else:
-            values[name] = _check(key, _cast(key, hints[name], value), fields[name].metadata)
+            values[name] = _cast(key, hints[name], value)
+            _check(key, values[name], fields[name].metadata['key'])
     return cls(**values)
 
 
-def _cast(key: str, hint: Any, value: Any) -> Any:
-    """Returns `value` as the annotated type; ints pass as floats and lists as tuples."""
+def _cast(key: str, hint: type | types.GenericAlias, value: object) -> object:
+    """Returns a value as the annotated type; ints pass as floats and lists as tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is float and value is None:  # how config.json spells NaN
+    if hint is float and value is None:  # NaN in config.json
         return math.nan
     if origin is tuple and isinstance(value, list | tuple):
         if args[-1] is Ellipsis:
             args = args[:1] * len(value)
         if len(args) == len(value):
             return tuple(_cast(key, arg, item) for arg, item in zip(args, value, strict=True))
-    elif hint is str and isinstance(value, bool):  # features.cache=False, as a flag spells it
+    elif hint is str and isinstance(value, bool):  # features.cache=False, as a flag gives it
         return str(value)
     elif not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
@@ -81,14 +84,14 @@ def _cast(key: str, hint: Any, value: Any) -> Any:
     raise UserError(f'{value!r} is a {type(value).__name__}', where=key, fix=f'give it as {wanted}')
 
 
-def _check(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    if rule['choices'] and value not in rule['choices']:
-        hint = did_you_mean(str(value), map(str, rule['choices']))
+def _check(key: str, value: object, rule: Key) -> None:
+    """Checks a value, or each number of a tuple, against the choices and limits of its key."""
+    if rule.choices and value not in rule.choices:
+        hint = did_you_mean(str(value), rule.choices)
         raise UserError(f'{value!r} is not one of its values', where=key, fix=hint)
-    numbers = value if isinstance(value, tuple) else (value,)
-    low, high = rule['at_least'], rule['at_most']
-    if low is not None and not all(number >= low for number in numbers):
-        raise UserError(f'{value!r} is too small', where=key, fix=f'at least {low}')
-    if high is not None and not all(number <= high for number in numbers):
-        raise UserError(f'{value!r} is too large', where=key, fix=f'at most {high}')
-    return value
+    values = value if isinstance(value, tuple) else (value,)
+    numbers = [number for number in values if isinstance(number, int | float)]
+    if rule.at_least is not None and not all(number >= rule.at_least for number in numbers):
+        raise UserError(f'{value!r} is too small', where=key, fix=f'give at least {rule.at_least}')
+    if rule.at_most is not None and not all(number <= rule.at_most for number in numbers):
+        raise UserError(f'{value!r} is too large', where=key, fix=f'give at most {rule.at_most}')

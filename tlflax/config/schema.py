@@ -1,154 +1,195 @@
-"""The configuration's keys: every one with its type, default and meaning."""
+"""The configuration: every key with its type, default, meaning and allowed values."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Key(NamedTuple):
+    """What is known of a key besides its type and default.
+
+    Attributes:
+        doc: Its meaning.
+        choices: The values it may have; empty if any.
+        at_least: The smallest value, or the smallest in a tuple; None: no limit.
+        at_most: The largest.
+    """
+
+    doc: str
+    choices: tuple[str, ...]
+    at_least: int | float | None
+    at_most: int | float | None
 
 
 def _key(
-    default: Any,
+    default: object,
     doc: str,
     *,
-    choices: tuple[Any, ...] = (),
-    at_least: float | None = None,
-    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+    at_least: int | float | None = None,
+    at_most: int | float | None = None,
 ) -> Any:
-    """A dataclass field that carries its documentation and the values it may take."""
-    metadata = {'doc': doc, 'choices': choices, 'at_least': at_least, 'at_most': at_most}
+    """Returns a dataclass field with its default and its `Key`."""
+    metadata = {'key': Key(doc, choices, at_least, at_most)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the images are and how they become arrays."""
+    """Where the images are and how they are read."""
 
     train: str = _key(
         '',
-        "class folders; a manifest 'FILE.csv' or .jsonl; a pattern 'photos/{class}/*.jpg'; "
-        "'tfds:NAME/SPLIT'; 'py:FILE.py:FUNCTION'; 's3://BUCKET/FOLDER' or another URL; "
-        "'demo:traffic_lights/Train'. See docs/data.md",
+        "training images: class folders; a manifest 'FILE.csv' or .jsonl; a pattern "
+        "'photos/{class}/*.jpg'; 'tfds:NAME/SPLIT'; 'py:FILE.py:FUNCTION'; 's3://BUCKET/FOLDER' or "
+        "another URL; 'demo:traffic_lights/Train'. See docs/data.md",
     )
-    val: str = _key('', 'the same for validation; empty: taken out of `train`')
-    test: str = _key('', 'the same for a test split, evaluated once at the very end; empty: none')
+    val: str = _key('', 'validation images, given like `train`; empty: a part of `train`')
+    test: str = _key('', 'test images, given like `train`; evaluated once, after training')
     val_fraction: float = _key(
-        0.0, 'part of each class of `train` kept for validation', at_least=0, at_most=0.9
+        0.0, 'fraction of each class of `train` held out for validation', at_least=0, at_most=0.9
     )
     test_fraction: float = _key(
-        0.0, 'part of each class of `train` kept for the final test', at_least=0, at_most=0.9
+        0.0, 'fraction of each class of `train` held out for testing', at_least=0, at_most=0.9
     )
-    folds: int = _key(0, 'cut `train` into so many parts of all classes; 0: do not', at_least=0)
-    fold: int = _key(0, 'the part, from 0, that serves for validation', at_least=0)
+    folds: int = _key(
+        0, 'number of stratified folds that `train` is split into; 0: no folds', at_least=0
+    )
+    fold: int = _key(0, 'index of the fold used for validation, from 0', at_least=0)
     group: str = _key(
         '',
-        'regular expression over relative paths: where its first group, or else the whole match, '
-        'is the same, images show one scene and stay on one side of a split',
+        'regular expression matched against relative paths: images with the same first capture '
+        'group (or the same match, without one) are never split between train, val and test',
     )
-    image_size: tuple[int, int] = _key((224, 224), '(height, width) given to the network')
+    image_size: tuple[int, int] = _key((224, 224), '(height, width) of the input of the network')
     resize: str = _key(
         'stretch',
-        'stretch: ignore the aspect ratio; pad: fit inside, zeros around; crop: cover, center crop',
+        'stretch: ignore the aspect ratio; pad: fit inside and pad with zeros; crop: resize to '
+        'cover and crop the center',
         choices=('stretch', 'pad', 'crop'),
     )
-    antialias: bool = _key(True, 'widen the bilinear filter when shrinking, as Pillow does')
+    antialias: bool = _key(True, 'filter when shrinking, as Pillow does')
     on_bad_image: str = _key(
         'error',
-        'an image that cannot be decoded stops the run before it starts, or is skipped and counted',
+        'an image that cannot be decoded is an error before training starts, or is skipped and '
+        'counted',
         choices=('error', 'skip'),
     )
     background: tuple[int, int, int] = _key(
-        (0, 0, 0), 'RGB, 0..255, behind transparent pixels', at_least=0, at_most=255
+        (0, 0, 0), 'RGB color behind transparent pixels, 0 to 255', at_least=0, at_most=255
     )
     max_pixels: int = _key(
-        178_956_970, 'an image of more pixels is a bad image (decompression bombs)', at_least=1
+        178_956_970,
+        'an image with more pixels counts as one that cannot be decoded (decompression bombs)',
+        at_least=1,
     )
     audit: str = _key(
         'warn',
-        'images in two splits or under two labels, and classes out of balance: warn; error: what '
-        'would spoil a result stops the run before it starts; off: do not look',
+        'checks for images in two splits or under two labels and for class imbalance. warn: log '
+        'what is found; error: stop before training if it would spoil the result; off: no checks',
         choices=('warn', 'error', 'off'),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training images, with Keras's ImageDataGenerator names and meanings first.
+    """Random augmentation of training images; the first keys are named as in Keras.
 
-    docs/data.md tells where the others come from and in which order all are applied.
+    docs/data.md has the sources of the others and the order in which all are applied.
     """
 
-    horizontal_flip: bool = _key(True, 'mirror left-right with probability 1/2')
-    vertical_flip: bool = _key(False, 'mirror top-bottom with probability 1/2')
+    horizontal_flip: bool = _key(True, 'flip left to right with probability 1/2')
+    vertical_flip: bool = _key(False, 'flip upside down with probability 1/2')
     right_angles: bool = _key(
-        False, 'turn by 0, 90, 180 or 270 degrees, equally likely; image_size must be square'
+        False,
+        'rotate by 0, 90, 180 or 270 degrees with equal probability; image_size must be square',
     )
     crops: str = _key(
         '',
-        'five: one of the corners or the center, equally likely; ten: mirrored with probability '
-        '1/2 too; validation and prediction then see the center',
+        'five: one of the four corners or the center, with equal probability; ten: the same, '
+        'flipped with probability 1/2; validation and prediction use the center; empty: off',
         choices=('', 'five', 'ten'),
     )
     crop_fraction: float = _key(
         0.875,
-        'a crop has this part of each side, and image_size pixels',
+        'side of such a crop as a fraction of the side of the image, which is first resized to '
+        'image_size / crop_fraction',
         at_least=0.1,
         at_most=0.99,
     )
-    rotation_range: float = _key(0.0, 'degrees, uniform in [-r, r]', at_least=0)
-    width_shift_range: float = _key(0.0, 'fraction of the width, uniform in [-r, r]', at_least=0)
-    height_shift_range: float = _key(0.0, 'fraction of the height, uniform in [-r, r]', at_least=0)
-    shear_range: float = _key(0.0, 'degrees, uniform in [-r, r]', at_least=0)
-    zoom_range: float = _key(
-        0.0, 'zoom in each direction, uniform in [1 - r, 1 + r]', at_least=0, at_most=0.99
+    rotation_range: float = _key(0.0, 'rotation in degrees, uniform in [-r, r]', at_least=0)
+    width_shift_range: float = _key(
+        0.0, 'horizontal shift as a fraction of the width, uniform in [-r, r]', at_least=0
     )
-    brightness_range: tuple[float, ...] = _key((), '(low, high) factor, e.g. (0.8, 1.2); (): off')
-    channel_shift_range: float = _key(0.0, 'in 0..255, one value for all channels', at_least=0)
+    height_shift_range: float = _key(
+        0.0, 'vertical shift as a fraction of the height, uniform in [-r, r]', at_least=0
+    )
+    shear_range: float = _key(0.0, 'shear angle in degrees, uniform in [-r, r]', at_least=0)
+    zoom_range: float = _key(
+        0.0, 'zoom factor of each axis, uniform in [1 - r, 1 + r]', at_least=0, at_most=0.99
+    )
+    brightness_range: tuple[float, ...] = _key(
+        (), '(low, high) of the brightness factor, such as (0.8, 1.2); (): off'
+    )
+    channel_shift_range: float = _key(
+        0.0, 'value added to all channels, uniform in [-r, r], on the scale 0 to 255', at_least=0
+    )
     fill_mode: str = _key(
         'nearest',
-        'what stands outside the image after a geometric change',
+        'fills points outside the image after a geometric transformation',
         choices=('nearest', 'constant', 'reflect', 'wrap'),
     )
-    cval: float = _key(0.0, "the value for fill_mode='constant', 0..255", at_least=0, at_most=255)
+    cval: float = _key(0.0, "fill value if fill_mode='constant', 0 to 255", at_least=0, at_most=255)
     random_resized_crop: bool = _key(
-        False, 'a random part of the image, resized, in place of all of it (resize is not used)'
+        False, 'crop a random area and aspect ratio, resized to image_size, in place of `resize`'
     )
-    random_crop_scale: tuple[float, ...] = _key((0.08, 1.0), '(low, high) of its part of the area')
+    random_crop_scale: tuple[float, ...] = _key(
+        (0.08, 1.0), '(low, high) of its area as a fraction of the area of the image'
+    )
     random_crop_ratio: tuple[float, ...] = _key(
-        (3 / 4, 4 / 3), '(low, high) of its width by its height, log-uniform'
+        (3 / 4, 4 / 3), '(low, high) of its aspect ratio, width / height, log-uniform'
     )
-    jitter_brightness: float = _key(0.0, 'factor, uniform in [max(0, 1 - j), 1 + j]', at_least=0)
-    jitter_contrast: float = _key(0.0, 'the same of the distance from mean gray', at_least=0)
-    jitter_saturation: float = _key(0.0, "the same of that from the pixel's gray", at_least=0)
+    jitter_brightness: float = _key(
+        0.0, 'brightness factor, uniform in [max(0, 1 - j), 1 + j]', at_least=0
+    )
+    jitter_contrast: float = _key(
+        0.0, 'contrast factor about the mean gray value, in the same range', at_least=0
+    )
+    jitter_saturation: float = _key(0.0, 'saturation factor, in the same range', at_least=0)
     jitter_hue: float = _key(
-        0.0, 'part of the color circle, uniform in [-j, j]', at_least=0, at_most=0.5
+        0.0,
+        'hue shift as a fraction of the color circle, uniform in [-j, j]',
+        at_least=0,
+        at_most=0.5,
     )
     policy: str = _key(
         '',
-        'operations drawn from a list of 14: randaugment, trivialaugment (wide)',
+        'randaugment, or trivialaugment (wide): random operations from a list of 14; empty: off',
         choices=('', 'randaugment', 'trivialaugment'),
     )
-    randaugment_ops: int = _key(2, 'operations one after another', at_least=1, at_most=8)
-    randaugment_magnitude: int = _key(9, 'their strength, 0..30', at_least=0, at_most=30)
-    erasing: float = _key(
-        0.0, 'probability that a random rectangle is painted over', at_least=0, at_most=1
+    randaugment_ops: int = _key(2, 'number of operations in sequence', at_least=1, at_most=8)
+    randaugment_magnitude: int = _key(
+        9, 'magnitude of the operations, 0 to 30', at_least=0, at_most=30
     )
-    erasing_scale: tuple[float, ...] = _key((0.02, 0.33), '(low, high) of its part of the area')
+    erasing: float = _key(
+        0.0, 'probability that a random rectangle is erased', at_least=0, at_most=1
+    )
+    erasing_scale: tuple[float, ...] = _key(
+        (0.02, 0.33), '(low, high) of its area as a fraction of the area of the image'
+    )
     erasing_ratio: tuple[float, ...] = _key(
-        (0.3, 3.3), '(low, high) of its height by its width, log-uniform'
+        (0.3, 3.3), '(low, high) of its aspect ratio, height / width, log-uniform'
     )
     erasing_fill: str = _key(
         'noise',
-        'with what: random pixels, the mean color of ImageNet, or black',
+        'what it is filled with: random pixels, the mean color of ImageNet, or black',
         choices=('noise', 'mean', 'black'),
     )
-    mixup: float = _key(
-        0.0, 'alpha of the Beta distribution by which two images are added; 0: off', at_least=0
-    )
-    cutmix: float = _key(
-        0.0, 'alpha of that by which a part is replaced by another image; 0: off', at_least=0
-    )
+    mixup: float = _key(0.0, 'alpha of the Beta distribution of mixup weights; 0: off', at_least=0)
+    cutmix: float = _key(0.0, 'alpha of the Beta distribution of CutMix areas; 0: off', at_least=0)
     mix_probability: float = _key(
         1.0,
-        'part of the images that are mixed; with mixup and cutmix, half of them each way',
+        'fraction of images that are mixed; if both are on, half of these by mixup, half by CutMix',
         at_least=0,
         at_most=1,
     )
@@ -156,16 +197,16 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
-    """The backbone's pretrained parameters."""
+    """The pretrained parameters of the backbone."""
 
     source: str = _key(
         'imagenet',
-        "'imagenet' (downloaded once), a local .h5/.keras/.onnx/.safetensors/.npz/.pth file, "
-        "or 'random'",
+        "'imagenet' (downloaded once), a local .h5, .keras, .onnx, .safetensors, .npz or .pth "
+        "file, or 'random'",
     )
     preprocess: str = _key(
         'auto',
-        "what is done to pixels before the network; 'auto': what the weights were trained with",
+        'normalization of pixel values; auto: the one that the weights were trained with',
         choices=('auto', 'caffe', 'torch', 'rescale'),
     )
 
@@ -176,125 +217,153 @@ class ModelConfig:
 
     backbone: str = _key('vgg16', 'the pretrained network', choices=('vgg16',))
     head: str = _key('conv', 'conv, gap_linear, flatten_linear or mlp: see tlflax/models/heads.py')
-    units: int = _key(64, 'width of the dense hidden layer (conv and mlp heads)', at_least=1)
-    dropout: float = _key(0.5, 'dropped fraction of hidden units', at_least=0, at_most=0.99)
+    units: int = _key(64, 'width of the hidden dense layer of the conv and mlp heads', at_least=1)
+    dropout: float = _key(
+        0.5, 'dropout rate of the hidden units of the head', at_least=0, at_most=0.99
+    )
     dtype: str = _key(
         'float32',
-        'compute type of the backbone; parameters and sums stay float32; tensorfloat32 is float32 '
-        'on a CPU, TF32 products on a GPU',
+        'compute type of the backbone; parameters and accumulation stay float32. tensorfloat32 is '
+        'float32 on a CPU and TF32 matrix products on a GPU',
         choices=('float32', 'tensorfloat32', 'bfloat16'),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Which parameters learn, and how."""
+    """Which parameters are trained, and how."""
 
     labels: tuple[tuple[str, str], ...] = _key(
         (('backbone/.*', 'frozen'), ('head/.*', 'head')),
-        "(pattern over the parameter's path, label), first match wins; 'frozen' never changes",
+        '(pattern, label) pairs: the first pattern that matches the path of a parameter gives its '
+        "label; parameters labeled 'frozen' are not trained",
     )
     name: str = _key('adam', 'the optimizer', choices=('adam', 'adamw', 'sgd'))
     learning_rate: float = _key(1e-3, 'peak learning rate', at_least=0)
     learning_rates: tuple[tuple[str, float], ...] = _key(
-        (), '(label, its own peak learning rate) pairs'
+        (), '(label, peak learning rate) pairs for labels with a learning rate of their own'
     )
     schedule: str = _key(
         'constant',
-        'after warm-up: constant, or cosine decay to zero over train.epochs',
+        'after warm-up: constant, or cosine decay to zero at train.epochs',
         choices=('constant', 'cosine'),
     )
-    warmup_epochs: float = _key(0.0, 'linear warm-up from zero, in epochs', at_least=0)
-    weight_decay: float = _key(0.0, 'decoupled decay (adamw, sgd), times learning rate', at_least=0)
-    momentum: float = _key(0.9, 'for sgd', at_least=0, at_most=1)
-    clip_norm: float = _key(0.0, 'largest global norm of a label group; 0: off', at_least=0)
+    warmup_epochs: float = _key(0.0, 'epochs of linear warm-up from zero', at_least=0)
+    weight_decay: float = _key(
+        0.0, 'decoupled weight decay (adamw, sgd), scaled by the learning rate', at_least=0
+    )
+    momentum: float = _key(0.9, 'momentum of sgd', at_least=0, at_most=1)
+    clip_norm: float = _key(
+        0.0, 'largest global gradient norm of the parameters of a label; 0: no clipping', at_least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What training minimizes; evaluation always reports plain cross-entropy."""
+    """The training loss; evaluation always reports plain cross-entropy."""
 
     name: str = _key('cross_entropy', 'the loss', choices=('cross_entropy', 'focal'))
-    gamma: float = _key(2.0, 'of the focal loss: 0 is cross-entropy', at_least=0, at_most=100)
+    gamma: float = _key(
+        2.0, 'focusing parameter of the focal loss; 0 is cross-entropy', at_least=0, at_most=100
+    )
     class_weights: str = _key(
         'none',
-        "'balanced': n / (classes * count); 'effective': by the effective number of samples; "
-        "'explicit': by `weights_by_class`",
+        "'balanced': num_examples / (num_classes * count); 'effective': by the effective number of "
+        "samples; 'explicit': as in `weights_by_class`",
         choices=('none', 'balanced', 'effective', 'explicit'),
     )
     weights_by_class: tuple[tuple[str, float], ...] = _key(
-        (), '(class name, weight) pairs; classes that are not named weigh 1'
+        (), '(class name, weight) pairs; the weight of all other classes is 1'
     )
     effective_beta: float = _key(
-        0.999, '0: equal weights; towards 1: balanced', at_least=0, at_most=1 - 1e-9
+        0.999,
+        'beta of the effective number of samples; 0: equal weights; near 1: balanced',
+        at_least=0,
+        at_most=1 - 1e-9,
     )
     logit_adjustment: float = _key(
-        0.0, 'tau: add tau * log(class frequency) to training logits', at_least=0, at_most=100
+        0.0,
+        'tau: adds tau * log(class frequency) to the logits in training; 0: off',
+        at_least=0,
+        at_most=100,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The training loop."""
 
-    epochs: int = _key(50, 'at most so many passes over the training images', at_least=1)
+    epochs: int = _key(50, 'most epochs', at_least=1)
     batch_size: int = _key(32, 'images per step, over all devices', at_least=1)
     seed: int = _key(
-        0, 'fixes initialization, order, augmentation, dropout', at_least=0, at_most=2**31 - 1
+        0,
+        'random seed of initialization, data order, augmentation and dropout',
+        at_least=0,
+        at_most=2**31 - 1,
     )
-    label_smoothing: float = _key(0.0, 'of the training loss', at_least=0, at_most=0.99)
+    label_smoothing: float = _key(0.0, 'label smoothing of the loss', at_least=0, at_most=0.99)
     balanced_sampling: bool = _key(
-        False, 'each epoch draws as many images as there are, all classes equally likely'
+        False, 'samples all classes with equal probability; the length of an epoch stays the same'
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """When to stop; Keras's EarlyStopping names and meanings."""
+    """When to stop; keys are named as in EarlyStopping of Keras."""
 
-    monitor: str = _key('val_loss', "a metric of the epoch's record; '': never stop early")
-    min_delta: float = _key(1e-4, 'smallest change that counts as an improvement', at_least=0)
-    patience: int = _key(3, 'epochs without improvement before stopping', at_least=0)
-    mode: str = _key(
-        'auto', 'auto: max for accuracies, min for losses', choices=('auto', 'min', 'max')
+    monitor: str = _key(
+        'val_loss', 'the metric in metrics.jsonl that should improve; empty: never stop early'
     )
-    baseline: float = _key(math.nan, 'a value that must be beaten; nan: none')
-    start_from_epoch: int = _key(0, 'epochs before monitoring starts', at_least=0)
-    restore_best: bool = _key(True, 'evaluate the test split with the best epoch, not the last')
+    min_delta: float = _key(1e-4, 'smallest change that counts as an improvement', at_least=0)
+    patience: int = _key(3, 'epochs without improvement before training stops', at_least=0)
+    mode: str = _key(
+        'auto',
+        'min: lower is better; max: higher is better; auto: max for accuracies, min for losses',
+        choices=('auto', 'min', 'max'),
+    )
+    baseline: float = _key(math.nan, 'a value that the metric has to improve on; nan: off')
+    start_from_epoch: int = _key(0, 'epochs before the metric is monitored', at_least=0)
+    restore_best: bool = _key(
+        True, 'the final evaluation uses the best epoch; False: the last epoch'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class FeaturesConfig:
-    """The frozen-feature cache."""
+    """The cache of frozen features."""
 
     cache: str = _key(
         'auto',
-        "'auto': whenever it is exact; True: approximate continuous augmentation by `views`; "
-        'False: run the backbone on every batch',
+        'auto: cache features if training from them is exact; True: approximate continuous '
+        'augmentation by a number of `views`; False: run the backbone on every batch',
         choices=('auto', 'True', 'False'),
     )
-    layer: str = _key('block5_pool', 'the backbone output that feeds the head')
-    views: int = _key(8, 'sampled views per image when augmentation is continuous', at_least=1)
+    layer: str = _key('block5_pool', 'the layer of the backbone whose output is fed to the head')
+    views: int = _key(
+        8, 'augmented views of each image if cache=True and augmentation is continuous', at_least=1
+    )
     dtype: str = _key(
         'float32',
-        'type in which features are stored; 16 bits take half the room and are not exact',
+        'storage type of features; the 16-bit types take half the space and are not exact',
         choices=('float16', 'bfloat16', 'float32'),
     )
-    max_gb: float = _key(50.0, 'largest store; what was used least recently goes first', at_least=0)
+    max_gb: float = _key(
+        50.0, 'largest size of the cache; least recently used features are evicted', at_least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What is saved."""
+    """What checkpoints hold."""
 
     include_backbone: bool = _key(
-        False, 'copy frozen weights into each checkpoint instead of naming them by digest'
+        False, 'save the frozen weights in every checkpoint; False: only their digest'
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole experiment."""
+    """The configuration of a run."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

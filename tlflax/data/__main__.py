@@ -1,41 +1,55 @@
-"""Audits images: `python -m tlflax.data --train=photos/Train --val=photos/Test`.
+"""Audits images before training: finds what would spoil a result.
 
-Says what would spoil a result: images in two splits or under two labels, look-alikes, bad files,
-classes that differ. The last line is one JSON object. Exit code 0: nothing would spoil a result;
-1: something would; 2: the command cannot be carried out. With `--show=FILE.png` it draws what
-augmentation makes of some training images instead.
+That is: images (or near-duplicates of them) in two splits or under two labels, files that cannot be
+decoded, classes that differ between splits. The last line is one JSON object. Exit code 1: such a
+problem was found; 2: the audit could not be carried out.
 """
 
 import dataclasses
-import json
-import sys
 
-from absl import flags
-
-from tlflax.config import cli
-from tlflax.config.parse import resolve
-from tlflax.config.schema import Config
-from tlflax.data.audit import report as audit_report
-from tlflax.data.audit import run
+from tlflax.config import Config, cli, flags, resolve
+from tlflax.config.flags import ConfigFile
 from tlflax.data.audit.problems import CODES
-from tlflax.data.splits import load
-from tlflax.utils.errors import UserError
 
 
-def _main(arguments: list[str]) -> None:
-    if arguments:
-        raise UserError(
-            f'{arguments[0]!r} is no flag',
-            where='command line',
-            fix='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
-        )
-    if flags.FLAGS.show:
-        _show(_config(), flags.FLAGS.show)
-    else:
-        _audit(_config(), flags.FLAGS.accept, flags.FLAGS.report)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of the command."""
+
+    train: str | None = flags.optional(
+        None, 'IMAGES', 'training images; docs/data.md has all forms'
+    )
+    val: str | None = flags.optional(None, 'IMAGES', 'validation images')
+    test: str | None = flags.optional(None, 'IMAGES', 'test images')
+    config: ConfigFile = flags.config_file(needed=False)
+    report: str | None = flags.optional(None, 'FILE', 'also write all findings: .json or .html')
+    accept: tuple[str, ...] = flags.optional(
+        (), 'CODE,...', f'problems that do not change the exit code: {", ".join(CODES)}'
+    )
+    show: str | None = flags.optional(None, 'FILE.png', 'draw augmented training images instead')
 
 
-def _audit(config: Config, accepted: list[str], report: str | None) -> None:
+def main(arguments: Arguments) -> int:
+    """Audits or draws; returns the exit code."""
+    values = arguments.config.values
+    for split in ('train', 'val', 'test'):
+        if (images := getattr(arguments, split)) is not None:
+            values.data[split] = images
+    config = resolve(values)
+    if not config.data.train:
+        raise cli.UsageError('no training images are named', where='--train')
+    if arguments.show:
+        return _show(config, arguments.show)
+    return _audit(config, arguments.accept, arguments.report)
+
+
+def _audit(config: Config, accepted: tuple[str, ...], report: str | None) -> int:
+    from absl import logging
+
+    from tlflax.data.audit import report as audit_report
+    from tlflax.data.audit import run
+    from tlflax.utils.files import dump_json
+
     run.check_accepted(accepted)
     if report:
         audit_report.check_format(report)
@@ -43,36 +57,23 @@ def _audit(config: Config, accepted: list[str], report: str | None) -> None:
     print(audit_report.text(found.problems, found.summary))
     if report:
         audit_report.write(report, found.problems, found.summary)
-        print(f'everything is in {report}')
+        logging.info('every finding is in %s', report)
     figures = found.figures(accepted)
-    print(json.dumps(figures))
-    sys.exit(1 if figures['spoilt'] else 0)
+    print(dump_json(figures))
+    return 1 if figures['spoilt'] else 0
 
 
-def _show(config: Config, path: str) -> None:
-    table = load.load_train(config.data)
-    from tlflax.data.pipeline import preview  # TensorFlow is imported only where it is needed
+def _show(config: Config, path: str) -> int:
+    from tlflax.data.pipeline import preview
+    from tlflax.data.splits import load
 
-    preview.draw_grid(table, config, path)
-    print(f'{path} shows training images, and what the first epochs make of them')
+    preview.draw_grid(load.load_train(config.data), config, path)
+    print(f'{path} shows training images, and how the first epochs augment them')
+    return 0
 
 
-def _config() -> Config:
-    """The config file or the defaults, with the splits that the flags name."""
-    config = resolve(flags.FLAGS.config)
-    given = {name: getattr(flags.FLAGS, name) for name in ('train', 'val', 'test')}
-    given = {name: spec for name, spec in given.items() if spec is not None}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
-
+_EXAMPLE = '--train=photos/Train --val=photos/Test'
+COMMAND = cli.Command('tlflax.data', __doc__, Arguments, main, _EXAMPLE)
 
 if __name__ == '__main__':
-    cli.config_flag(file_needed=False)
-    flags.DEFINE_string('train', None, 'Training images: as config.data.train, see docs/data.md.')
-    flags.DEFINE_string('val', None, 'Validation images.')
-    flags.DEFINE_string('test', None, 'Test images.')
-    flags.DEFINE_string(
-        'report', None, 'Write everything to this file: .json for programs, .html with the images.'
-    )
-    flags.DEFINE_list('accept', [], f'Errors that do not count: {", ".join(CODES)}.')
-    flags.DEFINE_string('show', None, 'Draw augmented training images to this .png instead.')
-    cli.run(_main)
+    COMMAND.run()

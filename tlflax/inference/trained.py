@@ -1,7 +1,6 @@
-"""A trained classifier, restored from its checkpoints alone: evaluation and prediction."""
+"""A trained classifier, restored from its checkpoints: evaluation and prediction."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,31 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
-from tlflax.config.parse import resolve
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
-from tlflax.data.splits import load as loading
 from tlflax.data.splits import loose_files
+from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.features.select import SourceSelector
 from tlflax.models.classifier import Classifier, Params
-from tlflax.models.vgg import network
-from tlflax.train import experiment, losses, metrics
+from tlflax.train import losses, metrics
 from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
-from tlflax.utils.errors import UserError
-from tlflax.utils.labels import label_tree, partition
+from tlflax.utils.errors import UserError, located
 from tlflax.utils.progress import progress
-from tlflax.utils.sharding import default_mesh, replicate
-from tlflax.workdir.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one image.
+    """The prediction for one image.
 
     Attributes:
-        path: The image's file; '' for an array.
+        path: The path of the image; '' for an array.
         label: The most probable class.
-        probability: Of that class.
-        probabilities: Class name to probability.
+        probability: The probability of that class.
+        probabilities: The probability of each class, by class name.
     """
 
     path: str
@@ -56,17 +50,17 @@ class Trained:
 
     Attributes:
         config: The run's configuration.
-        classes: Class names, in the order of the outputs.
+        class_names: In the order of the outputs.
         step: The checkpoint's step.
-        weights_digest: Of the pretrained backbone.
+        weights_digest: The digest of the pretrained backbone.
         classifier: The static half of the model.
-        trainable: What was learned, on every device of `mesh`.
-        frozen: What was not.
+        trainable: The trained parameters, on every device of `mesh`.
+        frozen: The other parameters.
         mesh: All devices.
     """
 
     config: Config
-    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
     step: int
     weights_digest: str
     classifier: Classifier
@@ -75,27 +69,26 @@ class Trained:
     mesh: jax.sharding.Mesh
 
     def evaluate(self, data: str | Path | None = None, *, tta: bool = False) -> dict[str, Any]:
-        """Evaluates every image of a folder once.
+        """Evaluates every image of a data set once.
 
         Args:
-            data: Class folders, or whatever `config.data.val` may be; the run's own validation
-                images if None.
-            tta: Take the mean of the probabilities over an image's views: its mirror image, and
-                the flips, right angles and crops that the run was trained with.
+            data: Class folders, or another value of `config.data.val`; None for the validation
+                images of the run.
+            tta: Average the probabilities over an image's views: its mirror image, and the flips,
+                right angles and crops that the run was trained with.
 
         Returns:
             `accuracy`, `loss`, `num_examples`, `balanced_accuracy`, `macro_f1`, `per_class`,
             `confusion_matrix` and `step`.
 
         Raises:
-            UserError: The folder is not fit, or its classes are not the classifier's.
+            UserError: The images cannot be read, or their classes are not the classifier's.
         """
         if data is None:
-            table = loading.load_val(self.config.data, self.classes)
+            table = load_val(self.config.data, self.class_names)
         else:
-            table = loading.load_table(
-                str(data), key='--data', data=self.config.data, classes=self.classes
-            )
+            with located('--data'):
+                table = load_table(str(data), data=self.config.data, class_names=self.class_names)
         this_runner = self._runner()
         sources = self._sources()
         if tta:
@@ -112,7 +105,7 @@ class Trained:
         """Classifies image files, or RGB arrays of the run's image size.
 
         Args:
-            images: Paths, or arrays, which are never cropped.
+            images: Paths, or arrays u8[b, h, w, 3], which are never cropped.
             tta: See `evaluate`.
 
         Raises:
@@ -133,9 +126,9 @@ class Trained:
         return [
             Prediction(
                 path=path,
-                label=self.classes[row.argmax()],
+                label=self.class_names[row.argmax()],
                 probability=float(row.max()),
-                probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
+                probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
             )
             for path, row in zip(paths, probabilities, strict=True)
         ]
@@ -194,43 +187,6 @@ class Trained:
         )
 
 
-def load(workdir: str | Path, step: str = 'best') -> Trained:
-    """Restores a trained classifier on whatever devices there are.
-
-    Args:
-        workdir: The folder of a run.
-        step: 'best', 'last' or the number of a saved step.
-
-    Raises:
-        UserError: There is no such checkpoint, or its weights can no longer be had.
-    """
-    with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
-        number = saved.find(step)
-        meta = saved.meta(number)
-        config, classes = resolve(meta['config']), tuple(meta['classes'])
-        trainable_like, frozen_like = _abstract(config, len(classes))
-        trainable = saved.params(number, trainable_like)
-        copied = dict(frozen_like)
-        if not config.checkpoint.include_backbone:
-            copied.pop('backbone', None)
-        frozen = saved.frozen(number, copied) or {}
-    if 'backbone' in frozen_like and 'backbone' not in frozen:
-        frozen['backbone'] = _load_frozen(config, meta['weights_digest'], frozen_like['backbone'])
-    backbone = trees.merge(trainable, frozen)['backbone']
-    classifier = experiment.build_classifier(config, backbone, len(classes), meta['preprocess'])
-    mesh = default_mesh()
-    return Trained(
-        config=config,
-        classes=classes,
-        step=number,
-        weights_digest=meta['weights_digest'],
-        classifier=classifier,
-        trainable=replicate(trainable, mesh),
-        frozen=replicate(frozen, mesh),
-        mesh=mesh,
-    )
-
-
 def evaluate_views(
     runner: Runner, trainable: Params, views: Sequence[Source], table: ImageTable
 ) -> dict[str, Any]:
@@ -242,7 +198,7 @@ def evaluate_views(
         'loss': float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean()),
         'accuracy': float((probabilities.argmax(-1) == labels).mean()),
         'num_examples': len(labels),
-        **metrics.summary(labels, probabilities, table.classes),
+        **metrics.summary(labels, probabilities, table.class_names),
     }
 
 
@@ -255,37 +211,3 @@ def mean_probabilities(
         for source in views:
             parts.append(runner.evaluate(trainable, source, progress=tick).probabilities)
     return np.stack(parts).astype(np.float64).mean(0)
-
-
-def _checkpoint_folder(workdir: Path) -> Path:
-    if (workdir / '_CHECKPOINT_METADATA').exists():
-        raise UserError(
-            'this is one checkpoint, not a workdir',
-            where=str(workdir),
-            fix='give the folder two levels up',
-        )
-    return workdir / 'checkpoints'
-
-
-def _abstract(config: Config, classes: int) -> tuple[Params, Params]:
-    """The shapes of trainable and frozen parameters, from the configuration alone."""
-    flat = network.shapes(top=config.features.layer in network.TOP)
-    backbone = trees.unflatten(
-        {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in flat.items()}
-    )
-    head = jax.eval_shape(functools.partial(experiment.init_head, config, backbone, classes))
-    params = {'backbone': backbone, 'head': head}
-    return partition(params, label_tree(params, config.optim.labels))
-
-
-def _load_frozen(config: Config, digest: str, like: Params) -> Params:
-    """Loads the frozen backbone by name and checks that it is the one of the run."""
-    pretrained = experiment.load_backbone(config)
-    if pretrained.digest != digest:
-        raise UserError(
-            f'these weights ({pretrained.digest[:16]}) are not those of the run ({digest[:16]})',
-            where=f'config.weights.source={config.weights.source!r}',
-            fix='put the original file back',
-        )
-    flat = trees.flatten(pretrained.params)
-    return trees.unflatten({path: flat[path] for path in trees.flatten(like)})

@@ -1,39 +1,45 @@
-"""Fits a linear probe on frozen features: `python -m tlflax.probe --config=configs/traffic.py`."""
+"""Fits a linear probe: logistic regression on frozen features, for a range of L2 penalties.
 
-import json
+Prints a table of the penalties, the metrics of the best and, as the last line, one JSON object.
+"""
+
+import dataclasses
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
-from tlflax.config import cli
-from tlflax.config.parse import resolve
-from tlflax.probe import run
-from tlflax.train import metrics
-from tlflax.utils.errors import UserError
-from tlflax.workdir.files import Workdir
+from tlflax.config import cli, flags
+from tlflax.config.flags import ConfigFile
 
 
-def _main(arguments: list[str]) -> None:
-    config = flags.FLAGS.config
-    if config is None or arguments:
-        raise UserError(
-            f'{arguments[0]!r} is no flag' if arguments else 'a config file is needed',
-            where='command line',
-            fix='for example: python -m tlflax.probe --config=configs/traffic.py',
-        )
-    name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
-    work = Workdir(Path(flags.FLAGS.workdir or f'runs/{name}-probe'))
-    result = run.run(resolve(config), work, standardize=flags.FLAGS.standardize)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of the command."""
+
+    config: ConfigFile = flags.config_file()
+    workdir: str | None = flags.optional(
+        None, 'DIR', 'folder to write to; by default runs/CONFIG-probe'
+    )
+    standardize: bool = flags.switch('scale each feature to zero mean and unit variance')
+
+
+def main(arguments: Arguments) -> None:
+    """Fits the probe and prints its results."""
+    from tlflax.config.parse import resolve
+    from tlflax.probe import run
+    from tlflax.train import metrics
+    from tlflax.utils.files import dump_json
+    from tlflax.workdir.files import Workdir
+
+    work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-probe'))
+    config = resolve(arguments.config.values)
+    result = run.run(config, work, standardize=arguments.standardize)
     print(run.format_table(work.records()))
     print(metrics.format_table(result['val']))
     best = work.records()[result['best_epoch'] - 1]
     shown = ('l2', 'gradient_norm', 'val_accuracy', 'val_loss')
-    print(json.dumps({'workdir': str(work.path), **{key: best[key] for key in shown}}))
+    print(dump_json({'workdir': str(work.path), **{key: best[key] for key in shown}}))
 
+
+COMMAND = cli.Command('tlflax.probe', __doc__, Arguments, main, '--config=configs/traffic.py')
 
 if __name__ == '__main__':
-    cli.config_flag()
-    flags.DEFINE_string('workdir', None, 'Where to write; runs/<config>-probe by default.')
-    flags.DEFINE_bool('standardize', False, 'Zero mean and unit variance for each feature.')
-    cli.run(_main)
+    COMMAND.run()

@@ -18,15 +18,31 @@ from absl import logging
 from tlflax.config.schema import AugmentConfig, Config, LossConfig
 from tlflax.features.batches import Source
 from tlflax.features.sources import require_on_device
+from tlflax.models.classifier import Params
 from tlflax.models.linear import logistic_regression
-from tlflax.train import loop, setup, steps
-from tlflax.train import run as training
+from tlflax.train import setup, steps
 from tlflax.train.early_stopping import State
+from tlflax.train.loop import Position, Record
+from tlflax.train.metrics import VAL_METRICS
+from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
 
 HEADS = ('flatten_linear', 'gap_linear')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitted:
+    """A probe and its record."""
+
+    params: Params
+    record: Record
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Higher is better."""
+        return self.record['val_accuracy'], -self.record['val_loss']
 
 
 def run(config: Config, work: Workdir, *, standardize: bool = False) -> dict[str, Any]:
@@ -55,11 +71,25 @@ def run(config: Config, work: Workdir, *, standardize: bool = False) -> dict[str
             'this workdir is in use', where=str(work.path), fix='give another --workdir'
         )
     config = probe_config(config)
-    prepared = setup.build(config, setup.load(config))
-    train = prepared.sources.eval(prepared.splits.train, 'training')
-    val = prepared.sources.eval(prepared.splits.val, 'validation')
+    run = setup.build(config, setup.load(config))
+    train = run.sources.eval(run.splits.train, 'training')
+    val = run.sources.eval(run.splits.val, 'validation')
     require_on_device(val)
-    features, label = _rows(train, config.model.head)
+    path = _fit_path(run, train, val, standardize)
+    best = max(path, key=lambda fitted: fitted.order)
+    return publish(
+        run,
+        work,
+        val,
+        [fitted.record for fitted in path],
+        _positions(path, best, run),
+        time.perf_counter() - began,
+    )
+
+
+def _fit_path(run: Run, train: Source, val: Source, standardize: bool) -> list[Fitted]:
+    """Fits and evaluates a probe for each strength of regularization, from strong to weak."""
+    features, label = _rows(train, run.config.model.head)
     mean, deviation = np.zeros_like(features[0]), np.ones_like(features[0])
     if standardize:
         mean, deviation = features.mean(0), features.std(0)
@@ -67,21 +97,13 @@ def run(config: Config, work: Workdir, *, standardize: bool = False) -> dict[str
         features = (features - mean) / deviation
     path: list[Fitted] = []
     for solved in logistic_regression.solve_path(
-        features, label, len(prepared.splits.train.classes)
+        features, label, len(run.splits.train.class_names)
     ):
         kernel = solved.kernel / deviation[:, None]
         layer = {'kernel': kernel, 'bias': solved.bias - mean @ kernel}
-        path.append(_assess(solved, {'head': {'logits': layer}}, prepared, (train, val), path))
+        path.append(_assess(solved, {'head': {'logits': layer}}, run, (train, val), path))
         logging.info('%s', format_row(path[-1].record))
-    best = max(path, key=lambda fitted: fitted.order)
-    return training.publish(
-        prepared,
-        work,
-        val,
-        [fitted.record for fitted in path],
-        _positions(path, best, prepared),
-        time.perf_counter() - began,
-    )
+    return path
 
 
 def probe_config(config: Config) -> Config:
@@ -97,31 +119,18 @@ def probe_config(config: Config) -> Config:
     )
 
 
-def format_table(records: Sequence[dict[str, Any]]) -> str:
+def format_table(records: Sequence[Record]) -> str:
     """Shows the regularization path for people."""
     head = '        l2  iterations  gradient  train loss  val loss  val accuracy'
     return '\n'.join([head, *map(format_row, records)])
 
 
-def format_row(record: dict[str, Any]) -> str:
+def format_row(record: Record) -> str:
     """Shows one strength; see `format_table`."""
     return (
         f'{record["l2"]:10.3g}  {record["iterations"]:10d}  {record["gradient_norm"]:8.1e}'
         f'  {record["train_loss"]:10.4f}  {record["val_loss"]:8.4f}  {record["val_accuracy"]:12.4f}'
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fitted:
-    """A probe and its record."""
-
-    params: dict[str, Any]
-    record: dict[str, Any]
-
-    @property
-    def order(self) -> tuple[float, float]:
-        """Higher is better."""
-        return self.record['val_accuracy'], -self.record['val_loss']
 
 
 def _rows(source: Source, head: str) -> tuple[np.ndarray, np.ndarray]:
@@ -135,20 +144,20 @@ def _rows(source: Source, head: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _assess(
     solved: logistic_regression.Solved,
-    params: dict[str, Any],
-    prepared: Run,
+    params: Params,
+    run: Run,
     splits: tuple[Source, Source],
     before: Sequence[Fitted],
 ) -> Fitted:
     """Evaluates a probe on the training and validation images."""
     began = time.perf_counter()
-    train, val = (prepared.runner.evaluate(params, split).metrics for split in splits)
+    train, val = (run.runner.evaluate(params, split).metrics for split in splits)
     record = {
         'epoch': len(before) + 1,
         'step': solved.iterations + (before[-1].record['step'] if before else 0),
         'train_loss': train['loss'],
         'train_accuracy': train['accuracy'],
-        **{f'val_{name}': val[name] for name in loop.VAL_METRICS},
+        **{f'val_{name}': val[name] for name in VAL_METRICS},
         'learning_rate': math.nan,
         'epoch_seconds': solved.seconds + time.perf_counter() - began,
         'images_per_second': splits[0].num_examples * solved.iterations / solved.seconds,
@@ -160,15 +169,15 @@ def _assess(
 
 
 def _positions(
-    path: Sequence[Fitted], best: Fitted, prepared: Run
-) -> list[tuple[steps.TrainState, loop.Position]]:
+    path: Sequence[Fitted], best: Fitted, run: Run
+) -> list[tuple[steps.TrainState, Position]]:
     """Returns the best and the last probe as states of a training."""
     stopping = State(best=best.record['val_accuracy'], best_epoch=best.record['epoch'] - 1)
     saved = []
     for fitted in dict.fromkeys([path.index(best), len(path) - 1]):
         params, record = path[fitted].params, path[fitted].record
-        state = steps.init_state(params, prepared.learner.tx)
+        state = steps.init_state(params, run.learner.tx)
         state = state._replace(step=jnp.int32(record['step']))
         own = dataclasses.replace(stopping, improved=path[fitted] is best)
-        saved.append((state, loop.Position(epoch=record['epoch'], stopping=own, improvements=1)))
+        saved.append((state, Position(epoch=record['epoch'], stopping=own)))
     return saved

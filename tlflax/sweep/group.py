@@ -18,20 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from tlflax.features.batches import OnDevice, Source
 from tlflax.features.sources import require_on_device
+from tlflax.models.classifier import Classifier, Params
 from tlflax.sweep import per_member
-from tlflax.train import experiment, loop, losses, steps
-from tlflax.train import run as training
-from tlflax.train.early_stopping import EarlyStopping
+from tlflax.train import losses, steps
+from tlflax.train.early_stopping import EarlyStopping, stopping_rule
 from tlflax.train.epoch import SCAN
+from tlflax.train.loop import Position, Record, make_record, next_epoch
+from tlflax.train.optim import Rates, build_optimizer, build_schedules, configured_rates
 from tlflax.train.setup import Run
 from tlflax.utils import trees
 
-Traced = Any  # np.float32 on the host, a tracer where a configuration wants a float
-Saved = tuple[steps.TrainState, loop.Position]
+Saved = tuple[steps.TrainState, Position]
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,9 +52,9 @@ class Member:
 
     run: Run
     source: Source
-    position: loop.Position = loop.Position()
-    best_position: loop.Position = loop.Position()
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    position: Position = Position()
+    best_position: Position = Position()
+    records: list[Record] = dataclasses.field(default_factory=list)
     diverged: int | None = None
     saved: list[Saved] = dataclasses.field(default_factory=list)
 
@@ -67,14 +68,12 @@ class Member:
 class Numbers(NamedTuple):
     """What differs between members; traced, with a leading axis of members outside `vmap`."""
 
-    seed: Int[Traced, '']
+    seed: Int[Array, '']
     loss: losses.Loss
-    learning_rate: Float[Traced, '']
-    learning_rates: tuple[Float[Traced, ''], ...]
-    weight_decay: Float[Traced, '']
+    rates: Rates
 
 
-class Lanes(NamedTuple):
+class Replicas(NamedTuple):
     """Arrays with a leading axis of members.
 
     The counters in `state` have none: members march in step, and with scalar counters Adam's bias
@@ -89,7 +88,7 @@ class Lanes(NamedTuple):
 
     state: steps.TrainState
     best: steps.TrainState
-    frozen: dict[str, Any]
+    frozen: Params
     numbers: Numbers
 
 
@@ -98,10 +97,10 @@ class Program:
     """The compiled functions of a group.
 
     Attributes:
-        train: (state, frozen, numbers, on_device, rows) to the new state and sums [lanes, steps];
-            the old state may be donated.
-        evaluate: (state, frozen, on_device, rows) to sums [lanes, steps] and counts
-            [lanes, classes].
+        train: (state, frozen, numbers, on_device, rows) to the new state and sums
+            [replicas, steps]; the old state may be donated.
+        evaluate: (state, frozen, on_device, rows) to sums [replicas, steps] and counts
+            [replicas, classes].
         shared_order: All members have one seed, so the rows have no axis of members.
     """
 
@@ -112,50 +111,13 @@ class Program:
 
 def compile_program(run: Run, *, shared_order: bool) -> Program:
     """Returns the functions for members with the structure of `run`."""
-    config, classifier = run.config, run.runner.classifier
-
-    def train(
-        state: steps.TrainState,
-        frozen: dict[str, Any],
-        numbers: Numbers,
-        on_device: OnDevice,
-        rows: Int[Array, 'steps b'],
-    ) -> tuple[steps.TrainState, steps.Sums]:
-        names = [label for label, _ in config.optim.learning_rates]
-        optim = dataclasses.replace(
-            config.optim,
-            learning_rate=numbers.learning_rate,
-            learning_rates=tuple(zip(names, numbers.learning_rates, strict=True)),
-            # 'adam' has none, and says so where it is not zero.
-            weight_decay=0.0 if config.optim.name == 'adam' else numbers.weight_decay,
-        )
-        traced = dataclasses.replace(config, optim=optim)
-        tx, _ = experiment.build_optimizer(traced, run.learner.labels, run.steps_per_epoch)
-        return steps.update_many(
-            state,
-            frozen,
-            on_device,
-            rows,
-            numbers.seed,
-            numbers.loss,
-            classifier=classifier,
-            tx=tx,
-        )
-
-    def evaluate(
-        state: steps.TrainState,
-        frozen: dict[str, Any],
-        on_device: OnDevice,
-        rows: Int[Array, 'steps b'],
-    ) -> steps.EvalSums:
-        params = trees.merge(state.params, frozen)
-        return steps.eval_scan(params, on_device, rows, classifier=classifier)[0]
-
     init = functools.partial(steps.init_state, tx=run.learner.tx)
     first = jax.eval_shape(init, run.learner.trainable)
     axes = jax.tree.map(lambda leaf: None if _is_counter(leaf) else 0, first)
     rows_axis = None if shared_order else 0
     mesh = run.runner.mesh
+    train = functools.partial(_train, run)
+    evaluate = functools.partial(_evaluate, run.runner.classifier)
     both = per_member.members(train, (axes, 0, 0, None, rows_axis), mesh, donate=True)
 
     def train_all(*operands: Any) -> tuple[steps.TrainState, steps.Sums]:
@@ -167,60 +129,103 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
     )
 
 
+def _train(
+    run: Run,
+    state: steps.TrainState,
+    frozen: Params,
+    numbers: Numbers,
+    on_device: OnDevice,
+    rows: Int[Array, 'steps b'],
+) -> tuple[steps.TrainState, steps.Sums]:
+    """Trains one member for some steps, with its own numbers."""
+    config = run.config
+    schedules = build_schedules(
+        config.optim,
+        numbers.rates,
+        steps_per_epoch=run.steps_per_epoch,
+        epochs=config.train.epochs,
+    )
+    tx = build_optimizer(config.optim, run.learner.labels, schedules, numbers.rates.weight_decay)
+    return steps.update_many(
+        state,
+        frozen,
+        on_device,
+        rows,
+        numbers.seed,
+        numbers.loss,
+        classifier=run.runner.classifier,
+        tx=tx,
+    )
+
+
+def _evaluate(
+    classifier: Classifier,
+    state: steps.TrainState,
+    frozen: Params,
+    on_device: OnDevice,
+    rows: Int[Array, 'steps b'],
+) -> steps.EvalSums:
+    """Evaluates one member on a split."""
+    params = trees.merge(state.params, frozen)
+    return steps.eval_scan(params, on_device, rows, classifier=classifier)[0]
+
+
 def train_group(members: Sequence[Member], val: Source, program: Program) -> Iterator[Member]:
     """Trains members side by side until the last has stopped; yields each as it finishes.
 
-    Where fewer lanes are another program, one that has stopped is carried along until half of them
-    are idle, so that the number of compilations grows with the logarithm of the group's size.
+    Where a smaller group would need another program, a member that has stopped keeps its replica
+    until half of the replicas are idle, so that the number of compilations grows with the logarithm
+    of the group's size.
     """
-    mesh, rule = members[0].run.runner.mesh, training.stopping_rule(members[0].run.config)
-    group, lanes = list(members), _stack(members)
+    mesh = members[0].run.runner.mesh
+    rule = stopping_rule(members[0].run.config.early_stopping)
+    group, replicas = list(members), _stack(members)
     while group:
         began = time.perf_counter()
-        lanes, sums = _train_epoch(lanes, group, program)
+        replicas, sums = _train_epoch(replicas, group, program)
         trained = time.perf_counter()
-        val_sums = _evaluate(lanes, val, program)
+        val_sums = _evaluate_epoch(replicas, val, program)
         seconds = (trained - began, time.perf_counter() - trained)
-        running = [lane for lane, member in enumerate(group) if not member.finished]
-        improved = np.zeros(_width(lanes), bool)
-        for lane in running:
-            own, own_val = _at(sums, lane), _at(val_sums, lane)
+        running = [replica for replica, member in enumerate(group) if not member.finished]
+        improved = np.zeros(_width(replicas), bool)
+        for replica in running:
+            own, own_val = _at(sums, replica), _at(val_sums, replica)
             means = steps.means([own_val.sums], own_val.counts)
-            improved[lane] = _end_epoch(group[lane], own, means, seconds, rule)
+            improved[replica] = _end_epoch(group[replica], own, means, seconds, rule)
         if improved.any():
-            lanes = lanes._replace(best=_choose(improved, lanes.state, lanes.best))
-        for lane in running:
-            if group[lane].finished:
-                group[lane].saved = _saved(group[lane], lanes, lane)
-                yield group[lane]
-        going = [lane for lane, member in enumerate(group) if not member.finished]
+            replicas = replicas._replace(best=_choose(improved, replicas.state, replicas.best))
+        for replica in running:
+            if group[replica].finished:
+                group[replica].saved = _saved(group[replica], replicas, replica)
+                yield group[replica]
+        going = [replica for replica, member in enumerate(group) if not member.finished]
         _log(group[running[0]], running, going, seconds)
         enough = len(group) - 1 if per_member.one_by_one(mesh) else len(group) // 2
         if len(going) <= enough:
-            group, lanes = [group[lane] for lane in going], _take(lanes, going, mesh)
+            group, replicas = [group[replica] for replica in going], _take(replicas, going, mesh)
 
 
 def _train_epoch(
-    lanes: Lanes, group: Sequence[Member], program: Program
-) -> tuple[Lanes, list[steps.Sums]]:
-    """Trains every lane for an epoch; the sums are on the host, [lanes, steps]."""
-    state, parts = lanes.state, []
+    replicas: Replicas, group: Sequence[Member], program: Program
+) -> tuple[Replicas, list[steps.Sums]]:
+    """Trains every replica for an epoch; the sums are on the host, [replicas, steps]."""
+    state, parts = replicas.state, []
     on_device = require_on_device(group[0].source)
     if program.shared_order:
         rows = _next_rows(group[0])[None]
     else:
-        rows = np.stack([_next_rows(member) for member in _padded(group, _width(lanes))])
+        rows = np.stack([_next_rows(member) for member in _padded(group, _width(replicas))])
     for start in range(0, rows.shape[1], SCAN):
         part = rows[:, start : start + SCAN]
         state, sums = program.train(
             state,
-            lanes.frozen,
-            lanes.numbers,
+            replicas.frozen,
+            replicas.numbers,
             on_device,
             part[0] if program.shared_order else part,
         )
         parts.append(jax.device_get(sums))
-    return lanes._replace(state=state), parts
+    return replicas._replace(state=state), parts
 
 
 def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
@@ -228,9 +233,9 @@ def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
     return member.source.train_rows(member.position.epoch)
 
 
-def _evaluate(lanes: Lanes, val: Source, program: Program) -> steps.EvalSums:
+def _evaluate_epoch(replicas: Replicas, val: Source, program: Program) -> steps.EvalSums:
     rows = val.eval_rows()
-    sums = program.evaluate(lanes.state, lanes.frozen, require_on_device(val), rows)
+    sums = program.evaluate(replicas.state, replicas.frozen, require_on_device(val), rows)
     return jax.device_get(sums)
 
 
@@ -251,49 +256,47 @@ def _end_epoch(
         return False
     step = (ended.epoch + 1) * member.run.steps_per_epoch
     rate = member.run.learner.learning_rate(step)
-    record = loop.make_record(ended, step, val, rate, seconds[1])
+    record = make_record(ended, step, val, rate, seconds[1])
     member.records.append(record)
-    member.position = loop.next_epoch(ended, record, rule)
+    member.position = next_epoch(ended, record, rule)
     if member.position.stopping.improved:
         member.best_position = member.position
     return member.position.stopping.improved
 
 
-def _saved(member: Member, lanes: Lanes, lane: int) -> list[Saved]:
+def _saved(member: Member, replicas: Replicas, replica: int) -> list[Saved]:
     if member.diverged is not None:
         return []
-    last = (jax.device_get(_at(lanes.state, lane)), member.position)
+    last = (jax.device_get(_at(replicas.state, replica)), member.position)
     if member.best_position.epoch in (0, member.position.epoch):
         return [last]
-    return [(jax.device_get(_at(lanes.best, lane)), member.best_position), last]
+    return [(jax.device_get(_at(replicas.best, replica)), member.best_position), last]
 
 
-def _stack(members: Sequence[Member]) -> Lanes:
+def _stack(members: Sequence[Member]) -> Replicas:
     """Puts the members' first states side by side on the mesh."""
     mesh, width = members[0].run.runner.mesh, _round_up(members)
-    all_lanes = [_first(member) for member in _padded(members, width)]
-    stacked: Lanes = jax.tree.map(lambda *leaves: np.stack(leaves), *all_lanes)
+    all_replicas = [_first(member) for member in _padded(members, width)]
+    stacked: Replicas = jax.tree.map(lambda *leaves: np.stack(leaves), *all_replicas)
     state = jax.tree.map(lambda leaf: leaf[0] if _is_counter(leaf) else leaf, stacked.state)
     return _put(stacked._replace(state=state), mesh)
 
 
-def _first(member: Member) -> Lanes:
-    """One member's lane before its first step, on the host."""
+def _first(member: Member) -> Replicas:
+    """One member's replica before its first step, on the host."""
     config, learner = member.run.config, member.run.learner
     state = jax.device_get(steps.init_state(learner.trainable, learner.tx))
     numbers = Numbers(
-        seed=np.int32(config.train.seed),
+        seed=jnp.int32(config.train.seed),
         loss=member.run.runner.loss,
-        learning_rate=np.float32(config.optim.learning_rate),
-        learning_rates=tuple(np.float32(rate) for _, rate in config.optim.learning_rates),
-        weight_decay=np.float32(config.optim.weight_decay),
+        rates=jax.tree.map(np.float32, configured_rates(config.optim, learner.labels)),
     )
     frozen = {k: v for k, v in learner.frozen.items() if k != 'backbone'}
-    return Lanes(state, state, jax.device_get(frozen), numbers)
+    return Replicas(state, state, jax.device_get(frozen), numbers)
 
 
 def _round_up(members: Sequence[Member]) -> int:
-    """The number of lanes: as many for each device."""
+    """The number of replicas: as many for each device."""
     return len(members) + -len(members) % members[0].run.runner.mesh.size
 
 
@@ -301,27 +304,27 @@ def _padded(members: Sequence[Member], width: int) -> list[Member]:
     return [*members, *[members[-1]] * (width - len(members))]
 
 
-def _width(lanes: Lanes) -> int:
-    return len(lanes.numbers.seed)
+def _width(replicas: Replicas) -> int:
+    return len(replicas.numbers.seed)
 
 
-def _take(lanes: Lanes, chosen: Sequence[int], mesh: Mesh) -> Lanes:
-    """Returns some of the lanes, and copies of the last where devices would have fewer."""
+def _take(replicas: Replicas, chosen: Sequence[int], mesh: Mesh) -> Replicas:
+    """Returns some of the replicas, and copies of the last where devices would have fewer."""
     if not chosen:
-        return lanes
+        return replicas
     index = np.array([*chosen, *[chosen[-1]] * (-len(chosen) % mesh.size)])
-    return _put(jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, lanes), mesh)
+    return _put(jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, replicas), mesh)
 
 
-def _put(lanes: Lanes, mesh: Mesh) -> Lanes:
+def _put(replicas: Replicas, mesh: Mesh) -> Replicas:
     def sharding(leaf: Array) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec('data') if leaf.ndim else PartitionSpec())
 
-    return jax.device_put(lanes, jax.tree.map(sharding, lanes))
+    return jax.device_put(replicas, jax.tree.map(sharding, replicas))
 
 
-def _at(tree: Any, lane: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[lane] if leaf.ndim else leaf, tree)
+def _at(tree: Any, replica: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[replica] if leaf.ndim else leaf, tree)
 
 
 def _is_counter(leaf: Any) -> bool:
@@ -330,7 +333,7 @@ def _is_counter(leaf: Any) -> bool:
 
 @functools.partial(jax.jit, donate_argnums=2)
 def _choose(
-    improved: Bool[Array, ' lanes'], state: steps.TrainState, best: steps.TrainState
+    improved: Bool[Array, ' replicas'], state: steps.TrainState, best: steps.TrainState
 ) -> steps.TrainState:
     """Returns the state where it improved, and the best so far elsewhere."""
 

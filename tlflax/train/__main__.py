@@ -1,35 +1,43 @@
-"""Trains a classifier: `python -m tlflax.train --config=configs/traffic.py`."""
+"""Trains a classifier, or goes on with a training that was interrupted.
 
-from pathlib import Path
+Writes the configuration, metrics, checkpoints and the result to the workdir, and prints the metrics
+of the best epoch by class. The same command goes on after an interruption; a finished run is not
+trained again.
+"""
 
-from absl import flags
-from ml_collections import config_flags
+import dataclasses
 
-from tlflax.config import cli
-from tlflax.train.loop import Interrupted
-from tlflax.train.run import train_and_evaluate
-from tlflax.utils.errors import UserError
+from tlflax.config import cli, flags
+from tlflax.config.flags import ConfigFile
 
 
-def _main(arguments: list[str]) -> None:
-    config = flags.FLAGS.config
-    if config is None or arguments:
-        raise UserError(
-            'a config file is needed' if config is None else f'{arguments[0]!r} is no flag',
-            where='command line',
-            fix='for example: python -m tlflax.train --config=configs/traffic.py',
-        )
-    name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
-    workdir = flags.FLAGS.workdir or f'runs/{name}'
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of the command."""
+
+    config: ConfigFile = flags.config_file()
+    workdir: str | None = flags.optional(None, 'DIR', 'folder to write to; by default runs/CONFIG')
+
+
+def main(arguments: Arguments) -> None:
+    """Trains and prints the metrics of the best epoch."""
+    from tlflax.train import metrics
+    from tlflax.train.loop import Interrupted
+    from tlflax.train.run import train_and_evaluate
+
+    workdir = arguments.workdir or f'runs/{arguments.config.name}'
     try:
-        train_and_evaluate(config, workdir)
+        result = train_and_evaluate(arguments.config.values, workdir)
     except Interrupted as interrupted:
         raise KeyboardInterrupt(
             f'saved at step {interrupted.step} in {workdir}; the same command goes on from there'
         ) from None
+    print(metrics.format_table(result['val']))
+    if result['test']:
+        print(f'test split\n{metrics.format_table(result["test"])}')
 
+
+COMMAND = cli.Command('tlflax.train', __doc__, Arguments, main, '--config=configs/traffic.py')
 
 if __name__ == '__main__':
-    cli.config_flag()
-    flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<config name> by default.')
-    cli.run(_main)
+    COMMAND.run()

@@ -1,16 +1,16 @@
-"""Early stopping as a pure state machine, with Keras 3's meaning of every setting.
+"""Early stopping as a pure state machine, with the semantics of Keras 3.
 
-Follows `keras.callbacks.EarlyStopping` of Keras 3.15 with `restore_best_weights` to the letter, and
-the tests drive the two side by side. Worth knowing:
+Follows `keras.callbacks.EarlyStopping` of Keras 3.15 with `restore_best_weights`; the tests compare
+the two. Note:
 
-* The first monitored value always becomes the best, even a NaN; then nothing improves on it.
+* The first monitored value always becomes the best, even a NaN, on which nothing improves.
   A later NaN is an epoch without improvement.
 * Values are compared in float32, so float64 rounding never decides about `min_delta`.
 * With a `baseline`, an epoch may be a new best and still count against `patience`; only one that
-  also improves on the baseline starts the count anew.
+  also improves on the baseline resets the count.
 
-Deliberately different: a metric that does not exist is an error, where Keras warns in every epoch
-and never stops.
+The one difference: a metric that does not exist is an error, where Keras warns in every epoch and
+never stops.
 """
 
 import dataclasses
@@ -20,6 +20,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from tlflax.config.schema import EarlyStoppingConfig
+from tlflax.train.metrics import MONITORED
 from tlflax.utils.errors import UserError, did_you_mean
 
 Mode = Literal['min', 'max']
@@ -37,13 +39,13 @@ _KERAS_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What early stopping remembers between epochs; part of a checkpoint.
+    """The state of early stopping between epochs; part of a checkpoint.
 
     Attributes:
         best: The best monitored value; None before the first.
         best_epoch: Its epoch, the one to restore.
         wait: Epochs without improvement so far.
-        stopped_epoch: The epoch after which training is to end; None: it goes on.
+        stopped_epoch: The epoch after which training ends; None while it continues.
         improved: Whether the last epoch is the new best.
     """
 
@@ -58,27 +60,27 @@ class State:
         return self.stopped_epoch is not None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a dict that strict JSON can hold: a `best` that is not finite is spelled out."""
+        """Returns a dict for JSON; a `best` that is not finite becomes a string."""
         spelled = self.best if self.best is None or math.isfinite(self.best) else str(self.best)
         return dataclasses.asdict(self) | {'best': spelled}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
-        """Returns the state whose `to_json` is `saved`."""
+        """Returns the state that `to_json` turned into `saved`."""
         return cls(**saved | {'best': None if saved['best'] is None else float(saved['best'])})
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """The rule: end training once `monitor` has stopped improving.
+    """Ends training once `monitor` has stopped improving.
 
     Attributes:
         monitor: Name of the metric in an epoch's record.
-        min_delta: An improvement is strictly larger than this.
+        min_delta: An improvement must be strictly larger than this.
         patience: Epochs without improvement after which training ends.
         mode: Whether smaller or larger values are better.
-        baseline: A value to improve on before the patience starts anew; None: none.
-        start_from_epoch: Epochs before this one, counted from 0, are not looked at.
+        baseline: A value that must be improved on to reset the patience; None for no baseline.
+        start_from_epoch: Epochs before this one, counted from 0, are not monitored.
     """
 
     monitor: str
@@ -132,14 +134,14 @@ def resolve_monitor(name: str, available: Iterable[str]) -> str:
         available: The metrics of an epoch's record.
 
     Raises:
-        UserError: There is no such metric.
+        UserError: The metric does not exist.
     """
     available = list(available)
     resolved = name if name in available else _KERAS_NAMES.get(name, name)
     if resolved not in available:
         hint = did_you_mean(name, available)
         if not hint.startswith('choose'):
-            hint = f'{hint} There are {", ".join(available)}'
+            hint = f'{hint} Available: {", ".join(available)}'
         raise UserError(
             f'no epoch records a metric {name!r}', where='config.early_stopping.monitor', fix=hint
         )
@@ -151,10 +153,10 @@ def resolve_mode(monitor: str, mode: str) -> Mode:
 
     Args:
         monitor: A metric's name, as `resolve_monitor` returns it.
-        mode: 'min', 'max', or 'auto' to tell from the name's last word.
+        mode: 'min', 'max', or 'auto' to derive it from the last word of the name.
 
     Raises:
-        UserError: The mode is 'auto' and the name is not that of a well-known metric.
+        UserError: The mode is 'auto' and the metric is not a known one.
     """
     last_word = monitor.rpartition('_')[2]
     if mode == 'min' or (mode == 'auto' and last_word in _LOWER_IS_BETTER):
@@ -162,7 +164,26 @@ def resolve_mode(monitor: str, mode: str) -> Mode:
     if mode == 'max' or (mode == 'auto' and last_word in _HIGHER_IS_BETTER):
         return 'max'
     raise UserError(
-        f'auto cannot tell whether {monitor!r} is better small or large',
+        f"'auto' cannot tell whether smaller or larger values of {monitor!r} are better",
         where='config.early_stopping.mode',
         fix="set it to 'min' or 'max'",
+    )
+
+
+def stopping_rule(config: EarlyStoppingConfig) -> EarlyStopping | None:
+    """Returns the configured rule; None where training never stops early.
+
+    Raises:
+        UserError: No epoch records the metric, or 'auto' cannot tell its direction.
+    """
+    if not config.monitor:
+        return None
+    monitor = resolve_monitor(config.monitor, MONITORED)
+    return EarlyStopping(
+        monitor=monitor,
+        min_delta=config.min_delta,
+        patience=config.patience,
+        mode=resolve_mode(monitor, config.mode),
+        baseline=None if math.isnan(config.baseline) else config.baseline,
+        start_from_epoch=config.start_from_epoch,
     )

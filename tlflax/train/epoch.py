@@ -1,4 +1,4 @@
-"""Running one epoch: batches onto the mesh, steps in order, sums out."""
+"""One epoch of training or evaluation: puts batches on the mesh, runs steps, collects sums."""
 
 import collections
 import dataclasses
@@ -20,8 +20,8 @@ from tlflax.utils.progress import progress
 from tlflax.utils.sharding import local_rows, put_batch, put_rows
 from tlflax.utils.trees import merge
 
-_AHEAD = 2  # steps dispatched before the oldest is waited for: bounds memory, hides latency
-SCAN = 256  # most steps of one compiled scan: between two, a stop can be heeded
+_AHEAD = 2  # dispatched steps in flight: bounds memory, hides latency
+SCAN = 256  # most steps of one compiled scan; a stop takes effect between two scans
 
 
 class Evaluation(NamedTuple):
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Everything about a run that does not change from step to step.
+    """Runs epochs: holds what does not change from step to step.
 
     Attributes:
         classifier: The static half of the model.
@@ -66,18 +66,18 @@ class Runner:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[int], None] = lambda images: None,
     ) -> tuple[steps.TrainState, list[steps.Sums], int]:
-        """Trains for the rest of an epoch, or until `stop` says so.
+        """Trains for the rest of an epoch, or until `stop` returns True.
 
         Args:
             state: Donated.
             source: The training split.
             epoch: Counted from 0.
-            start_step: Steps of the epoch already done.
-            stop: Asked between steps.
-            progress: Told the number of images of each step or group of steps.
+            start_step: Completed steps of the epoch.
+            stop: Called between steps.
+            progress: Called with the number of images of each step or scan.
 
         Returns:
-            The new state, the steps' sums, and the number of steps done.
+            The new state, the sums of each step, and the number of completed steps.
         """
         if source.on_device is not None:
             return self._train_on_device(state, source, epoch, start_step, stop, progress)
@@ -174,5 +174,5 @@ def evaluate_split(
     """
     with progress('evaluation', source.num_examples) as tick:
         outcome = runner.evaluate(trainable, source, progress=tick)
-    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.classes)
+    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.class_names)
     return {**outcome.metrics, **summary}

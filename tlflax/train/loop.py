@@ -1,4 +1,4 @@
-"""The one place where time passes: epochs, early stopping, checkpoints, interruptions."""
+"""The loop over epochs: training, validation, early stopping, checkpoints, interruptions."""
 
 import contextlib
 import dataclasses
@@ -14,18 +14,15 @@ from absl import logging
 from tlflax.features.batches import Source
 from tlflax.train import steps
 from tlflax.train.early_stopping import EarlyStopping, State
-from tlflax.train.epoch import Runner
+from tlflax.train.metrics import VAL_METRICS
+from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.progress import progress
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
-VAL_METRICS = ('loss', 'accuracy', 'balanced_accuracy', 'macro_f1', 'worst_recall')
-"""What an epoch's record has of the validation split, each as `val_<name>`."""
-
-METRICS = ('train_loss', 'train_accuracy', *(f'val_{name}' for name in VAL_METRICS),
-           'learning_rate')  # fmt: skip
-"""The metrics of an epoch's record that early stopping may monitor."""
+Record = dict[str, Any]
+"""A line of metrics.jsonl; see `make_record`."""
 
 
 class Interrupted(Exception):
@@ -38,17 +35,16 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run stands.
+    """How far a training has come.
 
     Attributes:
-        epoch: Epochs completed.
-        step_in_epoch: Steps done of the next one.
+        epoch: Completed epochs.
+        step_in_epoch: Completed steps of the next epoch.
         loss: Loss summed over the examples of those steps.
-        correct: Right answers among them.
-        count: Their number.
-        seconds: Time spent training so far, in seconds.
-        stopping: Early stopping's memory.
-        improvements: How often a new best was found.
+        correct: Number of correct predictions among them.
+        count: Number of those examples.
+        seconds: Seconds spent on those steps.
+        stopping: The state of early stopping.
     """
 
     epoch: int = 0
@@ -58,7 +54,6 @@ class Position:
     count: float = 0.0
     seconds: float = 0.0
     stopping: State = State()
-    improvements: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for a checkpoint's metadata."""
@@ -66,78 +61,106 @@ class Position:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> 'Position':
-        """Returns the position whose `to_json` is `saved`."""
-        return cls(**{**saved, 'stopping': State.from_json(saved['stopping'])})
+        """Returns the position that `to_json` turned into `saved`."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {name: value for name, value in saved.items() if name in names}
+        return cls(**{**known, 'stopping': State.from_json(saved['stopping'])})
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a training needs besides its state.
+    """A run under way, and where it is recorded.
 
     Attributes:
-        runner: The steps.
-        train: The training split.
+        run: What is trained.
         val: The validation split.
-        epochs: At most so many.
-        stopping: The early-stopping rule; None: never stop early.
-        learning_rate: Step to learning rate, for the record.
-        checkpoints: Where the state is saved.
-        workdir: Where records are written.
-        meta: What every checkpoint's metadata holds besides the position.
-        clock: Seconds spent on the run so far, earlier processes included.
-        copy_frozen: Save the frozen parameters too.
+        checkpoints: Where states are saved.
+        workdir: Where epochs are recorded.
+        clock: Returns the seconds spent on the run so far, earlier processes included.
     """
 
-    runner: Runner
-    train: Source
+    run: Run
     val: Source
-    epochs: int
-    stopping: EarlyStopping | None
-    learning_rate: Callable[[int], float]
     checkpoints: Checkpoints
     workdir: Workdir
-    meta: dict[str, Any]
     clock: Callable[[], float]
-    copy_frozen: bool
+
+    def save(self, state: steps.TrainState, position: Position, record: Record | None) -> None:
+        """Starts saving a checkpoint.
+
+        Args:
+            state: The state.
+            position: The position after it.
+            record: The record of the epoch that has ended; None in the middle of an epoch.
+        """
+        improved = record is not None and position.stopping.improved
+        frozen = dict(self.run.runner.frozen)
+        if not self.run.config.checkpoint.include_backbone:
+            frozen.pop('backbone', None)  # its digest names it; a frozen part of the head has none
+        self.checkpoints.save(
+            int(state.step),
+            params=state.params,
+            opt_state=state.opt_state,
+            meta={
+                **self.run.meta,
+                'position': position.to_json(),
+                'record': record,
+                'wall_seconds': self.clock(),
+            },
+            rank=position.epoch if improved else -1,
+            frozen=frozen or None,
+        )
 
 
-def fit(fit: Fit, state: steps.TrainState, position: Position) -> tuple[steps.TrainState, Position]:
+def train_epochs(
+    fit: Fit,
+    train: Source,
+    rule: EarlyStopping | None,
+    state: steps.TrainState,
+    position: Position,
+) -> tuple[steps.TrainState, Position]:
     """Trains from `position` until early stopping, the last epoch or an interruption.
 
     Args:
         fit: The run.
+        train: The training split.
+        rule: When to stop early; None: never.
         state: Donated; its arrays are replicated over the mesh.
-        position: Where the state stands.
+        position: The position of `state`.
 
     Returns:
         The last epoch's state and position.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT or SIGTERM was received; the state is saved.
         UserError: The loss is no longer finite; the last checkpoints are kept.
     """
     with _signals() as stop_requested:
-        while position.epoch < fit.epochs and not position.stopping.stopped:
-            state, position, done = _train_epoch(fit, state, position, stop_requested)
-            if not done:
-                save(fit, state, position, record=None)
+        while position.epoch < fit.run.config.train.epochs and not position.stopping.stopped:
+            state, position, complete = _train_epoch(fit, train, state, position, stop_requested)
+            if not complete:
+                fit.save(state, position, record=None)
                 fit.checkpoints.wait()
                 raise Interrupted(int(state.step))
-            position = _finish_epoch(fit, state, position)
+            position = _finish_epoch(fit, rule, state, position)
         fit.checkpoints.wait()
     return state, position
 
 
 def _train_epoch(
-    fit: Fit, state: steps.TrainState, position: Position, stop: Callable[[], bool]
+    fit: Fit,
+    train: Source,
+    state: steps.TrainState,
+    position: Position,
+    stop: Callable[[], bool],
 ) -> tuple[steps.TrainState, Position, bool]:
-    """Trains for the rest of the epoch; says whether it was completed."""
+    """Trains for the rest of the epoch, and tells whether it was completed."""
     began = time.perf_counter()
     start = position.step_in_epoch
-    name = f'epoch {position.epoch + 1}/{fit.epochs}'
-    with progress(name, fit.train.num_examples - int(position.count)) as tick:
-        state, sums, done = fit.runner.train(
-            state, fit.train, position.epoch, start, stop=stop, progress=tick
+    name = f'epoch {position.epoch + 1}/{fit.run.config.train.epochs}'
+    with progress(name, train.num_examples - int(position.count)) as tick:
+        state, sums, done = fit.run.runner.train(
+            state, train, position.epoch, start, stop=stop, progress=tick
         )
     new = steps.totals(sums)
     position = dataclasses.replace(
@@ -155,22 +178,24 @@ def _train_epoch(
             fix='lower config.optim.learning_rate and use a new --workdir '
             '(checkpoints up to the epoch before are kept)',
         )
-    return state, position, round(position.count) >= fit.train.num_examples
+    return state, position, round(position.count) >= train.num_examples
 
 
-def _finish_epoch(fit: Fit, state: steps.TrainState, position: Position) -> Position:
-    """Validates, records, decides, saves; returns the position at the next epoch's start."""
+def _finish_epoch(
+    fit: Fit, rule: EarlyStopping | None, state: steps.TrainState, position: Position
+) -> Position:
+    """Validates, records, decides, saves; returns the position at the start of the next epoch."""
     began = time.perf_counter()
     with progress('validation', fit.val.num_examples) as tick:
-        val = fit.runner.evaluate(state.params, fit.val, progress=tick).metrics
+        val = fit.run.runner.evaluate(state.params, fit.val, progress=tick).metrics
     step = int(state.step)
     seconds = time.perf_counter() - began
-    record = make_record(position, step, val, fit.learning_rate(step), seconds)
-    done = next_epoch(position, record, fit.stopping)
-    fit.workdir.append(record)  # first: a resumed run drops records beyond its checkpoint
-    save(fit, state, done, record)
-    _log(record, fit.epochs, done.stopping.improved)
-    return done
+    record = make_record(position, step, val, fit.run.learner.learning_rate(step), seconds)
+    after = next_epoch(position, record, rule)
+    fit.workdir.append(record)  # first: a resumed run drops records after its checkpoint
+    fit.save(state, after, record)
+    _log(record, fit.run.config.train.epochs, after.stopping.improved)
+    return after
 
 
 def make_record(
@@ -179,15 +204,15 @@ def make_record(
     val: dict[str, float],
     learning_rate: float,
     val_seconds: float,
-) -> dict[str, Any]:
+) -> Record:
     """Returns an epoch's line of metrics.jsonl.
 
     Args:
         position: At the end of the epoch's training.
-        step: Optimizer steps done.
+        step: Completed optimizer steps.
         val: `VAL_METRICS` of the validation split.
         learning_rate: At `step`.
-        val_seconds: Spent on validation.
+        val_seconds: Seconds spent on validation.
     """
     return {
         'epoch': position.epoch + 1,
@@ -201,41 +226,17 @@ def make_record(
     }
 
 
-def next_epoch(position: Position, record: dict[str, Any], rule: EarlyStopping | None) -> Position:
+def next_epoch(position: Position, record: Record, rule: EarlyStopping | None) -> Position:
     """Returns the position at the start of the epoch after the one recorded."""
     stopping = position.stopping
     if rule is not None:
         stopping = rule.update(stopping, record[rule.monitor], position.epoch)
     else:
         stopping = dataclasses.replace(stopping, best_epoch=position.epoch, improved=True)
-    improvements = position.improvements + stopping.improved
-    return Position(epoch=position.epoch + 1, stopping=stopping, improvements=improvements)
+    return Position(epoch=position.epoch + 1, stopping=stopping)
 
 
-def save(
-    fit: Fit, state: steps.TrainState, position: Position, record: dict[str, Any] | None
-) -> None:
-    """Starts saving a checkpoint; `record` is None in the middle of an epoch."""
-    improved = record is not None and position.stopping.improved
-    frozen = dict(fit.runner.frozen)
-    if not fit.copy_frozen:  # a frozen backbone has a name and a digest, a part of the head has not
-        frozen.pop('backbone', None)
-    fit.checkpoints.save(
-        int(state.step),
-        params=state.params,
-        opt_state=state.opt_state,
-        meta={
-            **fit.meta,
-            'position': position.to_json(),
-            'record': record,
-            'wall_seconds': fit.clock(),
-        },
-        rank=position.improvements if improved else -1,
-        frozen=frozen or None,
-    )
-
-
-def _log(record: dict[str, Any], epochs: int, improved: bool) -> None:
+def _log(record: Record, epochs: int, improved: bool) -> None:
     logging.info(
         'epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f balanced %.4f%s  '
         '%.0f images/s  %.1f s',
@@ -254,7 +255,7 @@ def _log(record: dict[str, Any], epochs: int, improved: bool) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a request to stop; a second one acts at once."""
+    """Turns the first SIGINT or SIGTERM into a request to stop; a second one interrupts."""
     requested = False
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -266,7 +267,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
     try:
         before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # signals are for the main thread alone
+    except ValueError:  # only the main thread may set handlers
         before = {}
     try:
         yield lambda: requested

@@ -1,4 +1,4 @@
-"""Losses: cross-entropy for evaluation; for training also focal, by class, adjusted to its counts.
+"""Losses: cross-entropy for evaluation; for training also focal loss, class weights, logit shifts.
 
 A batch's training loss is the sum of its examples' weighted losses divided by the number of its
 examples, not by the sum of their weights: Keras's mean, not PyTorch's, so that an example counts
@@ -23,13 +23,13 @@ _KEY = 'config.loss.weights_by_class'
 
 
 class Loss(NamedTuple):
-    """The numbers of a training loss; they may be traced, and what is None is left out.
+    """The numbers of a training loss. They may be traced; parts that are None are not used.
 
     Attributes:
         smoothing: Label smoothing.
-        gamma: How much the focal loss leaves out what is right already; None: cross-entropy.
-        class_weight: The factor of each class's examples.
-        shift: What is added to each class's logit.
+        gamma: The focusing exponent of the focal loss; None for cross-entropy.
+        class_weight: The weight of each class's examples.
+        shift: The number added to each class's logit.
     """
 
     smoothing: Float[Number, ''] = 0.0
@@ -47,20 +47,6 @@ def cross_entropy(
     arXiv:1512.00567).
     """
     return _expected(-jax.nn.log_softmax(logits), label, smoothing)
-
-
-def focal(
-    logits: Float[Array, 'b classes'],
-    label: Int[Array, ' b'],
-    gamma: float | Array,
-    smoothing: float | Array = 0.0,
-) -> Float[Array, ' b']:
-    """Focal loss, in nats, of each example (Lin et al. 2017, arXiv:1708.02002).
-
-    The softmax form of Keras's `CategoricalFocalCrossentropy` with alpha=1: the sum over the
-    classes of target * (1 - p)^gamma * -log p.
-    """
-    return _expected(_focal_costs(logits, gamma), label, smoothing)
 
 
 def training_losses(
@@ -131,10 +117,12 @@ def named_weights(
                 f'there is no class {name!r}', where=_KEY, fix=did_you_mean(name, classes)
             )
         if times > 1:
-            raise UserError(f'class {name!r} is named {times} times', where=_KEY, fix='name once')
+            raise UserError(
+                f'class {name!r} is named {times} times', where=_KEY, fix='name it once'
+            )
         if not 0 <= given[name] < math.inf:
             raise UserError(
-                f'the weight {given[name]} of class {name!r} is none',
+                f'the weight {given[name]} of class {name!r} is not valid',
                 where=_KEY,
                 fix='give a finite number that is at least 0',
             )
@@ -167,7 +155,7 @@ def build(
     explicit = config.class_weights == 'explicit'
     if explicit != bool(config.weights_by_class):
         raise UserError(
-            'explicit weights need a list of them' if explicit else 'these weights are not used',
+            'explicit class weights are not given' if explicit else 'these weights are not used',
             where=_KEY if explicit else f'{_KEY} and config.loss.class_weights',
             fix="give (class, weight) pairs, such as (('yellow', 5.0),)"
             if explicit
@@ -200,7 +188,7 @@ def structure(config: LossConfig) -> LossConfig:
 
 
 def describe_overlap(config: LossConfig, *, balanced_sampling: bool) -> str | None:
-    """Returns what to warn of where the same imbalance is made up for more than once."""
+    """Returns a warning if the same imbalance is corrected more than once, else None."""
     means = [
         *(['loss.class_weights'] if config.class_weights in ('balanced', 'effective') else []),
         *(['loss.logit_adjustment'] if config.logit_adjustment else []),
@@ -208,13 +196,13 @@ def describe_overlap(config: LossConfig, *, balanced_sampling: bool) -> str | No
     ]
     if len(means) < 2:
         return None
-    return f'{" and ".join(means)} each make up for the same imbalance: rare classes count twice'
+    return f'{" and ".join(means)} each correct the same imbalance: rare classes count twice'
 
 
 def _expected(
     costs: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: float | Array
 ) -> Float[Array, ' b']:
-    """The mean of each row under the smoothed target."""
+    """Returns the mean cost of each row under the smoothed target."""
     right = jnp.take_along_axis(costs, label[:, None], axis=-1)[:, 0]
     return (1 - smoothing) * right + smoothing * costs.mean(-1)
 
@@ -223,6 +211,6 @@ def _focal_costs(
     logits: Float[Array, 'b classes'], gamma: float | Array
 ) -> Float[Array, 'b classes']:
     log_p = jax.nn.log_softmax(logits)
-    # A power below one has no finite slope at zero, where the cost is zero anyway.
+    # A power below one has an infinite slope at zero, where the cost is zero.
     wrong = jnp.maximum(-jnp.expm1(log_p), 1e-30)
     return wrong**gamma * -log_p

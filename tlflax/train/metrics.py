@@ -1,6 +1,6 @@
 """Classification metrics from labels and predicted probabilities, on the host.
 
-A metric of a class that has no examples, or no others, is left out of means over classes.
+Means over classes leave out classes for which a metric is undefined.
 """
 
 import math
@@ -9,6 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
+
+VAL_METRICS = ('loss', 'accuracy', 'balanced_accuracy', 'macro_f1', 'worst_recall')
+"""The validation metrics of an epoch's record, each as `val_<name>`."""
+
+MONITORED = ('train_loss', 'train_accuracy', *(f'val_{name}' for name in VAL_METRICS),
+             'learning_rate')  # fmt: skip
+"""The metrics of an epoch's record that early stopping can monitor."""
 
 BINS = 15
 """Of the expected calibration error."""
@@ -30,7 +37,7 @@ def confusion_matrix(
 def confusions(
     labels: Int[np.ndarray, ' n'], predicted: Int[np.ndarray, ' n'], classes: int
 ) -> dict[str, list[int]]:
-    """Returns the cells of the confusion matrix that are not zero, for many classes.
+    """Returns the nonzero cells of the confusion matrix, for many classes.
 
     Returns:
         `true`, `predicted` and `count`, one entry for each cell.
@@ -41,12 +48,12 @@ def confusions(
 
 
 class ClassCounts(NamedTuple):
-    """Examples by class; they add up over batches, and need no matrix of all pairs of classes.
+    """Counts by class; they add up over batches without a confusion matrix.
 
     Attributes:
-        right: Rightly predicted examples of each class.
+        right: Correctly predicted examples of each class.
         true: Examples of each class.
-        predicted: Examples for which each class was predicted.
+        predicted: Examples predicted as each class.
     """
 
     right: Int[Any, ' classes']
@@ -55,7 +62,7 @@ class ClassCounts(NamedTuple):
 
 
 def by_class(counts: ClassCounts) -> dict[str, float]:
-    """Returns what shows imbalance, over the classes that have examples; NaN if none has.
+    """Returns metrics in which all classes with examples count alike; NaN if no class has any.
 
     Returns:
         `balanced_accuracy` (mean recall), `macro_f1` (mean F1) and `worst_recall`.
@@ -119,7 +126,7 @@ def calibration_error(
 def top_accuracy(
     labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n classes'], k: int
 ) -> float:
-    """Returns how often the true class is among the `k` most probable; ties go to lower labels."""
+    """Returns top-k accuracy; ties go to lower labels."""
     found, step = 0, max(1, _BLOCK // probabilities.shape[1])
     for start in range(0, len(labels), step):
         block, label = probabilities[start : start + step], labels[start : start + step, None]
@@ -130,7 +137,7 @@ def top_accuracy(
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a proportion (Wilson 1927); of nothing, all there is."""
+    """Returns the 95 % interval of a proportion (Wilson 1927); (0, 1) where `n` is 0."""
     if not n:
         return 0.0, 1.0
     z2 = _NORMAL_975**2
@@ -164,7 +171,7 @@ def summary(
     probabilities: Float[np.ndarray, 'n classes'],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Returns what a classifier's predictions are worth.
+    """Returns the metrics of a classifier's predictions.
 
     Args:
         labels: The true classes.
@@ -173,7 +180,7 @@ def summary(
 
     Returns:
         What `by_class` returns; `accuracy_interval` (Wilson's, 95 %); `macro_auroc`, the mean of
-        the areas that are defined, or None; `expected_calibration_error`; `top5_accuracy` where
+        the defined areas, or None; `expected_calibration_error`; `top5_accuracy` where
         there are more than 5 classes; `per_class`; and `confusion_matrix` (rows: true class), of
         more than 1000 classes as `confusions` has it.
     """
@@ -197,7 +204,7 @@ def summary(
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Shows an evaluation's per-class table and its totals; of many classes, the worst."""
+    """Formats an evaluation's per-class table (the worst classes of many) and totals."""
     table = result['per_class']
     title = 'class'
     if len(table) > _LINES:
@@ -219,9 +226,10 @@ def format_table(result: dict[str, Any]) -> str:
 def _totals(result: dict[str, Any]) -> list[str]:
     low, high = result['accuracy_interval']
     area, top = result['macro_auroc'], result.get('top5_accuracy')
+    loss = math.nan if result['loss'] is None else result['loss']  # as result.json has it
     return [
         f'accuracy {result["accuracy"]:.4f} (95 % interval {low:.4f} to {high:.4f})'
-        f'{"" if top is None else f", top-5 {top:.4f}"}, loss {result["loss"]:.4f}, '
+        f'{"" if top is None else f", top-5 {top:.4f}"}, loss {loss:.4f}, '
         f'{result["num_examples"]} images',
         f'balanced accuracy {result["balanced_accuracy"]:.4f}, macro F1 {result["macro_f1"]:.4f}, '
         f'macro AUROC {"-" if area is None else f"{area:.4f}"}, '

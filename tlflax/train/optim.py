@@ -1,25 +1,128 @@
-"""Labels to optimizers: one `optax.multi_transform` over the parameters.
+"""The optimizer: one `optax.multi_transform` over labeled parameters.
 
-Frozen parameters are labeled 'frozen'; everything that could touch the others (moments, weight
-decay, the clipping norm) lives inside their own branch and so never sees a frozen one.
+Parameters labeled 'frozen' never change. Whatever acts on the others (moments, weight decay, the
+clipping norm) is part of their own branch and never sees a frozen parameter.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import optax
 from jax import Array
 
+from tlflax.config.schema import OptimConfig
+from tlflax.models.classifier import Params
 from tlflax.utils.errors import UserError, did_you_mean
-from tlflax.utils.labels import FROZEN
+from tlflax.utils.labels import FROZEN, format_table, label_tree, partition
 from tlflax.utils.trees import flatten
 
+Number = float | Array
 
-def schedule(
-    peak: float | Array, *, kind: str, warmup_steps: int, total_steps: int
-) -> optax.ScalarOrSchedule:
+
+class Rates(NamedTuple):
+    """The numbers of an optimizer that may be traced, so that one program serves many of them.
+
+    Attributes:
+        learning_rates: The peak learning rate of each trainable label.
+        weight_decay: Decoupled weight decay, multiplied with the learning rate.
+    """
+
+    learning_rates: dict[str, Number]
+    weight_decay: Number
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Labeled parameters and their optimizer.
+
+    Attributes:
+        trainable: Parameters that are trained.
+        frozen: Parameters that are not.
+        labels: The label of each trainable parameter.
+        tx: The optimizer of `trainable`.
+        learning_rate: Maps a step to the learning rate of the first label, for the record.
+        table: Pattern, label, tensors, parameters and optimizer bytes, as text.
+    """
+
+    trainable: Params
+    frozen: Params
+    labels: Params
+    tx: optax.GradientTransformation
+    learning_rate: Callable[[int], float]
+    table: str
+
+
+def build_learner(
+    config: OptimConfig, params: Params, *, steps_per_epoch: int, epochs: int
+) -> Learner:
+    """Labels parameters by `config.labels` and builds their optimizer.
+
+    Raises:
+        UserError: A pattern matches nothing, a parameter has no label, all are frozen, or the
+            configuration contradicts itself.
+    """
+    labels = label_tree(params, config.labels)
+    trainable, frozen = partition(params, labels)
+    trainable_labels, _ = partition(labels, labels)
+    rates = configured_rates(config, trainable_labels)
+    schedules = build_schedules(config, rates, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    tx = build_optimizer(config, trainable_labels, schedules, rates.weight_decay)
+    state = jax.eval_shape(tx.init, trainable)
+    table = format_table(params, config.labels, state_bytes(state))
+    first = next(iter(schedules.values()))
+    return Learner(trainable, frozen, trainable_labels, tx, lambda step: float(first(step)), table)
+
+
+def configured_rates(config: OptimConfig, labels: Params) -> Rates:
+    """Returns the peak learning rate of each trainable label, and the weight decay.
+
+    Raises:
+        UserError: A rate is set for a label that no parameter has, or a weight decay for 'adam'.
+    """
+    if config.name == 'adam' and config.weight_decay:
+        raise UserError(
+            "'adam' has no weight decay", where='config.optim.weight_decay', fix="use 'adamw'"
+        )
+    peaks = label_rates(labels, default=config.learning_rate, overrides=config.learning_rates)
+    return Rates(peaks, config.weight_decay)
+
+
+def build_schedules(
+    config: OptimConfig, rates: Rates, *, steps_per_epoch: int, epochs: int
+) -> dict[str, optax.Schedule]:
+    """Returns the learning-rate schedule of each label; the rates may be traced."""
+    return {
+        label: schedule(
+            peak,
+            kind=config.schedule,
+            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+            total_steps=epochs * steps_per_epoch,
+        )
+        for label, peak in rates.learning_rates.items()
+    }
+
+
+def build_optimizer(
+    config: OptimConfig,
+    labels: Params,
+    learning_rates: Mapping[str, optax.ScalarOrSchedule],
+    weight_decay: Number,
+) -> optax.GradientTransformation:
+    """Returns the configured optimizer of labeled parameters; see `build`."""
+    return build(
+        labels,
+        name=config.name,
+        learning_rates=learning_rates,
+        weight_decay=weight_decay,
+        momentum=config.momentum,
+        clip_norm=config.clip_norm,
+    )
+
+
+def schedule(peak: Number, *, kind: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Returns a learning-rate schedule over optimizer steps.
 
     Args:
@@ -40,11 +143,11 @@ def schedule(
 
 
 def build(
-    labels: Any,
+    labels: Params,
     *,
     name: str,
     learning_rates: Mapping[str, optax.ScalarOrSchedule],
-    weight_decay: float | Array = 0.0,
+    weight_decay: Number = 0.0,
     momentum: float = 0.9,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
@@ -55,17 +158,10 @@ def build(
         name: 'adam', 'adamw' or 'sgd'.
         learning_rates: One learning rate or schedule for each label but 'frozen'.
         weight_decay: Decoupled decay, multiplied with the learning rate (Loshchilov & Hutter 2019,
-            arXiv:1711.05101); not for 'adam'. May be traced, as may the learning rates.
-        momentum: For 'sgd'.
+            arXiv:1711.05101); 'adam' has none. May be traced, as may the learning rates.
+        momentum: Of 'sgd'.
         clip_norm: Largest global gradient norm of each label's parameters; 0 for no clipping.
-
-    Raises:
-        UserError: Weight decay is asked of 'adam'.
     """
-    if name == 'adam' and weight_decay:
-        raise UserError(
-            "'adam' has no weight decay", where='config.optim.weight_decay', fix="use 'adamw'"
-        )
     transforms = {FROZEN: optax.set_to_zero()}
     for label in sorted(set(flatten(labels).values()) - {FROZEN}):
         steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
@@ -82,8 +178,8 @@ def build(
 
 
 def label_rates(
-    labels: Any, *, default: float | Array, overrides: Sequence[tuple[str, float | Array]]
-) -> dict[str, float | Array]:
+    labels: Params, *, default: Number, overrides: Sequence[tuple[str, Number]]
+) -> dict[str, Number]:
     """Returns each trainable label's peak learning rate.
 
     Raises:

@@ -1,6 +1,5 @@
-"""One run from its configuration to its result: prepare, resume, fit, evaluate the best."""
+"""A run from its configuration to its result: set up, resume, train, evaluate the best epoch."""
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,10 @@ from ml_collections import ConfigDict
 from tlflax.config.parse import resolve, to_dict
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source
-from tlflax.train import early_stopping, loop, losses, metrics, setup, steps
+from tlflax.train import losses, setup, steps
+from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
+from tlflax.train.loop import Fit, Position, Record, train_epochs
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.sharding import replicate
@@ -26,7 +27,7 @@ _SHOWN = 10  # class weights in the log
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Trains, or goes on training, until early stopping or the last epoch.
+    """Trains, or continues training, until early stopping or the last epoch.
 
     Args:
         config: As a config file's `get_config()` returns it.
@@ -36,8 +37,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         The contents of `workdir/result.json`. A finished run is not run again.
 
     Raises:
-        UserError: Something the user can fix.
-        tlflax.train.loop.Interrupted: SIGINT or SIGTERM came, and the state is saved.
+        UserError: The configuration, the data or the machine is at fault.
+        tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
     resolved = resolve(config)
     work = Workdir(Path(workdir))
@@ -46,147 +47,120 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     if result is not None:
         logging.info('%s is finished; the result is in result.json', work.path)
         return result
-    return run(resolved, work)
+    return train(resolved, work)
 
 
-def run(config: Config, work: Workdir) -> dict[str, Any]:
-    """Trains in `work` from wherever its checkpoints stand and returns the result.
+def train(config: Config, work: Workdir) -> dict[str, Any]:
+    """Trains in `work` from its last checkpoint, if it has one, and returns the result.
 
     Raises:
-        UserError: Something the user can fix.
-        tlflax.train.loop.Interrupted: SIGINT or SIGTERM came, and the state is saved.
+        UserError: The configuration, the data or the machine is at fault.
+        tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
     began = time.perf_counter()
-    rule = stopping_rule(config)
-    prepared = setup.build(config, setup.load(config))
-    logging.info('%s', prepared.learner.table)
-    report_loss(prepared)
-    train = prepared.sources.train(prepared.splits.train)
-    val = prepared.sources.eval(prepared.splits.val, 'validation')
+    rule = stopping_rule(config.early_stopping)
+    run = setup.build(config, setup.load(config))
+    logging.info('%s', run.learner.table)
+    _log_class_weights(run)
+    train_source = run.sources.train(run.splits.train)
+    val_source = run.sources.eval(run.splits.val, 'validation')
     work.claim(to_dict(config))
     try:
-        with Checkpoints(work.checkpoints) as saved:
-            state, position, spent = _resume(saved, prepared, work)
-            fit = loop.Fit(
-                runner=prepared.runner,
-                train=train,
-                val=val,
-                epochs=config.train.epochs,
-                stopping=rule,
-                learning_rate=prepared.learner.learning_rate,
-                checkpoints=saved,
+        with Checkpoints(work.checkpoints) as checkpoints:
+            state, position, spent = _resume(checkpoints, run, work)
+            fit = Fit(
+                run=run,
+                val=val_source,
+                checkpoints=checkpoints,
                 workdir=work,
-                meta=prepared.meta,
                 clock=lambda: spent + time.perf_counter() - began,
-                copy_frozen=config.checkpoint.include_backbone,
             )
-            _, position = loop.fit(fit, state, position)
-            result = _result(fit, prepared, position)
+            _, position = train_epochs(fit, train_source, rule, state, position)
+            result = _result(fit, position)
         work.write_result(result)
     finally:
         work.close()
-    _log(result, work)
+    best, epochs = result['best_epoch'], result['epochs_run']
+    logging.info('best epoch %d of %d; everything is in %s', best, epochs, work.path)
     return result
 
 
 def publish(
-    prepared: Run,
+    run: Run,
     work: Workdir,
     val: Source,
-    records: Sequence[dict[str, Any]],
-    saved_states: Sequence[tuple[steps.TrainState, loop.Position]],
+    records: Sequence[Record],
+    saved_states: Sequence[tuple[steps.TrainState, Position]],
     seconds: float,
 ) -> dict[str, Any]:
-    """Makes a workdir as `run` leaves it of a training that was done elsewhere.
+    """Writes a workdir, as `train` leaves it, for a run that was trained elsewhere.
 
     Args:
-        prepared: The run.
+        run: The run.
         work: Empty.
         val: Its validation split.
-        records: One for each epoch.
-        saved_states: States at the end of some epochs in their order, the best and the last among
-            them, and the positions after these.
-        seconds: What the training took.
+        records: The record of each epoch.
+        saved_states: States at the end of some epochs in order, the best and the last among them,
+            and the positions after them.
+        seconds: Seconds that the training took.
 
     Returns:
         The contents of `result.json`.
     """
-    work.claim(to_dict(prepared.config))
+    work.claim(to_dict(run.config))
     try:
         with Checkpoints(work.checkpoints) as checkpoints:
-            fit = loop.Fit(
-                runner=prepared.runner,
-                train=val,  # nothing is trained any more
-                val=val,
-                epochs=prepared.config.train.epochs,
-                stopping=None,
-                learning_rate=prepared.learner.learning_rate,
-                checkpoints=checkpoints,
-                workdir=work,
-                meta=prepared.meta,
-                clock=lambda: seconds,
-                copy_frozen=prepared.config.checkpoint.include_backbone,
+            fit = Fit(
+                run=run, val=val, checkpoints=checkpoints, workdir=work, clock=lambda: seconds
             )
             for record in records:
                 work.append(record)
             for state, position in saved_states:
-                loop.save(fit, state, position, records[position.epoch - 1])
+                fit.save(state, position, records[position.epoch - 1])
             checkpoints.wait()
-            result = _result(fit, prepared, saved_states[-1][1])
+            result = _result(fit, saved_states[-1][1])
         work.write_result(result)
     finally:
         work.close()
     return result
 
 
-def _log(result: dict[str, Any], work: Workdir) -> None:
-    best = f'best epoch {result["best_epoch"]} of {result["epochs_run"]}'
-    logging.info(
-        '%s\n%s; everything is in %s', metrics.format_table(result['val']), best, work.path
-    )
-    if result['test'] is not None:
-        logging.info('test split\n%s', metrics.format_table(result['test']))
-
-
 def _resume(
-    saved: Checkpoints, prepared: Run, work: Workdir
-) -> tuple[steps.TrainState, loop.Position, float]:
-    """Returns the last saved state, its position and the seconds spent before; or the first."""
-    learner = prepared.learner
-    state = steps.init_state(learner.trainable, learner.tx)
-    position, spent = loop.Position(), 0.0
-    last = saved.latest()
+    checkpoints: Checkpoints, run: Run, work: Workdir
+) -> tuple[steps.TrainState, Position, float]:
+    """Returns the last saved state or the first one, its position and the seconds spent before."""
+    state = steps.init_state(run.learner.trainable, run.learner.tx)
+    position, spent = Position(), 0.0
+    last = checkpoints.latest()
     if last is not None:
-        meta = saved.meta(last)
+        meta = checkpoints.meta(last)
         for name, thing in (('data_digest', 'images'), ('weights_digest', 'weights')):
-            if meta[name] != prepared.meta[name]:
+            if meta[name] != run.meta[name]:
                 raise UserError(
                     f'the {thing} are no longer those this run started with',
                     where=str(work.path),
-                    fix=f'put the {thing} back, or start afresh with another --workdir',
+                    fix=f'put the {thing} back, or start a new run with another --workdir',
                 )
-        params, opt_state = saved.state(last, state.params, state.opt_state)
+        params, opt_state = checkpoints.state(last, state.params, state.opt_state)
         state = steps.TrainState(jnp.int32(last), params, opt_state)
-        position = loop.Position.from_json(meta['position'])
+        position = Position.from_json(meta['position'])
         spent = meta['wall_seconds']
         logging.info('resuming after epoch %d, step %d', position.epoch, last)
     work.rewind(position.epoch)
-    return replicate(state, prepared.runner.mesh), position, spent
+    return replicate(state, run.runner.mesh), position, spent
 
 
-def _result(fit: loop.Fit, prepared: Run, position: loop.Position) -> dict[str, Any]:
-    """Evaluates the checkpoint that counts and puts the result together."""
-    config = prepared.config
-    step = fit.checkpoints.find('best' if config.early_stopping.restore_best else 'last')
-    params = fit.checkpoints.params(step, prepared.learner.trainable)
-    params = replicate(params, prepared.runner.mesh)
-    records = fit.workdir.records()
-    best = records[position.stopping.best_epoch or 0]
-    val = evaluate_split(prepared.runner, params, fit.val, prepared.splits.val)
+def _result(fit: Fit, position: Position) -> dict[str, Any]:
+    """Evaluates the checkpoint that counts and returns the contents of result.json."""
+    run, checkpoints = fit.run, fit.checkpoints
+    best = checkpoints.meta(checkpoints.find('best'))['record']
+    step = checkpoints.find('best' if run.config.early_stopping.restore_best else 'last')
+    params = replicate(checkpoints.params(step, run.learner.trainable), run.runner.mesh)
+    val = evaluate_split(run.runner, params, fit.val, run.splits.val)
     test = None
-    if prepared.splits.test is not None:
-        source = prepared.sources.eval(prepared.splits.test, 'test')
-        test = evaluate_split(prepared.runner, params, source, prepared.splits.test)
+    if run.splits.test is not None:
+        source = run.sources.eval(run.splits.test, 'test')
+        test = evaluate_split(run.runner, params, source, run.splits.test)
     return {
         'best_epoch': best['epoch'],
         'best_val_accuracy': best['val_accuracy'],
@@ -195,39 +169,23 @@ def _result(fit: loop.Fit, prepared: Run, position: loop.Position) -> dict[str, 
         'epochs_run': position.epoch,
         'step': step,
         'wall_seconds': fit.clock(),
-        'weights_digest': prepared.pretrained.digest,
-        'data_digest': prepared.splits.digest,
+        'weights_digest': run.pretrained.digest,
+        'data_digest': run.splits.digest,
         'val': val,
         'test': test,
         'versions': files.versions(),
     }
 
 
-def report_loss(prepared: Run) -> None:
-    """Logs the class weights, and warns where an imbalance is made up for twice."""
-    config, classes = prepared.config, prepared.splits.train.classes
-    weights = prepared.runner.loss.class_weight
+def _log_class_weights(run: Run) -> None:
+    """Logs the class weights, and warns where an imbalance is corrected twice."""
+    config, class_names = run.config, run.splits.train.class_names
+    weights = run.runner.loss.class_weight
     if weights is not None:
-        pairs = sorted(zip(weights.tolist(), classes, strict=True), reverse=True)
+        pairs = sorted(zip(weights.tolist(), class_names, strict=True), reverse=True)
         shown = ', '.join(f'{name!r} {weight:.4g}' for weight, name in pairs[:_SHOWN])
         rest = f' and {len(pairs) - _SHOWN} smaller' if len(pairs) > _SHOWN else ''
         logging.info('class weights: %s%s', shown, rest)
     balanced = config.train.balanced_sampling
     if overlap := losses.describe_overlap(config.loss, balanced_sampling=balanced):
         logging.warning('WARNING: %s', overlap)
-
-
-def stopping_rule(config: Config) -> early_stopping.EarlyStopping | None:
-    """Returns the early-stopping rule, checked before anything takes time."""
-    rule = config.early_stopping
-    if not rule.monitor:
-        return None
-    monitor = early_stopping.resolve_monitor(rule.monitor, loop.METRICS)
-    return early_stopping.EarlyStopping(
-        monitor=monitor,
-        min_delta=rule.min_delta,
-        patience=rule.patience,
-        mode=early_stopping.resolve_mode(monitor, rule.mode),
-        baseline=None if math.isnan(rule.baseline) else rule.baseline,
-        start_from_epoch=rule.start_from_epoch,
-    )

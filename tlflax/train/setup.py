@@ -2,7 +2,11 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
+
+import jax
+from absl import logging
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
@@ -10,8 +14,18 @@ from tlflax.data.audit import checks
 from tlflax.data.augment import ranges
 from tlflax.data.splits.load import Splits, load_splits
 from tlflax.features.select import SourceSelector
+from tlflax.models import classifier as classifiers
+from tlflax.models import heads
+from tlflax.models.classifier import Classifier, Params
+from tlflax.models.vgg import network
+from tlflax.models.weights import pretrained as weights
+from tlflax.models.weights.catalogue import VGG16_IMAGENET
 from tlflax.models.weights.pretrained import Pretrained
-from tlflax.train import epoch, experiment, losses
+from tlflax.train import losses
+from tlflax.train.epoch import Runner
+from tlflax.train.optim import Learner, build_learner
+from tlflax.utils import trees
+from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError
 from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir import files
@@ -34,8 +48,8 @@ class Run:
     config: Config
     splits: Splits
     pretrained: Pretrained
-    learner: experiment.Learner
-    runner: epoch.Runner
+    learner: Learner
+    runner: Runner
     sources: SourceSelector
     meta: dict[str, Any]
 
@@ -46,40 +60,53 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-    """What runs that differ in head and optimizer alone have in common."""
+class Inputs:
+    """Images and weights: what runs that differ only in head and optimizer share.
+
+    Attributes:
+        splits: The images.
+        pretrained: The backbone.
+        preprocess: The name of the preprocessing, a key of `PREPROCESS`.
+    """
 
     splits: Splits
     pretrained: Pretrained
     preprocess: str
 
 
-def load(config: Config) -> Material:
-    """Reads data and weights."""
+def load(config: Config) -> Inputs:
+    """Reads images and weights, and audits the images.
+
+    Raises:
+        UserError: A split or the weights are missing or unfit; see `load_splits`, `load_backbone`.
+    """
     ranges.check(config.augment, config.data.image_size)
     splits = load_splits(config.data)
     if config.data.audit != 'off':
         checks.brief(splits.by_name, strict=config.data.audit == 'error')
     _check_sizes(config, splits)
-    pretrained = experiment.load_backbone(config)
-    preprocess = experiment.choose_preprocess(pretrained, config.weights.preprocess)
-    return Material(splits, pretrained, preprocess)
+    pretrained = load_backbone(config)
+    preprocess = choose_preprocess(pretrained, config.weights.preprocess)
+    return Inputs(splits, pretrained, preprocess)
 
 
-def build(config: Config, material: Material) -> Run:
+def build(config: Config, inputs: Inputs) -> Run:
     """Builds the model and its steps; nothing is computed yet."""
-    splits, pretrained = material.splits, material.pretrained
-    classes = splits.train.classes
+    splits, pretrained = inputs.splits, inputs.pretrained
+    classes = splits.train.class_names
     params = {
         'backbone': pretrained.params,
-        'head': experiment.init_head(config, pretrained.params, len(classes)),
+        'head': init_head(config, pretrained.params, len(classes)),
     }
-    learner = experiment.build_learner(config, params, _steps_per_epoch(config, splits))
+    learner = build_learner(
+        config.optim,
+        params,
+        steps_per_epoch=_steps_per_epoch(config, splits),
+        epochs=config.train.epochs,
+    )
     mesh = default_mesh()
-    this_runner = epoch.Runner(
-        classifier=experiment.build_classifier(
-            config, pretrained.params, len(classes), material.preprocess
-        ),
+    runner = Runner(
+        classifier=build_classifier(config, pretrained.params, len(classes), inputs.preprocess),
         tx=learner.tx,
         frozen=replicate(learner.frozen, mesh),
         mesh=mesh,
@@ -94,8 +121,8 @@ def build(config: Config, material: Material) -> Run:
     sources = SourceSelector(
         config=config,
         weights_digest=pretrained.digest,
-        frozen=this_runner.frozen,
-        classifier=this_runner.classifier,
+        frozen=runner.frozen,
+        classifier=runner.classifier,
         mesh=mesh,
         backbone_learns='backbone' in learner.trainable,
     )
@@ -104,17 +131,22 @@ def build(config: Config, material: Material) -> Run:
         splits=splits,
         pretrained=pretrained,
         learner=learner,
-        runner=this_runner,
+        runner=runner,
         sources=sources,
-        meta={
-            'config': to_dict(config),
-            'classes': list(classes),
-            'preprocess': material.preprocess,
-            'weights_digest': pretrained.digest,
-            'data_digest': splits.digest,
-            'versions': files.versions(),
-        },
+        meta=_metadata(config, inputs),
     )
+
+
+def _metadata(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """Returns what a checkpoint needs besides arrays and position, to be used and resumed."""
+    return {
+        'config': to_dict(config),
+        'classes': list(inputs.splits.train.class_names),
+        'preprocess': inputs.preprocess,
+        'weights_digest': inputs.pretrained.digest,
+        'data_digest': inputs.splits.digest,
+        'versions': files.versions(),
+    }
 
 
 def _steps_per_epoch(config: Config, splits: Splits) -> int:
@@ -129,3 +161,76 @@ def _check_sizes(config: Config, splits: Splits) -> None:
             where='config.train.batch_size',
             fix=f'at most {images}',
         )
+
+
+def load_backbone(config: Config) -> Pretrained:
+    """Returns the pretrained backbone that `config.weights.source` names.
+
+    Raises:
+        UserError: The file is missing, damaged or not VGG16; or no download worked.
+    """
+    source, top = config.weights.source, config.features.layer in network.TOP
+    if source == 'random':
+        params = jax.device_get(network.init(jax.random.key(config.train.seed), top=top))
+        return Pretrained(
+            params=params,
+            preprocess='torch',  # pixels of unit scale, as He's initialization assumes
+            digest=trees.digest(params),
+            name='random',
+            license='none',
+            source=f'seed {config.train.seed}',
+        )
+    if source == 'imagenet':
+        if top:
+            raise UserError(
+                f'the downloaded ImageNet weights end at block5_pool, before '
+                f'{config.features.layer!r}',
+                where='config.features.layer',
+                fix='name a file with a top in config.weights.source',
+            )
+        return weights.load(fetch(VGG16_IMAGENET))
+    return weights.load(Path(source).expanduser(), top=top)
+
+
+def choose_preprocess(pretrained: Pretrained, requested: str) -> str:
+    """Returns the preprocessing to use, and says so; warns where it does not fit the weights."""
+    preprocess, warning = weights.resolve_preprocess(pretrained, requested)
+    logging.info(
+        'weights: %s from %s, preprocessing %r', pretrained.name, pretrained.source, preprocess
+    )
+    if warning:
+        logging.warning('WARNING: %s', warning)
+    return preprocess
+
+
+def build_classifier(
+    config: Config, backbone: Params, num_classes: int, preprocess: str
+) -> Classifier:
+    """Returns the static half of the model a configuration describes."""
+    return classifiers.create(
+        backbone,
+        image_size=config.data.image_size,
+        num_classes=num_classes,
+        head=config.model.head,
+        units=config.model.units,
+        dropout=config.model.dropout,
+        preprocess=preprocess,
+        layer=config.features.layer,
+        dtype=config.model.dtype,
+    )
+
+
+def init_head(config: Config, backbone: Params, num_classes: int) -> Params:
+    """Returns the head's first parameters, decided by `config.train.seed`."""
+    shape = classifiers.feature_shape(
+        backbone, image_size=config.data.image_size, layer=config.features.layer
+    )
+    key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    return heads.init(
+        config.model.head,
+        shape,
+        num_classes,
+        key,
+        units=config.model.units,
+        dropout=config.model.dropout,
+    )

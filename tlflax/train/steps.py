@@ -1,4 +1,4 @@
-"""What happens to one batch: metric sums, `train_step` and `eval_step`, all pure."""
+"""Pure functions of one batch: metric sums, `train_step` and `eval_step`."""
 
 import functools
 from typing import NamedTuple
@@ -19,10 +19,10 @@ Batch = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes.
+    """The state that a training step changes.
 
     Attributes:
-        step: i32 scalar, optimizer steps done.
+        step: i32 scalar, completed optimizer steps.
         params: The trainable parameters alone.
         opt_state: Their optimizer state.
     """
@@ -33,11 +33,11 @@ class TrainState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Mergeable metrics: sums over examples, to be divided by `examples` once, at the end.
+    """Mergeable metrics: sums over examples, divided once by `examples` at the end.
 
     Attributes:
         loss: f32 sum of the examples' losses.
-        correct: f32 number of right predictions.
+        correct: f32 number of correct predictions.
         examples: f32 number of examples.
     """
 
@@ -47,7 +47,7 @@ class Sums(NamedTuple):
 
 
 class EvalSums(NamedTuple):
-    """What evaluation adds up."""
+    """Mergeable metrics of evaluation."""
 
     sums: Sums
     counts: ClassCounts
@@ -59,10 +59,10 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
 
 def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], batch: Batch) -> Sums:
-    """Sums loss and right answers over a batch's real examples.
+    """Sums loss and correct predictions over a batch's real examples.
 
-    Of a mixture of two labels, each is right by its share (as in the code of Zhang et al. 2018,
-    arXiv:1710.09412).
+    For a mixture of two labels, a prediction is correct by the share of its label (as in the code
+    of Zhang et al. 2018, arXiv:1710.09412).
     """
     mask: Bool[Array, ' b'] = batch['mask']
     predicted = logits.argmax(-1)
@@ -79,7 +79,7 @@ def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], bat
 def class_counts(
     predicted: Int[Array, ' b'], label: Int[Array, ' b'], mask: Bool[Array, ' b'], classes: int
 ) -> ClassCounts:
-    """Counts the real examples by class; whole numbers, so in any order."""
+    """Counts the real examples by class, exactly, in integers."""
 
     def count(of: Array, which: Array) -> Array:
         return jnp.zeros(classes, jnp.int32).at[of].add(which.astype(jnp.int32))
@@ -98,7 +98,7 @@ def update(
     classifier: Classifier,
     tx: optax.GradientTransformation,
 ) -> tuple[TrainState, Sums]:
-    """One optimizer step on the trainable parameters.
+    """Takes one optimizer step on the trainable parameters.
 
     Only they are differentiated. A backbone without any trainable parameter runs before, outside
     the differentiated function; the part of a backbone below its first trainable layer depends on
@@ -115,7 +115,7 @@ def update(
         tx: The optimizer of `state.params`.
 
     Returns:
-        The new state, and the sums of loss and right answers before the update.
+        The new state, and the sums of loss and correct predictions before the update.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     if 'backbone' not in state.params and 'features' not in batch:
@@ -136,7 +136,7 @@ def update(
 train_step = functools.partial(
     jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
 )(update)
-"""`update`, compiled once for each model and optimizer; the old state's memory is reused."""
+"""`update`, compiled once per model and optimizer; the old state is donated."""
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
@@ -173,7 +173,7 @@ def update_many(
     classifier: Classifier,
     tx: optax.GradientTransformation,
 ) -> tuple[TrainState, Sums]:
-    """Many `update`s as one program; the sums have a leading axis of steps."""
+    """Takes many optimizer steps as one program; the sums have a leading axis of steps."""
 
     def body(state: TrainState, rows: Array) -> tuple[TrainState, Sums]:
         batch = _gather(on_device, rows)
@@ -185,7 +185,7 @@ def update_many(
 train_scan = functools.partial(
     jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
 )(update_many)
-"""`update_many`, compiled once for each model and optimizer."""
+"""`update_many`, compiled once per model and optimizer; the old state is donated."""
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
@@ -196,7 +196,7 @@ def eval_scan(
     *,
     classifier: Classifier,
 ) -> tuple[EvalSums, Float[Array, 'steps b classes']]:
-    """Many `eval_step`s as one program; the counts are those of all steps together."""
+    """Evaluates many batches as one program; the counts are sums over all of them."""
 
     def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array, Array]]:
         sums, logits = _assess(params, _gather(on_device, rows), classifier)
@@ -217,17 +217,17 @@ class Totals(NamedTuple):
 
 
 def totals(sums: list[Sums]) -> Totals:
-    """Adds up sums, each a scalar or with a leading axis, in float64."""
+    """Adds up sums, scalars or arrays with a leading axis, in float64."""
     host = jax.device_get(sums)
     return Totals(*(sum(float(np.sum(s[i], dtype=np.float64)) for s in host) for i in range(3)))
 
 
 def means(sums: list[Sums], counts: ClassCounts) -> dict[str, float]:
-    """Divides once: what evaluation says of the examples of all of `sums`.
+    """Returns the metrics of all examples of an evaluation.
 
     Args:
-        sums: Each of scalars or with a leading axis.
-        counts: Of all of them together.
+        sums: Scalars, or arrays with a leading axis.
+        counts: The class counts of all examples.
 
     Returns:
         `loss` in nats, `accuracy`, `num_examples`, and what `tlflax.train.metrics.by_class` adds.

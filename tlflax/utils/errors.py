@@ -52,7 +52,8 @@ def as_user_error(
     """Converts exceptions of other libraries and of the operating system to a `UserError`.
 
     Args:
-        what: What is wrong; '{reason}' in it is replaced by `reason` of the exception.
+        what: What is wrong; '{reason}' in it is replaced by `reason` of the exception, '{kind}' by
+            the name of its type.
         where: See `UserError`.
         fix: See `UserError`.
         of: The types to convert; others, and every `UserError`, are raised unchanged.
@@ -64,7 +65,7 @@ def as_user_error(
     except passing:
         raise
     except of as error:
-        said = what.replace('{reason}', reason(error))
+        said = what.replace('{kind}', type(error).__name__).replace('{reason}', reason(error))
         raise UserError(said, where=where, fix=fix) from error
 
 

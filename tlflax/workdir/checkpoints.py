@@ -1,14 +1,12 @@
 """Saving and restoring runs; the only home of Orbax.
 
-A checkpoint is a step of an Orbax `CheckpointManager` with separate items: `params` (what was
-learned), `opt_state`, `meta` (JSON: everything a reader needs to use or go on with them) and, if
-asked for, `frozen` (the backbone). The latest and the best are kept, whichever they are.
+A checkpoint is a step of an Orbax `CheckpointManager` with separate items: `params` (the trained
+parameters), `opt_state`, `meta` (JSON: everything needed to use or resume them) and, if
+configured, `frozen` (the frozen parameters). The latest and the best step are kept.
 """
 
 import contextlib
 import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from tlflax.utils import trees
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.files import dump_json
 
 _RANK = 'rank'
 
@@ -26,11 +25,11 @@ _RANK = 'rank'
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    Saving runs in the background; an error of one save is raised by the next call. Use as a
-    context manager, so that the last one is waited for, whatever ends the run.
+    Saving runs in the background; an error in one save is raised by the next call. As a context
+    manager it waits for the last save on exit.
 
     Args:
-        folder: Created when something is first saved.
+        folder: Created by the first save.
         read_only: Nothing is created, saved or deleted.
 
     Raises:
@@ -41,7 +40,7 @@ class Checkpoints:
         self.folder = folder.resolve()
         if read_only and not self.folder.is_dir():
             raise UserError(
-                'there is no checkpoint here',
+                'no checkpoint found',
                 where=str(self.folder),
                 fix='give a workdir in which `python -m tlflax.train` ran',
             )
@@ -90,15 +89,15 @@ class Checkpoints:
         return max(ranked, key=lambda step: ranked[step]) if ranked else None
 
     def find(self, which: str) -> int:
-        """Turns 'best', 'last' or a number into a saved step.
+        """Returns the saved step that 'best', 'last' or a number names.
 
         Raises:
-            UserError: There is none.
+            UserError: No such step is saved.
         """
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise UserError(
-                'there is no checkpoint here yet',
+                'no checkpoint found',
                 where=str(self.folder),
                 fix='train first, or give another workdir',
             )
@@ -107,7 +106,7 @@ class Checkpoints:
             return steps[-1] if best is None else best
         if not which.isdigit() or int(which) not in steps:
             raise UserError(
-                f'there is no checkpoint of step {which!r}',
+                f'no checkpoint of step {which!r}',
                 where=str(self.folder),
                 fix=f"choose 'best', 'last' or one of {', '.join(map(str, steps))}",
             )
@@ -123,15 +122,15 @@ class Checkpoints:
         rank: int,
         frozen: Any = None,
     ) -> None:
-        """Starts saving; arrays are copied before this returns, so they may be donated.
+        """Starts saving; arrays are copied before it returns and may be donated.
 
         Args:
-            step: Optimizer steps done.
+            step: Completed optimizer steps.
             params: The trainable parameters.
             opt_state: The optimizer's state.
-            meta: Plain values; NaN and infinities allowed.
-            rank: Rises with every improvement; the highest is the best. -1: not an improvement.
-            frozen: Frozen parameters to copy along.
+            meta: Plain values; NaN and infinities are saved as null.
+            rank: The epoch, if it is the best so far, else -1; the highest rank is the best.
+            frozen: Frozen parameters to save too.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -140,7 +139,7 @@ class Checkpoints:
         items: dict[str, Any] = {
             'params': ocp.args.StandardSave(host[0]),
             'opt_state': ocp.args.StandardSave(host[1]),
-            'meta': ocp.args.JsonSave(_encode({**meta, 'rank': rank})),
+            'meta': ocp.args.JsonSave(json.loads(dump_json({**meta, 'rank': rank}))),
         }
         if frozen is not None:
             items['frozen'] = ocp.args.StandardSave(jax.tree.map(np.asarray, frozen))
@@ -150,24 +149,21 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Waits for a save under way.
+        """Waits for the current save.
 
         Raises:
-            UserError: It failed; the steps saved before stand.
+            UserError: It failed; earlier steps are still saved.
         """
         with self._saving():
             self._manager.wait_until_finished()
 
-    @contextlib.contextmanager
-    def _saving(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f'the state cannot be saved ({str(error).strip().splitlines()[0][:200]})',
-                where=str(self.folder),
-                fix='make room or fix that, then run the same command to go on',
-            ) from error
+    def _saving(self) -> contextlib.AbstractContextManager[None]:
+        return as_user_error(
+            'the state cannot be saved ({reason})',
+            where=str(self.folder),
+            fix='make room or fix that, then run the same command to continue',
+            of=(OSError, ValueError, RuntimeError),
+        )
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the metadata saved with a step."""
@@ -187,25 +183,24 @@ class Checkpoints:
         return restored['params'], restored['opt_state']
 
     def frozen(self, step: int, abstract: Any) -> Any | None:
-        """Returns the backbone copied into the checkpoint, or None if it is not there."""
+        """Returns the frozen parameters in the checkpoint, or None if they were not saved."""
         if not (self.folder / str(step) / 'frozen').is_dir():
             return None
         return self._restore(step, frozen=_host(abstract))['frozen']
 
     def _check(self, step: int, expected: Any, got: Any) -> None:
-        """Orbax restores whatever shape was saved."""
+        """Compares shapes and types: Orbax restores those that were saved."""
         where = str(self.folder / str(step))
         trees.check_same(expected, got, where=where, fix='it was written by another model')
 
     def _restore(self, step: int, **items: Any) -> Any:
-        try:
+        with as_user_error(
+            f'step {step} cannot be read ({{reason}})',
+            where=str(self.folder),
+            fix='it was written by another model or is damaged; choose another --step',
+            of=(ValueError, KeyError, FileNotFoundError),
+        ):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError) as error:
-            raise UserError(
-                f'step {step} cannot be read ({str(error).splitlines()[0]})',
-                where=str(self.folder),
-                fix='it was written by another model or is damaged; choose another --step',
-            ) from error
 
 
 def _host(tree: Any) -> ocp.args.StandardRestore:
@@ -214,18 +209,8 @@ def _host(tree: Any) -> ocp.args.StandardRestore:
     return ocp.args.StandardRestore(arrays)
 
 
-def _encode(value: Any) -> Any:
-    """Plain JSON, with NaN and infinities as {'float': 'nan'}: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {'float': repr(value)}
-    return value
-
-
 def _decode(value: Any) -> Any:
+    """Returns metadata as it was saved; {'float': 'nan'} is how released versions wrote a NaN."""
     if isinstance(value, dict):
         if set(value) == {'float'}:
             return float(value['float'])

@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import json
-import math
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from tensorboardX import SummaryWriter
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.files import atomic_write, dump_json, write_json
 
 _PACKAGES = ('tlflax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -22,20 +21,11 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    with os.fdopen(handle, 'w') as file:
-        json.dump(_finite(value), file, indent=2)
-        file.write('\n')
-    os.replace(temporary, path)
-
-
 class Workdir:
     """The folder of one run.
 
     Args:
-        path: Created if need be.
+        path: Created if it does not exist.
 
     Raises:
         UserError: It cannot be created or written.
@@ -43,16 +33,15 @@ class Workdir:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        try:
+        with as_user_error(
+            'the workdir cannot be written ({reason})',
+            where=str(path),
+            fix='give another one with --workdir',
+            of=(OSError,),
+        ):
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        except OSError as error:
-            raise UserError(
-                f'the workdir cannot be written ({error.strerror})',
-                where=str(path),
-                fix='give another one with --workdir',
-            ) from error
         self._events: SummaryWriter | None = None
 
     @property
@@ -64,12 +53,12 @@ class Workdir:
         """Checks that the workdir is new or belongs to the same configuration.
 
         Raises:
-            UserError: It belongs to another one; names the keys that differ.
+            UserError: It belongs to another configuration; names the keys that differ.
         """
         path = self.path / 'config.json'
         if not path.exists():
             return
-        # Keys that came after the run was started had their defaults in it.
+        # A key that did not exist when the run was started had its default.
         theirs = {**_plain(to_dict(Config())), **_leaves(read_json(path))}
         ours = _plain(config)
         differ = [
@@ -81,11 +70,11 @@ class Workdir:
             raise UserError(
                 f'this workdir holds a run of another config ({"; ".join(differ[:5])})',
                 where=str(self.path),
-                fix='give another --workdir, or the same config to go on',
+                fix='give another --workdir, or the same config to continue',
             )
 
     def claim(self, config: dict[str, Any]) -> None:
-        """Writes config.json: from now on the workdir belongs to this configuration."""
+        """Writes config.json, which binds the workdir to this configuration."""
         write_json(self.path / 'config.json', config)
 
     def result(self) -> dict[str, Any] | None:
@@ -94,7 +83,7 @@ class Workdir:
         return read_json(path) if path.exists() else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Writes result.json, which marks the run as finished."""
         write_json(self.path / 'result.json', result)
 
     def records(self) -> list[dict[str, Any]]:
@@ -106,17 +95,15 @@ class Workdir:
         return [json.loads(line) for line in lines if line.endswith('}')]
 
     def rewind(self, epochs: int) -> None:
-        """Drops the records of epochs after the first `epochs`, which will be run again."""
+        """Drops the records after the first `epochs` epochs, which will be run again."""
         kept = [record for record in self.records() if record['epoch'] <= epochs]
-        lines = ''.join(json.dumps(record) + '\n' for record in kept)
-        temporary = self.path / '.metrics.jsonl.tmp'
-        temporary.write_text(lines)
-        os.replace(temporary, self.path / 'metrics.jsonl')
+        lines = ''.join(dump_json(record) + '\n' for record in kept)
+        atomic_write(self.path / 'metrics.jsonl', lines)
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds an epoch's record to metrics.jsonl and to the TensorBoard events."""
         with open(self.path / 'metrics.jsonl', 'a') as file:
-            file.write(json.dumps(_finite(record)) + '\n')
+            file.write(dump_json(record) + '\n')
         if self._events is None:
             self._events = SummaryWriter(str(self.path / 'tensorboard'))
         for name, value in record.items():
@@ -131,37 +118,27 @@ class Workdir:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of ours.
+    """Reads a JSON file of a workdir.
 
     Raises:
-        UserError: It is not there or is no JSON.
+        UserError: It does not exist or is not valid JSON.
     """
-    try:
+    missing = as_user_error(
+        f'no {path.name} found',
+        where=str(path.parent),
+        fix='give a workdir in which `python -m tlflax.train` ran',
+        of=(FileNotFoundError,),
+    )
+    damaged = as_user_error(
+        'is not JSON ({reason})', where=str(path), fix='the file is damaged', of=(ValueError,)
+    )
+    with missing, damaged:
         return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f'there is no {path.name} here',
-            where=str(path.parent),
-            fix='give a workdir in which `python -m tlflax.train` ran',
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'is not JSON ({error})', where=str(path), fix='the file is damaged'
-        ) from error
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's leaves as they look once written and read."""
-    return _leaves(json.loads(json.dumps(_finite(config))))
+    """Returns a configuration's leaves as they are once written and read."""
+    return _leaves(json.loads(dump_json(config)))
 
 
 def _leaves(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

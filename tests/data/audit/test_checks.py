@@ -1,6 +1,5 @@
-"""The audit: looks against SciPy, look-alikes against brute force, the command as users run it."""
+"""The audit: hashes against SciPy, look-alikes against brute force, the command as users run it."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -16,8 +15,9 @@ from PIL import Image
 from tlflax.config.schema import DataConfig
 from tlflax.data.audit import duplicates, near_duplicates, run
 from tlflax.data.audit import report as audit_report
+from tlflax.data.audit.checks import brief
 from tlflax.data.images import decode, perceptual_hash
-from tlflax.data.inputs import walk
+from tlflax.data.inputs.folder import list_folder
 from tlflax.data.splits.load import load_splits
 from tlflax.utils.errors import UserError
 
@@ -44,41 +44,41 @@ def save(root, **files):
     return Path(root)
 
 
-def look(path):
-    return perceptual_hash.describe([decode.examine(path)[1]])[0]
+def hash_of(path):
+    return perceptual_hash.compute([decode.probe(path).thumbnail])[0]
 
 
-# looks
+# perceptual hashes
 
 
 def test_hash_is_that_of_scipys_cosine_transform():
     rng = np.random.default_rng(0)
     thumbs = rng.integers(0, 256, (20, 16, 16, 3), np.uint8)
-    table = perceptual_hash.table(perceptual_hash.describe([thumb.tobytes() for thumb in thumbs]))
+    table = perceptual_hash.stack(perceptual_hash.compute([thumb.tobytes() for thumb in thumbs]))
     gray = thumbs.astype(np.float64) @ [0.299, 0.587, 0.114]
     low = np.rint(scipy.fft.dctn(gray, axes=(1, 2), norm='ortho')[:, :8, :8].reshape(20, 64))
     wanted = low > np.median(low, axis=1, keepdims=True)
     # A coefficient just beside a whole number may be rounded to either.
     assert (np.unpackbits(table[:, :8], axis=1) != wanted).mean() < 0.002
     first = sum(int(bit) << (63 - place) for place, bit in enumerate(wanted[0]))
-    assert np.bitwise_count(perceptual_hash.hashes(table)[0] ^ np.uint64(first)) <= 1
+    assert np.bitwise_count(perceptual_hash.dct_hashes(table)[0] ^ np.uint64(first)) <= 1
     fields = thumbs.astype(np.float64).reshape(20, 4, 4, 4, 4, 3).mean((2, 4)).reshape(20, 48)
     assert abs(perceptual_hash.sketches(table) - fields).max() <= 0.5
 
 
-def test_flat_images_have_no_hash_and_missing_ones_no_look():
+def test_flat_images_have_no_dct_hash_and_missing_ones_no_hash():
     thumbs = [
         Image.new('RGB', (16, 16), (200, 30, 90)).tobytes(),
         b'',
         picture(1, (16, 16)).tobytes(),
     ]
-    flat, missing, other = perceptual_hash.describe(thumbs)
+    flat, missing, other = perceptual_hash.compute(thumbs)
     assert flat == bytes(8) + bytes((200, 30, 90) * 16)
     assert missing == b''
-    assert perceptual_hash.hashes(perceptual_hash.table([flat, missing, other])).astype(
+    assert perceptual_hash.dct_hashes(perceptual_hash.stack([flat, missing, other])).astype(
         bool
     ).tolist() == [0, 0, 1]
-    assert perceptual_hash.describe([]) == []
+    assert perceptual_hash.compute([]) == []
 
 
 COPIES = {
@@ -97,7 +97,7 @@ def test_copies_of_other_sizes_and_formats_look_alike(tmp_path, name):
         image = picture(seed, (130, 101))
         image.save(tmp_path / 'image.png')
         COPIES[name](image).save(tmp_path / name)
-        table = perceptual_hash.table([look(tmp_path / 'image.png'), look(tmp_path / name)])
+        table = perceptual_hash.stack([hash_of(tmp_path / 'image.png'), hash_of(tmp_path / name)])
         assert len(near_duplicates.find(table).pairs) == 1, seed
 
 
@@ -107,15 +107,17 @@ def test_turned_images_are_looked_at_upright(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / 'upright.png')
     image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'turned.png', exif=exif)
-    both = perceptual_hash.table([look(tmp_path / 'upright.png'), look(tmp_path / 'turned.png')])
+    both = perceptual_hash.stack(
+        [hash_of(tmp_path / 'upright.png'), hash_of(tmp_path / 'turned.png')]
+    )
     assert len(near_duplicates.find(both, bits=2, difference=1).pairs) == 1
 
 
 # the search
 
 
-def random_looks(count, seed):
-    """Random looks, a third of them near others."""
+def random_hashes(count, seed):
+    """Random hashes, a third of them near others."""
     rng = np.random.default_rng(seed)
     table = rng.integers(0, 256, (count, perceptual_hash.BYTES), np.uint8)
     table[:, 8:] //= 8  # sketches not far apart
@@ -128,8 +130,11 @@ def random_looks(count, seed):
 
 @pytest.mark.parametrize('bits', [0, 1, 4, 6])
 def test_search_finds_what_brute_force_finds(bits):
-    table = random_looks(600, bits)
-    hashes, sketches = perceptual_hash.hashes(table), perceptual_hash.sketches(table).astype(float)
+    table = random_hashes(600, bits)
+    hashes, sketches = (
+        perceptual_hash.dct_hashes(table),
+        perceptual_hash.sketches(table).astype(float),
+    )
     wanted = {}
     for a, b in itertools.combinations(range(600), 2):
         distance = int(hashes[a] ^ hashes[b]).bit_count()
@@ -143,14 +148,14 @@ def test_search_finds_what_brute_force_finds(bits):
 
 
 def test_search_tells_colors_apart():
-    table = np.repeat(random_looks(1, 0), 2, axis=0)
+    table = np.repeat(random_hashes(1, 0), 2, axis=0)
     table[1, 8:] += 7
     assert len(near_duplicates.find(table, difference=7.1).pairs) == 1
     assert len(near_duplicates.find(table, difference=6.9).pairs) == 0
 
 
 def test_search_among_many_copies_is_cut_off():
-    table = np.repeat(random_looks(1, 0), 3000, axis=0)
+    table = np.repeat(random_hashes(1, 0), 3000, axis=0)
     found = near_duplicates.find(table, most_pairs=10_000)
     assert not found.complete
     assert 10_000 <= len(found.pairs) < 20_000
@@ -168,7 +173,7 @@ def test_copies_between_splits_labels_and_within(tmp_path):
     val = save(tmp_path / 'val', a__6_png=6, b__7_png=7, b__3_jpg=3, a__4_jpg=4)
     shutil.copy(train / 'a/1.png', val / 'a/copy.png')
     tables = {'train': scan_folder(train)}
-    tables['val'] = scan_folder(val, classes=tables['train'].classes)
+    tables['val'] = scan_folder(val, class_names=tables['train'].class_names)
     images = duplicates.of_tables(tables)
 
     def names(kind):
@@ -362,12 +367,12 @@ def test_every_unreadable_folder_is_reported(tmp_path, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, 'scandir', refuse)
-    faults, ignored = [], walk.Ignored()
-    folders = walk.walk(str(tmp_path), key='k', ignored=ignored, report=faults.append)
-    assert [len(entries) for entries in folders.values()] == [0, 0, 1]
+    faults = []
+    listing = list_folder(tmp_path, report=faults.append)
+    assert (listing.names, listing.empty) == (['c'], ('a', 'b'))
     assert [fault.where for fault in faults] == [str(tmp_path / 'a'), str(tmp_path / 'b')]
     with pytest.raises(UserError, match='Permission denied'):
-        walk.walk(str(tmp_path), key='k', ignored=ignored)
+        list_folder(tmp_path)
 
 
 # before training
@@ -385,7 +390,7 @@ def test_brief_audit_before_training(tmp_path, said):
     shutil.copy(train / 'a/3.png', val / 'a/copy.png')
     picture(104, (30, 24)).save(val / 'b/small.png')
     data = DataConfig(train=str(train), val=str(val))
-    load_splits(data)
+    brief(load_splits(data).by_name, strict=False)
     assert 'info train: 12 images in 2 classes, from 1 (b) to 11 (a)' in said
     warnings = [line for line in said if line.startswith('warning')]
     assert len(warnings) == 5
@@ -396,19 +401,20 @@ def test_brief_audit_before_training(tmp_path, said):
     assert '1 classes have fewer than 10 training images: b 1' in warnings[3]
     assert "'a' has 11 training images, 'b' has 1: 11.0 to 1" in warnings[4]
     with pytest.raises(UserError, match='audit=error: 1 of 14 images of val are in an earlier'):
-        load_splits(dataclasses.replace(data, audit='error'))
+        brief(load_splits(data).by_name, strict=True)
     (val / 'a/copy.png').unlink()
     (val / 'b/small.png').unlink()
-    assert len(load_splits(dataclasses.replace(data, audit='error')).val) == 12
-    said.clear()
-    load_splits(dataclasses.replace(data, audit='off'))
-    assert not [line for line in said if line.startswith('warning')]
+    splits = load_splits(data)
+    brief(splits.by_name, strict=True)
+    assert len(splits.val) == 12
 
 
 @pytest.mark.assets
 def test_the_real_traffic_lights_have_frames_of_one_scene_in_both_splits(traffic_lights_dir):
     tables = {'train': scan_folder(traffic_lights_dir / 'Train')}
-    tables['val'] = scan_folder(traffic_lights_dir / 'Test', classes=tables['train'].classes)
+    tables['val'] = scan_folder(
+        traffic_lights_dir / 'Test', class_names=tables['train'].class_names
+    )
     images = duplicates.of_tables(tables)
     same, alike = duplicates.exact(images), duplicates.alike(images)
     assert (same.leaks.count, same.conflicts.count, same.repeats.count) == (0, 0, 0)

@@ -141,7 +141,12 @@ def test_every_line_of_a_manifest_that_is_not_fit_is_told(photos):
     assert found['error'] == {'leak': 1, 'conflict': 2, 'bad_image': 2, 'folder': 4}
     first = len(place.read_text().splitlines()) - 4
     for line, words in enumerate(
-        ["'train/a/2.png' is named in line 6 too", 'an empty path', '2 fields', "'tset' is no"]
+        [
+            "'train/a/2.png' is named in line 6 too",
+            'an empty path',
+            '2 fields',
+            "'tset' is not a split",
+        ]
     ):
         assert f'all.csv, line {first + line}: {words}' in text
     assert 'val gone.png cannot be read' in text
@@ -174,8 +179,8 @@ def test_folds_are_audited_as_they_are_drawn_whatever_else_is_wrong(photos):
         ({'folds': 3, 'val_fraction': 0.2}, 'more than one way to say what the val split is'),
         ({'val_fraction': 0.5, 'test_fraction': 0.5}, 'leave nothing to train with'),
         ({'folds': 2, 'fold': 2}, 'there is no fold 2'),
-        ({'val_fraction': 0.2, 'group': 'x(y'}, 'is no regular expression'),
-        ({'val_fraction': 0.2, 'group': 'train'}, 'finds a scene in no path'),
+        ({'val_fraction': 0.2, 'group': 'x(y'}, 'is not a valid regular expression'),
+        ({'val_fraction': 0.2, 'group': 'train'}, 'finds a group in no path'),
     ],
 )
 def test_splits_that_cannot_be_made_are_a_problem_among_others(photos, keys, words):
@@ -196,7 +201,7 @@ def test_sets_without_a_good_image(tmp_path, keys):
     assert (found['error']['bad_image'], found['error']['empty_class']) == (2, 2)
 
 
-def test_scenes_in_two_splits(photos, tmp_path):
+def test_groups_in_two_splits(photos, tmp_path):
     keys = {'train': photos / 'train', 'val': photos / 'val', 'group': r'^\w/([12])\.'}
     _, found = audit(**keys)
     assert found['error'] == {'leak': 1, 'conflict': 2, 'bad_image': 1, 'scene': 2}

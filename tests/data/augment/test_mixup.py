@@ -143,9 +143,9 @@ def test_batches_are_mixtures_of_what_would_be_seen_unmixed(photos, settings):
 
 @pytest.mark.parametrize('settings', [MIXUP, CUTMIX, BOTH], ids=['mixup', 'cutmix', 'both'])
 def test_mixing_depends_on_seed_epoch_and_row_alone(photos, settings, monkeypatch):
-    monkeypatch.setattr(tf_data.machine, 'cores', lambda: 1)
+    monkeypatch.setattr(tf_data.cpu, 'cores', lambda: 1)
     first = by_row(epoch(photos, settings))
-    monkeypatch.setattr(tf_data.machine, 'cores', lambda: 4)
+    monkeypatch.setattr(tf_data.cpu, 'cores', lambda: 4)
     whole = list(epoch(photos, settings, batch_size=8))
     shards = [
         batch

@@ -1,13 +1,12 @@
 """Draws: repeatable, row by row, the right distributions."""
 
 import dataclasses
-import subprocess
-import sys
 import time
 import zlib
 
 import numpy as np
 import pytest
+from helpers import run_new_python
 from scipy import stats
 
 from tlflax.config.schema import AugmentConfig
@@ -307,5 +306,5 @@ def test_runs_without_tensorflow():
         'import sys; sys.modules["tensorflow"] = None; import tlflax.data.augment.sampling as s;'
         'print(s.permutation(0, 0, 3).shape)'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    done = run_new_python('-c', code)
     assert done.stdout == '(3,)\n'

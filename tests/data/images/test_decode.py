@@ -2,22 +2,19 @@
 
 import os
 import struct
-import subprocess
-import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import run_new_python
 from image_samples import LOSSLESS, SAMPLES, as_exif, encode, noise, png, smooth
 from PIL import Image
 
-from tlflax.data.images import sniff
+from tlflax.data.images import color_modes, sniff
 from tlflax.data.images.decode import probe, read_image
 from tlflax.utils.errors import UserError
-
-# pytest shows the warnings that tlflax filters; `test_no_noise` looks without pytest.
-pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:PIL')
-
 
 UPRIGHT = {
     1: lambda a: a,
@@ -29,6 +26,12 @@ UPRIGHT = {
     7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
     8: lambda a: np.rot90(a),
 }
+
+
+def header(data):
+    found = probe(data)
+    size = found.width, found.height
+    return (found.format, *size, found.mode, found.orientation, found.plain_jpeg)
 
 
 @pytest.mark.parametrize('name', LOSSLESS)
@@ -48,7 +51,7 @@ def test_jpeg_is_near_its_source(progressive):
     pixels = smooth()
     data = encode(pixels, 'JPEG', quality=98, subsampling=0, progressive=progressive)
     assert np.abs(read_image(data).astype(int) - pixels).max() <= 4
-    assert probe(data) == ('JPEG', 96, 64, 'RGB', 1, True)
+    assert header(data) == ('JPEG', 96, 64, 'RGB', 1, True)
 
 
 def test_gray_is_repeated_over_the_channels():
@@ -182,7 +185,7 @@ def test_first_picture_of_several():
         np.testing.assert_array_equal(read_image(data), noise())
     mpo = encode(smooth(), 'MPO', save_all=True, append_images=[second], quality=98)
     assert np.abs(read_image(mpo).astype(int) - smooth()).max() <= 12
-    assert probe(mpo) == ('MPO', 96, 64, 'RGB', 1, False)
+    assert header(mpo) == ('MPO', 96, 64, 'RGB', 1, False)
 
 
 @pytest.mark.parametrize(
@@ -221,10 +224,66 @@ def test_too_many_pixels_are_refused_before_decoding():
     assert read_image(small, max_pixels=100).shape == (10, 10, 3)
 
 
-def test_limit_is_ours_and_pillow_keeps_its_own(monkeypatch):
+@pytest.mark.parametrize('name', SAMPLES)
+def test_limit_is_ours_and_pillow_keeps_its_own(monkeypatch, name):
+    wanted, limits = read_image(SAMPLES[name]), []
+    to_rgb = color_modes.to_rgb
+
+    def spy(*args):
+        limits.append(Image.MAX_IMAGE_PIXELS)
+        return to_rgb(*args)
+
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 3)
-    assert read_image(encode(noise(), 'PNG')).shape == (11, 17, 3)
-    assert Image.MAX_IMAGE_PIXELS == 3
+    monkeypatch.setattr(color_modes, 'to_rgb', spy)
+    np.testing.assert_array_equal(read_image(SAMPLES[name]), wanted)
+    height, width, _ = wanted.shape
+    assert (probe(SAMPLES[name]).height, probe(SAMPLES[name]).width) == (height, width)
+    assert set(limits) == {Image.MAX_IMAGE_PIXELS} == {3}
+    words = f'more than the limit of {height * width - 1}'
+    for function in (read_image, probe):
+        with pytest.raises(UserError, match=words):
+            function(SAMPLES[name], max_pixels=height * width - 1)
+
+
+def test_a_frame_beyond_the_canvas_of_a_gif_is_refused_before_memory_is_spent():
+    data = bytearray(encode(Image.fromarray(noise(channels=0), 'P'), 'GIF'))
+    at = data.index(b',') + 1  # the frame: left, top, width, height
+    data[at + 4 : at + 8] = struct.pack('<HH', 65535, 65535)
+    with pytest.raises(UserError, match='65535x65535 pixels, more than the limit'):
+        read_image(bytes(data))
+
+
+def test_pillows_warnings_are_ignored_in_the_thread_that_decodes_and_nowhere_else(monkeypatch):
+    to_rgb, heard = color_modes.to_rgb, []
+
+    def warn():
+        module = {'__name__': 'PIL.Somewhere'}
+        exec("import warnings; warnings.warn('odd metadata', UserWarning)", module)
+
+    def spy(*args):
+        warn()
+        with ThreadPoolExecutor(1) as other, pytest.warns(UserWarning, match='odd'):
+            other.submit(warn).result()
+        heard.append(True)
+        return to_rgb(*args)
+
+    monkeypatch.setattr(color_modes, 'to_rgb', spy)
+    before = list(warnings.filters)
+    read_image(encode(noise(), 'PNG'))
+    assert heard == [True]
+    assert list(warnings.filters) == before
+    with pytest.raises(UserError):
+        read_image(b'')
+    assert list(warnings.filters) == before
+
+
+def test_decoding_in_many_threads_leaves_the_process_as_it_was():
+    before = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+    data = [SAMPLES[name] for name in SAMPLES] * 5
+    with ThreadPoolExecutor(8) as pool:
+        for pixels, one in zip(pool.map(read_image, data), data, strict=True):
+            np.testing.assert_array_equal(pixels, read_image(one))
+    assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == before
 
 
 def outcome(data):
@@ -393,7 +452,8 @@ def test_no_noise_and_no_heavy_imports(tmp_path):
     (tmp_path / 'b.jpg').write_bytes(encode(noise(), 'JPEG', exif=exif))
     program = """
 import sys
-from tlflax.data import classes, decode, folder, scans, split, walk
+import tlflax.data.audit.run, tlflax.data.splits.load, tlflax.data.splits.loose_files
+from tlflax.data.images import decode
 from tlflax.utils.errors import UserError
 decode.read_image(sys.argv[2])
 try:
@@ -401,7 +461,6 @@ try:
 except UserError:
     print(*(sys.modules.keys() & {'jax', 'flax', 'orbax', 'tensorflow', 'torch'}), 'end')
 """
-    command = [sys.executable, '-W', 'default', '-c', program]
     files = [str(tmp_path / 'a.tif'), str(tmp_path / 'b.jpg')]
-    done = subprocess.run(command + files, capture_output=True, text=True, check=True)
+    done = run_new_python('-W', 'default', '-c', program, *files)
     assert (done.stdout, done.stderr) == ('end\n', '')

@@ -13,12 +13,10 @@ from image_samples import SAMPLES
 from PIL import Image
 
 from tlflax.data.images.decode import probe, read_image
-from tlflax.data.images.scan import Entry, read_file
+from tlflax.data.images.scan import read_file
 from tlflax.data.pipeline import tf_data
 from tlflax.data.splits import loose_files
 from tlflax.utils.errors import UserError
-
-pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:PIL')
 
 SIZE = (24, 32)
 LIMIT = 10**6
@@ -118,14 +116,15 @@ def test_the_pipeline_gives_the_decoders_pixels(tmp_path, name):
 @pytest.mark.parametrize('name', SAMPLES)
 def test_a_scan_accepts_what_the_decoder_accepts(tmp_path, name):
     for path in write(tmp_path, name):
-        finding = read_file('', Entry(path, -1, 0, 0), max_pixels=LIMIT)
+        found = read_file(path, max_pixels=LIMIT)
         try:
-            info = probe(path, max_pixels=LIMIT)
+            wanted = probe(path, max_pixels=LIMIT)
         except UserError:
-            assert finding.fault
-            assert finding.info is None
+            assert found.fault
+            assert not found.is_good
         else:
-            assert finding.info == info
+            assert found == wanted
+            assert found.is_good
 
 
 @pytest.mark.parametrize('name', ['jpeg', 'jpeg-progressive', 'jpeg-gray', 'png', 'webp'])

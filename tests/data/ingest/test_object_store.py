@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlflax.config.parse import resolve
 from tlflax.data.ingest import object_store
-from tlflax.data.splits.load import load_splits, load_table
+from tlflax.data.splits.load import load_splits, load_table, load_train
 from tlflax.utils.errors import UserError
 
 
@@ -80,8 +80,8 @@ LIGHTS = {'t/red/1.png': 1, 't/red/deep/2.png': 2, 't/green/3.png': 3, 't/green/
 
 def test_a_folder_in_s3_is_a_way_in(bucket):
     put(bucket, LIGHTS | {'t/readme.txt': b'x', 't/red/': b'', 't/.hidden/x.png': 9, 'u/x.png': 8})
-    table = load_table('s3://photos/t/', key='config.data.train', data=data())
-    assert table.classes == ('green', 'red')
+    table = load_table('s3://photos/t/', data=data())
+    assert table.class_names == ('green', 'red')
     assert list(table.counts) == [2, 2]
     names = {path.removeprefix(table.root + '/') for path in table.paths}
     assert names == {key.removeprefix('t/') for key in LIGHTS}
@@ -93,7 +93,7 @@ def test_only_what_changed_is_fetched(bucket, fetched, tmp_path):
     put(bucket, LIGHTS)
 
     def mirrored():
-        return object_store.fetch('s3://photos/t', tmp_path / 'cache', key='k')
+        return object_store.fetch('s3://photos/t', tmp_path / 'cache')
 
     root = mirrored()
     assert fetched == ['s3://photos/t: 4 objects, 4 to fetch (0 MB), 0 gone']
@@ -124,8 +124,8 @@ def test_only_what_changed_is_fetched(bucket, fetched, tmp_path):
 
 def test_patterns_in_a_store(bucket):
     put(bucket, {'p/x/cat_1.png': 1, 'p/y/cat_2.png': 2, 'p/y/dog_3.png': 3, 'p/dog_4.png': 4})
-    table = load_table('s3://photos/p/*/{class}_*.png', key='k', data=data())
-    assert table.classes == ('cat', 'dog')
+    table = load_table('s3://photos/p/*/{class}_*.png', data=data())
+    assert table.class_names == ('cat', 'dog')
     assert list(table.counts) == [2, 1]
 
 
@@ -142,18 +142,18 @@ def test_patterns_in_a_store(bucket):
 def test_what_is_not_there(bucket, url, words):
     put(bucket, LIGHTS | {'texts/a.txt': b'a', 'texts/b.csv': b'b'})
     with pytest.raises(UserError, match=words) as error:
-        load_table(url, key='config.data.val', data=data())
-    assert error.value.where == 'config.data.val'
+        load_train(data(train=url))
+    assert error.value.where == 'config.data.train'
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 's3fs', None)
     monkeypatch.delitem(sys.modules['fsspec.registry']._registry, 's3', raising=False)
     with pytest.raises(UserError, match=r"needs a package .*pip install 'tlflax\[cloud\]'"):
-        object_store.fetch('s3://photos/t', tmp_path, key='k')
+        object_store.fetch('s3://photos/t', tmp_path)
     monkeypatch.setitem(sys.modules, 'fsspec', None)
     with pytest.raises(UserError, match=r"needs the package fsspec; pip install 'tlflax\[cloud\]'"):
-        object_store.fetch('s3://photos/t', tmp_path, key='k')
+        object_store.fetch('s3://photos/t', tmp_path)
 
 
 class Odd(MemoryFileSystem):
@@ -227,7 +227,7 @@ class NoCredentialsError(Exception):
 def test_stores_that_refuse(odd, tmp_path, error, words, when):
     odd(fail_with(error, lambda path: (path == '') == (when == 'listing')))
     with pytest.raises(UserError, match=words):
-        object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+        object_store.fetch('odd:///t', tmp_path / 'cache')
     assert not any('partial' in path.name for path in (tmp_path / 'cache').glob('*'))
 
 
@@ -235,10 +235,10 @@ def test_an_interrupted_mirror_goes_on_where_it_stopped(odd, tmp_path, fetched):
     odd(fail_with(ConnectionError('gone'), lambda path: path.endswith('39.png')))
     for cut in ('cannot be mirrored', 'came with 5 of'):
         with pytest.raises(UserError, match=cut):
-            object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+            object_store.fetch('odd:///t', tmp_path / 'cache')
         odd(lambda path: 'cut' if path.endswith('39.png') else None)
     odd(lambda path: None)
-    root = object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+    root = object_store.fetch('odd:///t', tmp_path / 'cache')
     assert '40 objects, 40 to fetch' in fetched[0]
     assert '40 objects, 1 to fetch' in fetched[-1]
     assert files(object_store.Path(root)) == {
@@ -256,25 +256,25 @@ def test_objects_are_fetched_side_by_side(odd, tmp_path):
             both.wait()
 
     odd(wait)
-    object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+    object_store.fetch('odd:///t', tmp_path / 'cache')
     assert len(met) >= 8
 
 
 def test_a_store_that_tells_nothing_is_fetched_anew(odd, tmp_path, fetched, monkeypatch):
     monkeypatch.setattr(Odd, 'tagged', False)
     for _ in range(2):
-        object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+        object_store.fetch('odd:///t', tmp_path / 'cache')
     assert all('40 to fetch' in line for line in fetched)
 
 
 def test_a_torn_or_foreign_index_costs_time_only(odd, tmp_path, fetched):
-    root = object_store.Path(object_store.fetch('odd:///t', tmp_path / 'cache', key='k'))
+    root = object_store.Path(object_store.fetch('odd:///t', tmp_path / 'cache'))
     index = root.parent / 'index.jsonl'
     lines = index.read_text().splitlines()
     index.write_text('\n'.join([*lines[:10], 'null', '{}', '[1]', *lines[10:20], lines[20][:9]]))
-    object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+    object_store.fetch('odd:///t', tmp_path / 'cache')
     assert '40 objects, 20 to fetch' in fetched[-1]
-    object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+    object_store.fetch('odd:///t', tmp_path / 'cache')
     assert '40 objects, 0 to fetch' in fetched[-1]
 
 
@@ -289,4 +289,4 @@ def test_names_that_no_folder_can_hold_are_left_out(tmp_path):
 def test_a_cache_that_cannot_be_written(odd, tmp_path):
     (tmp_path / 'cache').write_text('a file')
     with pytest.raises(UserError, match='cannot be mirrored'):
-        object_store.fetch('odd:///t', tmp_path / 'cache', key='k')
+        object_store.fetch('odd:///t', tmp_path / 'cache')

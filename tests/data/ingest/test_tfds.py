@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from absl import logging
-from helpers import scan_folder
+from helpers import run_new_python, scan_folder
 from PIL import Image
 
 from tlflax.data.ingest import tfds_writer
@@ -92,7 +91,7 @@ def test_a_named_split_becomes_class_folders_of_the_original_bytes(lights, tmp_p
 
 def test_from_there_on_it_is_a_folder(lights, tmp_path):
     table = scan_folder(materialize('tfds:small_lights/train', tmp_path / 'cache'))
-    assert table.classes == ('%2Eodd', 'green', 'red', 'yellow%2Famber')
+    assert table.class_names == ('%2Eodd', 'green', 'red', 'yellow%2Famber')
     (batch,) = tf_data.eval_epoch(
         table, image_size=(30, 20), resize='stretch', antialias=True, batch_size=8
     )
@@ -325,12 +324,30 @@ def test_a_download_that_fails(data_dir, tmp_path, said, name, reason, amount):
     assert said() == [f'tfds:{name}/train: fetching {amount}, to be prepared in {folder}']
 
 
+def test_the_process_is_left_as_it_was(lights, tmp_path):
+    tqdm_utils, progress = tfds.core.utils.tqdm_utils, []
+    as_dataset = tfds.core.DatasetBuilder.as_dataset
+
+    def spy(*args, **options):
+        progress.append(tqdm_utils._active)
+        return as_dataset(*args, **options)
+
+    before = tqdm_utils._active, list(logging.get_absl_logger().filters), sys.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds.core.DatasetBuilder, 'as_dataset', spy)
+        materialize('tfds:small_lights/train', tmp_path / 'cache')
+    assert progress == [sys.stderr.isatty()]
+    after = tqdm_utils._active, list(logging.get_absl_logger().filters), sys.stdout
+    assert after == before
+    assert before[0]
+
+
 def test_nothing_is_printed(lights, data_dir, tmp_path):
     """In a process of its own."""
     code = (
         'from tlflax.data.ingest.tfds import materialize; from pathlib import Path;'
         f'materialize("tfds:small_lights/train", Path({str(tmp_path / "cache")!r}));'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run_new_python('-c', code)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
     assert len(files(Path(tmp_path / 'cache'))) == 8

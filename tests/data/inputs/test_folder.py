@@ -14,8 +14,8 @@ import pytest
 from helpers import scan_folder
 from PIL import Image
 
-from tlflax.data import table as folder
 from tlflax.data.images import scan as scans
+from tlflax.data.table import ImageTable
 from tlflax.utils.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_table_of_class_folders(tmp_path):
     root = put(tmp_path / 'data', LIGHTS)
     table = scan_folder(root)
     assert table.root == str(root)
-    assert table.classes == ('green', 'red', 'yellow')
+    assert table.class_names == ('green', 'red', 'yellow')
     assert relative(table) == [
         'green/3.jpg',
         'red/1.jpg',
@@ -79,7 +79,7 @@ def test_select_takes_rows_or_a_mask(tmp_path):
         assert list(chosen.paths) == list(table.paths[rows])
         assert list(chosen.digests) == list(table.digests[rows])
         np.testing.assert_array_equal(chosen.labels, table.labels[rows])
-        assert chosen.classes == table.classes
+        assert chosen.class_names == table.class_names
     assert len(table.select(np.zeros(5, bool))) == 0
 
 
@@ -98,7 +98,7 @@ def test_order_is_by_class_then_path_and_not_the_file_systems(tmp_path):
     wanted = ['a/B.jpg', 'a/b.jpg', 'a/b/x.jpg', 'a/z.jpg', 'a b/z.png', 'ä/日本 1.jpg']
     wanted.append('نیم\u200cفاصله/1.jpg')
     assert relative(first) == relative(second) == wanted
-    assert first.classes == ('a', 'a b', 'ä', 'نیم\u200cفاصله')
+    assert first.class_names == ('a', 'a b', 'ä', 'نیم\u200cفاصله')
     assert first.digest == second.digest
 
 
@@ -227,7 +227,7 @@ BAD = {
 def test_bad_images_are_named_with_reasons(tmp_path):
     root = put(tmp_path / 'data', LIGHTS | BAD)
     with pytest.raises(UserError) as error:
-        scan_folder(root, key='config.data.val', classes=['green', 'red', 'yellow'])
+        scan_folder(root, key='config.data.val', class_names=['green', 'red', 'yellow'])
     assert error.value.where == 'config.data.val'
     text = str(error.value)
     assert '6 of 11 images cannot be used' in text
@@ -326,7 +326,7 @@ TRAINING = ('Yellow', 'green', 'red', 'blue_car')
 def test_class_that_training_does_not_have(tmp_path, name, hint):
     root = put(tmp_path / 'val', {'red/1.jpg': 1, f'{name}/2.jpg': 2})
     with pytest.raises(UserError) as error:
-        scan_folder(root, key='config.data.val', classes=TRAINING)
+        scan_folder(root, key='config.data.val', class_names=TRAINING)
     assert error.value.where == 'config.data.val'
     assert f'classes that training does not have: {name!r} (and training has' in str(error.value)
     assert hint in str(error.value)
@@ -334,20 +334,21 @@ def test_class_that_training_does_not_have(tmp_path, name, hint):
 
 def test_labels_of_validation_are_those_of_training(tmp_path, said):
     root = put(tmp_path / 'val', {'red/1.jpg': 1, 'green/2.jpg': 2})
-    table = scan_folder(root, classes=TRAINING, key='config.data.val')
-    assert table.classes == TRAINING
+    table = scan_folder(root, class_names=TRAINING, key='config.data.val')
+    assert table.class_names == TRAINING
     assert dict(zip(relative(table), table.labels.tolist(), strict=True)) == {
         'green/2.jpg': 1,
         'red/1.jpg': 2,
     }
     (warning,) = [line for line in said if line.startswith('warning')]
     assert (
-        "config.data.val: no images of 2 of the classes that training has: 'Yellow', 'blue_car'"
-        in warning
+        f"{root}: no images of 2 of the classes that training has: 'Yellow', 'blue_car'" in warning
     )
-    assert len(scan_folder(put(tmp_path / 'one', {'red/1.jpg': 1}), classes=TRAINING)) == 1
+    assert len(scan_folder(put(tmp_path / 'one', {'red/1.jpg': 1}), class_names=TRAINING)) == 1
     with pytest.raises(UserError, match="without a usable image: 'green'"):
-        scan_folder(put(tmp_path / 'none', {'red/1.jpg': 1, 'green/x.txt': b'x'}), classes=TRAINING)
+        scan_folder(
+            put(tmp_path / 'none', {'red/1.jpg': 1, 'green/x.txt': b'x'}), class_names=TRAINING
+        )
 
 
 def test_classes_that_differ_in_spelling_only_are_a_warning(tmp_path, said):
@@ -362,28 +363,28 @@ def test_many_classes(tmp_path):
         os.makedirs(root / f'class {name:05}')
         (root / f'class {name:05}' / 'x.jpg').write_bytes(data)
     table = scan_folder(root)
-    assert table.classes == tuple(f'class {name:05}' for name in range(1200))
+    assert table.class_names == tuple(f'class {name:05}' for name in range(1200))
     np.testing.assert_array_equal(table.labels, np.arange(1200))
     with pytest.raises(UserError, match='and 1195 more'):
-        scan_folder(root, classes=['a', 'b'])
+        scan_folder(root, class_names=['a', 'b'])
 
 
 @pytest.fixture
-def reads(monkeypatch):
-    """The files that were read, in order."""
+def reads(tmp_path, monkeypatch):
+    """The files below `data` that were read, in order."""
     paths, read_file = [], scans.read_file
 
-    def spy(root, entry, **options):
-        paths.append(entry.path)
-        return read_file(root, entry, **options)
+    def spy(path, **options):
+        paths.append(os.path.relpath(path, tmp_path / 'data'))
+        return read_file(path, **options)
 
     monkeypatch.setattr(scans, 'read_file', spy)
     return paths
 
 
 def assert_same(a, b):
-    assert (a.root, a.classes, a.digest) == (b.root, b.classes, b.digest)
-    for name in ('paths', 'labels', 'digests', 'plain_jpeg', 'looks'):
+    assert (a.root, a.class_names, a.digest) == (b.root, b.class_names, b.digest)
+    for name in ('paths', 'labels', 'digests', 'plain_jpeg', 'perceptual_hashes'):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         assert getattr(a, name).dtype == getattr(b, name).dtype
 
@@ -498,11 +499,11 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     root = put(tmp_path / 'data', {f'{name}/{n}.jpg': n for name in 'ab' for n in range(150)})
     read_file, paths = scans.read_file, []
 
-    def interrupt(root, entry, **options):
-        if entry.path == 'b/99.jpg':
+    def interrupt(path, **options):
+        if path.endswith('b/99.jpg'):
             raise KeyboardInterrupt
-        paths.append(entry.path)
-        return read_file(root, entry, **options)
+        paths.append(path)
+        return read_file(path, **options)
 
     monkeypatch.setattr(scans, 'read_file', interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -513,7 +514,7 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(
         scans,
         'read_file',
-        lambda *args, **options: paths.append(args[1].path) or read_file(*args, **options),
+        lambda path, **options: paths.append(path) or read_file(path, **options),
     )
     assert len(scan_folder(root)) == 300
     assert not set(paths) & set(kept)
@@ -552,10 +553,10 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
 @pytest.mark.assets
 def test_the_real_traffic_lights(traffic_lights_dir):
     train = scan_folder(traffic_lights_dir / 'Train')
-    test = scan_folder(traffic_lights_dir / 'Test', classes=train.classes)
-    assert train.classes == ('green', 'red', 'yellow')
+    test = scan_folder(traffic_lights_dir / 'Test', class_names=train.class_names)
+    assert train.class_names == ('green', 'red', 'yellow')
     np.testing.assert_array_equal(train.counts, [429, 723, 35])
     np.testing.assert_array_equal(test.counts, [107, 181, 9])
     assert train.plain_jpeg.all()
     assert test.plain_jpeg.all()
-    assert isinstance(train, folder.ImageTable)
+    assert isinstance(train, ImageTable)

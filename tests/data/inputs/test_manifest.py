@@ -1,5 +1,6 @@
-"""CSV and JSON-lines manifests: rows, splits, weights, scenes, and errors by file and line."""
+"""CSV and JSON-lines manifests: rows, splits, weights, groups, and errors by file and line."""
 
+import csv
 import json
 import os
 
@@ -37,7 +38,7 @@ def data(**keys):
 
 def names(table):
     return [
-        (os.path.relpath(path, table.root), table.classes[label])
+        (os.path.relpath(path, table.root), table.class_names[label])
         for path, label in zip(table.paths, table.labels, strict=True)
     ]
 
@@ -47,12 +48,12 @@ TWO_NAMES = [('a/1.png', 'ant'), ('a/2.png', 'ant'), ('b/1.png', 'zebra'), ('c/1
 
 
 def table_of(path, **keys):
-    return load_table(path, key='config.data.train', data=data(**keys))
+    return load_table(path, data=data(**keys), split='train')
 
 
 def test_csv_gives_a_table_sorted_by_class_and_path(photos):
     table = table_of(write(photos / 'm.csv', *TWO))
-    assert table.classes == ('ant', 'zebra')
+    assert table.class_names == ('ant', 'zebra')
     assert names(table) == TWO_NAMES
     assert table.root == str(photos)
     assert table.weights is None
@@ -102,10 +103,10 @@ def test_names_with_spaces_quotes_and_other_letters(photos):
     table = table_of(write(photos / 'm.csv', *lines))
     assert names(table) == [('b/1.png', 'b'), (odd, 'wei,ß')]
     numbers = [json.dumps({'path': odd, 'label': 10}), json.dumps({'path': 'b/1.png', 'label': 2})]
-    assert table_of(write(photos / 'm.jsonl', *numbers)).classes == ('10', '2')
+    assert table_of(write(photos / 'm.jsonl', *numbers)).class_names == ('10', '2')
 
 
-def test_weights_and_scenes_follow_their_rows(photos):
+def test_weights_and_groups_follow_their_rows(photos):
     lines = ['path,label,weight,group', 'b/1.png,b,2,s2', 'a/2.png,a,,s1', 'a/1.png,a,0.5,']
     table = table_of(write(photos / 'm.csv', *lines))
     assert names(table) == [('a/1.png', 'a'), ('a/2.png', 'a'), ('b/1.png', 'b')]
@@ -134,7 +135,7 @@ def test_one_manifest_gives_all_splits(photos):
             wanted = [(f'{name}/{number}.png', name) for name in 'abcd' for number in numbers]
             assert names(table) == wanted
     assert names(load_val(data(train=path), tuple('abcd'))) == names(splits.val)
-    assert names(load_table(f'{path}#test', key='--data', data=data())) == names(splits.test)
+    assert names(load_table(f'{path}#test', data=data())) == names(splits.test)
 
 
 def test_a_manifest_without_validation_lines_leaves_room_for_a_fraction(photos):
@@ -172,8 +173,8 @@ def test_splits_said_twice(photos, keys, where, words):
 
 
 def test_evaluation_of_several_splits_asks_which(photos):
-    with pytest.raises(UserError, match=r'--data: .*all\.csv holds several splits; say which: '):
-        load_table(splits_file(photos), key='--data', data=data())
+    with pytest.raises(UserError, match=r'all\.csv holds several splits; say which: '):
+        load_table(splits_file(photos), data=data())
 
 
 UNFIT = {
@@ -184,7 +185,7 @@ UNFIT = {
     'twice': (['path,label,path', 'x,y,z'], 'line 1', "two columns 'path'"),
     'no rows': (['path,label'], '', 'names no image'),
     'fields': (['path,label', 'a/1.png,a', 'a/2.png'], 'line 3', '1 fields where'),
-    'quote': (['path,label', 'a/1.png,a', '"a/2.png,a'], 'line 3', 'no CSV'),
+    'quote': (['path,label', 'a/1.png,a', '"a/2.png,a'], 'line 3', 'not valid CSV'),
     'no path': (['path,label', ',a'], 'line 2', 'an empty path'),
     'no label': (['path,label', 'a/1.png, '], 'line 2', 'an empty label'),
     'again': (
@@ -195,12 +196,16 @@ UNFIT = {
     'split': (
         ['path,label,split', 'a/1.png,a,trian'],
         'line 2',
-        "'trian' is no split; did you mean 'train'?",
+        "'trian' is not a split; did you mean 'train'?",
     ),
-    'no split': (['path,label,split', 'a/1.png,a,train', 'b/1.png,b,'], 'line 3', "'' is no split"),
-    'weight': (['path,label,weight', 'a/1.png,a,heavy'], 'line 2', "'heavy' is no weight"),
-    'negative': (['path,label,weight', 'a/1.png,a,-1'], 'line 2', "'-1' is no weight"),
-    'nan': (['path,label,weight', 'a/1.png,a,nan'], 'line 2', "'nan' is no weight"),
+    'no split': (
+        ['path,label,split', 'a/1.png,a,train', 'b/1.png,b,'],
+        'line 3',
+        "'' is not a split",
+    ),
+    'weight': (['path,label,weight', 'a/1.png,a,heavy'], 'line 2', "'heavy' is not a weight"),
+    'negative': (['path,label,weight', 'a/1.png,a,-1'], 'line 2', "'-1' is not a weight"),
+    'nan': (['path,label,weight', 'a/1.png,a,nan'], 'line 2', "'nan' is not a weight"),
     'weights': (['path,label,weight', 'a/1.png,a,0', 'b/1.png,b,0'], '', 'every weight is 0'),
 }
 
@@ -216,9 +221,9 @@ def test_unfit_lines_are_named(photos, case):
 
 
 JSON = {
-    'json': ('{"path": 1', 'line 2', 'no JSON'),
-    'deep': ('[' * 100_000, 'line 2', 'no JSON'),
-    'list': ('["a/1.png", "a"]', 'line 2', 'no JSON object'),
+    'json': ('{"path": 1', 'line 2', 'not valid JSON'),
+    'deep': ('[' * 100_000, 'line 2', 'not valid JSON'),
+    'list': ('["a/1.png", "a"]', 'line 2', 'not a JSON object'),
     'key': ('{"path": "x", "lable": "y"}', 'line 2', "no 'label'; did you mean 'lable'"),
     'type': ('{"path": "x", "label": ["y"]}', 'line 2', "'label' is a list"),
     'null': ('{"path": "x", "label": null}', 'line 2', 'an empty label'),
@@ -263,13 +268,22 @@ def test_manifest_that_cannot_be_read(photos):
         table_of(str(photos / 'latin.csv'))
 
 
+def test_long_fields_need_no_limit_for_the_whole_process(photos):
+    before = csv.field_size_limit()
+    rows = [f'{path},{label},{"x" * 600_000}' for path, label in (r.split(',') for r in TWO[1:])]
+    assert names(table_of(write(photos / 'm.csv', 'path,label,story', *rows))) == TWO_NAMES
+    with pytest.raises(UserError, match='line 2: not valid CSV'):
+        table_of(write(photos / 'n.csv', 'path,label,story', 'a/1.png,a,' + 'x' * (1 << 21)))
+    assert csv.field_size_limit() == before < 600_000
+
+
 def test_classes_of_a_manifest_are_checked_as_those_of_folders(photos):
     one = write(photos / 'one.csv', 'path,label', 'a/1.png,a')
     with pytest.raises(UserError, match="single class 'a'"):
         table_of(one)
     other = write(photos / 'other.csv', 'path,label', 'a/1.png,Ant')
     with pytest.raises(UserError, match="'Ant': did you mean 'ant'"):
-        load_table(other, key='--data', data=data(), classes=('ant', 'bee'))
+        load_table(other, data=data(), class_names=('ant', 'bee'))
 
 
 def test_a_second_reading_reads_no_image(photos, monkeypatch):

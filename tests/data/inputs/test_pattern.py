@@ -27,7 +27,7 @@ def root(tmp_path):
 
 
 def found(root, rest):
-    listing = list_pattern(f'{root}/{rest}', key='config.data.train')
+    listing = list_pattern(f'{root}/{rest}')
     return {
         os.path.relpath(os.path.join(listing.root, entry.path), root): name
         for entry, name in zip(listing.entries, listing.names, strict=True)
@@ -82,7 +82,7 @@ def test_matches(root, pattern, wanted):
 def test_links_that_loop_end_and_folders_off_the_way_are_not_entered(root, monkeypatch):
     (root / '2024/mar/dog/up').symlink_to(root / '2024')
     (root / '2024/mar/dog/gone.jpg').symlink_to(root / 'nowhere')
-    listing = list_pattern(f'{root}/2024/**/{{class}}/*.jpg', key='k')
+    listing = list_pattern(f'{root}/2024/**/{{class}}/*.jpg')
     paths = [entry.path for entry in listing.entries]
     assert paths == ['mar/cat/deep/4.jpg', 'mar/dog/5.jpg', 'mar/dog/gone.jpg']
     assert listing.ignored['links to a folder already read'] == 1
@@ -94,7 +94,7 @@ def test_links_that_loop_end_and_folders_off_the_way_are_not_entered(root, monke
         return real(base, folder, *rest)
 
     monkeypatch.setattr(pattern, 'children', spy)
-    list_pattern(f'{root}/*/jan/{{class}}/*.jpg', key='k')
+    list_pattern(f'{root}/*/jan/{{class}}/*.jpg')
     inner = {os.path.relpath(folder, root) for folder in entered}
     assert inner == {'.', '2023', '2024', 'flat', 'two', '2023/jan', '2023/jan/cat'}
 
@@ -110,8 +110,7 @@ def test_links_that_loop_end_and_folders_off_the_way_are_not_entered(root, monke
 )
 def test_patterns_that_cannot_be_meant(root, rest, words):
     with pytest.raises(UserError) as error:
-        list_pattern(f'{root}/{rest}', key='config.data.val')
-    assert error.value.where == 'config.data.val'
+        list_pattern(f'{root}/{rest}')
     assert words in str(error.value)
 
 
@@ -123,4 +122,4 @@ def test_folders_whose_names_look_like_patterns(root, monkeypatch):
     assert split_base('{class}_*.png') == ('.', '{class}_*.png')
     assert split_base('s3://b/c/{class}/*') == ('s3://b/c', '{class}/*')
     monkeypatch.chdir(Path(root, 'flat'))
-    assert len(list_pattern('{class}_*.png', key='k').names) == 3
+    assert len(list_pattern('{class}_*.png').names) == 3

@@ -71,7 +71,7 @@ def test_texts_say_what_was_drawn(table):
         assert f'rotation {draws["rotation"][row]:+.1f}°' in lines
         assert ' of 24x40' in text
         assert 'erased ' in text
-        own, other = (table.classes[table.labels[r]] for r in (row, mixed.partner[row]))
+        own, other = (table.class_names[table.labels[r]] for r in (row, mixed.partner[row]))
         part = mixed.mix[row]
         if part < 1:
             assert lines[0] == f'{part:.2f} {own} + {1 - part:.2f} {other}'

@@ -2,13 +2,11 @@
 
 import gc
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import scan_folder
+from helpers import TESTS, run_new_python, scan_folder
 from PIL import Image, ImageOps
 
 from tlflax.config.schema import AugmentConfig
@@ -260,7 +258,7 @@ def images_by_row(batches):
 @pytest.mark.parametrize('augment', EACH.values(), ids=list(EACH))
 def test_augmentation_depends_on_seed_epoch_and_row_alone(photos, augment, monkeypatch):
     def run(epoch=0, seed=0, workers=2, **changes):
-        monkeypatch.setattr(tf_data.machine, 'cores', lambda: workers)
+        monkeypatch.setattr(tf_data.cpu, 'cores', lambda: workers)
         return images_by_row(
             tf_data.train_epoch(photos, augment=augment, seed=seed, epoch=epoch, **FORMAT | changes)
         )
@@ -440,13 +438,15 @@ def test_nothing_is_printed_and_no_environment_left(photos):
     """In a process of its own: import and one epoch."""
     root = photos.root
     code = f"""
-import os
+import os, sys
+sys.path.insert(0, {str(TESTS)!r})
 before = dict(os.environ)
-from tlflax.config import AugmentConfig
-from tlflax.data import folder, pipeline
+from helpers import scan_folder
+from tlflax.config.schema import AugmentConfig
+from tlflax.data.pipeline import tf_data
 assert dict(os.environ) == before, set(os.environ) ^ set(before)
 table = scan_folder({root!r})
-for batch in pipeline.train_epoch(
+for batch in tf_data.train_epoch(
     table, augment=AugmentConfig(rotation_range=3.0), seed=0, epoch=0,
     image_size=(8, 8), resize='stretch', antialias=True, batch_size=4,
 ):
@@ -454,7 +454,7 @@ for batch in pipeline.train_epoch(
 import tensorflow as tf
 assert not tf.config.get_visible_devices('GPU')
 """
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run_new_python('-c', code)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 

@@ -1,4 +1,4 @@
-"""The splits of a run: folds, fractions, scenes, and what is said twice."""
+"""The splits of a run: folds, fractions, groups, and contradictions."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from absl import logging
 from PIL import Image
 
 from tlflax.config.parse import resolve
+from tlflax.data.audit.checks import brief
 from tlflax.data.splits import loose_files
 from tlflax.data.splits.load import load_splits, load_table, load_val, read_inputs
 from tlflax.features import extract
@@ -97,33 +98,34 @@ def test_a_manifests_column_does_the_same_as_a_pattern(photos):
     [
         (
             'scene',
-            "'scene' finds a scene in no path, such as 'green/s00_f0.png'",
+            "'scene' finds a group in no path, such as 'green/s00_f0.png'",
         ),
-        ('(s', r"'(s' is no regular expression (missing ), unterminated subpattern"),
-        ('s', "all 60 images are of one scene, 's'"),
-        (r'(x)?s\d', 'finds a scene in no path'),
+        ('(s', r"'(s' is not a valid regular expression (missing ), unterminated subpattern"),
+        ('s', "all 60 images are of one group, 's'"),
+        (r'(x)?s\d', 'finds a group in no path'),
     ],
 )
-def test_patterns_of_scenes_that_cannot_be_meant(photos, group, words):
+def test_patterns_of_groups_that_cannot_be_meant(photos, group, words):
     keys = {'train': str(photos), 'val_fraction': 0.3, 'group': group}
     with pytest.raises(UserError) as error:
         load_splits(data(**keys))
     assert words in str(error.value)
 
 
-def test_images_that_name_no_scene_are_said(photos, said):
+def test_images_without_a_group_are_a_warning(photos, said):
     load_splits(data(train=str(photos), val_fraction=0.3, group=r's0[0-8]'))
-    assert '6 of 60 images name no scene, and each counts as one:' in said[0]
+    assert '6 of 60 images name no group, and each counts as one:' in said[0]
 
 
-def test_scenes_and_copies_in_two_named_splits_are_a_warning(photos, tmp_path, said):
+def test_groups_in_two_named_splits_are_a_warning(photos, tmp_path, said):
     val = make(tmp_path / 'val', seed=1, scenes=2)
-    load_splits(data(train=str(photos), val=str(val)))
+    brief(load_splits(data(train=str(photos), val=str(val))).by_name, strict=False)
     assert said == []
-    load_splits(data(train=str(photos), val=str(val), group=r'(s\d+)_'))
+    splits = load_splits(data(train=str(photos), val=str(val), group=r'(s\d+)_'))
+    brief(splits.by_name, strict=False)
     assert said == [
-        "WARNING: 2 scenes of the val split are in the training split too: 's00', 's01' (first: "
-        "train green/s00_f0.png ~ val green/s00_f0.png (scene 's00')); keep each in one split"
+        "WARNING: 2 groups of the val split are in the training split too: 's00', 's01' (first: "
+        "train green/s00_f0.png ~ val green/s00_f0.png (group 's00')); keep each in one split"
     ]
 
 
@@ -165,8 +167,8 @@ def test_what_was_read_can_be_had_without_its_being_fit(photos, tmp_path):
     (other / 'red').rename(other / 'Red')
     found = read_inputs(data(train=str(photos), val=str(other)), strict=False)
     assert list(found) == ['train', 'val']
-    assert set(found['val'].scanned.names) == {'Red', 'green'}
-    assert len(found['train'].scanned.findings) == 60
+    assert set(found['val'].listing.names) == {'Red', 'green'}
+    assert len(found['train'].files) == 60
     with pytest.raises(UserError, match='classes that training does not have'):
         read_inputs(data(train=str(photos), val=str(other)))
 
@@ -180,7 +182,7 @@ def test_pixel_limit_makes_bad_images(photos):
         words = 'red/big.png has 100x90 pixels, more than the limit of 8,999'
         with pytest.raises(UserError, match=words):
             load_splits(data(max_pixels=8999, **keys))
-        assert len(load_table(str(photos), key='k', data=data(max_pixels=9000))) == 61
+        assert len(load_table(str(photos), data=data(max_pixels=9000))) == 61
     kept = load_splits(data(max_pixels=8999, on_bad_image='skip', **keys))
     assert len(kept.train) + len(kept.val) == 60
 
@@ -211,7 +213,7 @@ def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkey
     for color in ((0, 0, 0), (10, 200, 90)):
         keys = {'train': str(tmp_path / 'icons'), 'background': color, 'image_size': (4, 4)}
         config = resolve({'data': keys})
-        table = load_table(config.data.train, key='k', data=config.data)
+        table = load_table(config.data.train, data=config.data)
         images = ImageSource(table, config)
         for batch in [*images.eval_batches(), *images.train_batches(0, 0)]:
             assert batch['mask'].sum() == 6

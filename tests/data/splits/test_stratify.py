@@ -12,27 +12,27 @@ from tlflax.data.table import ImageTable
 from tlflax.utils.errors import UserError
 
 
-def table(contents, root='/data', scene=None):
+def table(contents, root='/data', group=None):
     """A table of class -> contents of its files (anything with a repr), in the order of a scan.
 
-    `scene` gives each content its scene.
+    `group` gives each content its group.
     """
-    classes = tuple(sorted(contents))
+    class_names = tuple(sorted(contents))
     rows = [
         (label, f'{root}/{name}/{number:04}.jpg', hashlib.sha256(repr(item).encode()).hexdigest())
-        for label, name in enumerate(classes)
+        for label, name in enumerate(class_names)
         for number, item in enumerate(contents[name])
     ]
     return ImageTable(
         root=root,
         paths=np.array([path for _, path, _ in rows], object),
         labels=np.array([label for label, _, _ in rows], np.int32),
-        classes=classes,
+        class_names=class_names,
         digests=np.array([digest for *_, digest in rows], object),
         plain_jpeg=np.ones(len(rows), bool),
         groups=None
-        if scene is None
-        else np.array([scene(item) for name in classes for item in contents[name]], object),
+        if group is None
+        else np.array([group(item) for name in class_names for item in contents[name]], object),
     )
 
 
@@ -52,7 +52,7 @@ def test_sizes(fraction, images, taken):
     rest, part = stratified_split(table({'a': names(images), 'b': names(40, 'b')}), fraction)
     assert (part.labels == 0).sum() == taken
     assert (rest.labels == 0).sum() == images - taken
-    assert rest.classes == part.classes == ('a', 'b')
+    assert rest.class_names == part.class_names == ('a', 'b')
 
 
 def test_sides_are_a_partition_in_order():
@@ -178,8 +178,8 @@ def test_folds_do_not_depend_on_names_places_or_other_classes():
     assert len(moved) <= 4  # only at the borders of class c, which has one more
 
 
-def fold_of(contents, folds=5, root='/data', scene=None):
-    whole = table(contents, root, scene)
+def fold_of(contents, folds=5, root='/data', group=None):
+    whole = table(contents, root, group)
     return dict(zip(whole.digests, fold_numbers(whole, folds).tolist(), strict=True))
 
 
@@ -208,71 +208,71 @@ def test_fold_without_images_is_an_error():
 
 
 def frame(item):
-    """The scene of content 'a17' or '17': frames of ten."""
+    """The group of content 'a17' or '17': frames of ten."""
     return f'street {item[:-1]}'
 
 
-def test_scenes_are_never_torn():
+def test_groups_are_never_divided():
     contents = {'a': names(100, 'a'), 'b': names(57, 'b') + names(40, 'a9')}
-    whole = table(contents, scene=frame)
-    torn = {scene: set() for scene in whole.groups}
-    for fold, scene in zip(fold_numbers(whole, 4), whole.groups, strict=True):
-        torn[scene].add(fold)
-    assert all(len(folds) == 1 for folds in torn.values())
+    whole = table(contents, group=frame)
+    folds_of = {group: set() for group in whole.groups}
+    for fold, group in zip(fold_numbers(whole, 4), whole.groups, strict=True):
+        folds_of[group].add(fold)
+    assert all(len(folds) == 1 for folds in folds_of.values())
     for fraction in (0.1, 0.3, 0.5):
         rest, part = stratified_split(whole, fraction)
         assert not set(rest.groups) & set(part.groups)
         assert sorted([*rest.paths, *part.paths]) == sorted(whole.paths)
-        for label in (0, 1):  # within a scene of the size asked for
+        for label in (0, 1):  # within a group of the size asked for
             count = (whole.labels == label).sum()
             assert abs((part.labels == label).sum() - fraction * count) <= 10
 
 
-def test_a_copy_joins_two_scenes():
-    scenes = {'x1': 's1', 'x2': 's2', 'y': 's3', 'z': ''}
-    whole = table({'a': ['x1', 'x2'], 'b': ['y', 'z']}, scene=scenes.get)
+def test_a_copy_joins_two_groups():
+    groups = {'x1': 's1', 'x2': 's2', 'y': 's3', 'z': ''}
+    whole = table({'a': ['x1', 'x2'], 'b': ['y', 'z']}, group=groups.get)
     assert list(units(whole)) == ['scene s1', 'scene s2', 'scene s3', whole.digests[3]]
     copy = dataclasses.replace(whole, digests=whole.digests.copy())
     copy.digests[1] = copy.digests[2]  # x2 is y
     assert list(units(copy)) == ['scene s1', 'scene s2', 'scene s2', whole.digests[3]]
 
 
-def test_scenes_are_ranked_by_name_so_more_frames_change_nothing():
-    few = table({'a': names(50, 'a'), 'b': names(50, 'b')}, scene=frame)
-    more = table({'a': [*names(50, 'a'), 'a7x', 'a8x'], 'b': names(50, 'b')}, scene=frame)
+def test_groups_are_ranked_by_name_so_more_frames_change_nothing():
+    few = table({'a': names(50, 'a'), 'b': names(50, 'b')}, group=frame)
+    more = table({'a': [*names(50, 'a'), 'a7x', 'a8x'], 'b': names(50, 'b')}, group=frame)
     before, after = (stratified_split(t, 0.4)[1] for t in (few, more))
     assert contents_of(before, 1) == contents_of(after, 1)
-    kept = fold_of({'a': names(50, 'a'), 'b': names(50, 'b')}, scene=frame)
-    grown = fold_of({'a': names(50, 'a'), 'b': [*names(50, 'b'), 'b0x']}, scene=frame)
+    kept = fold_of({'a': names(50, 'a'), 'b': names(50, 'b')}, group=frame)
+    grown = fold_of({'a': names(50, 'a'), 'b': [*names(50, 'b'), 'b0x']}, group=frame)
     assert all(grown[d] == kept[d] for d in contents_of(few, 0))
 
 
-def test_class_in_one_scene_cannot_be_split():
-    """It stays in training by a fold, and goes with its scene by a fraction."""
-    whole = table({'a': names(30), 'b': ['b1', 'b2']}, scene=lambda item: item[0])
+def test_class_in_one_group_cannot_be_split():
+    """It stays in training by a fold, and goes with its group by a fraction."""
+    whole = table({'a': names(30), 'b': ['b1', 'b2']}, group=lambda item: item[0])
     assert set(fold_numbers(whole, 3)[whole.labels == 1]) == {-1}
-    shared = table({'a': names(30), 'b': ['1x', '1y']}, scene=lambda item: item[0])
-    taken = [salt for salt in map(str, range(30)) if '1' in _scenes_of_a(shared, salt)]
+    shared = table({'a': names(30), 'b': ['1x', '1y']}, group=lambda item: item[0])
+    taken = [salt for salt in map(str, range(30)) if '1' in _groups_of_a(shared, salt)]
     assert 3 < len(taken) < 27
-    with pytest.raises(UserError, match="all scenes that show class 'b' would go to one side"):
+    with pytest.raises(UserError, match="all groups with images of class 'b' would go to one side"):
         stratified_split(shared, 0.5, taken[0])
 
 
-def _scenes_of_a(whole, salt):
+def _groups_of_a(whole, salt):
     alone = whole.select(whole.labels == 0)
     return set(stratified_split(alone, 0.5, salt)[1].groups)
 
 
-@pytest.mark.parametrize(('scene', 'words'), [(None, 'two images'), (frame, 'two scenes')])
-def test_nothing_to_take(scene, words):
-    whole = table({'a': ['a1', 'a1'], 'b': ['b1']}, scene=scene)
-    with pytest.raises(UserError, match=f'config.data.val_fraction: no class has {words}'):
+@pytest.mark.parametrize(('group', 'words'), [(None, 'two images'), (frame, 'two groups')])
+def test_nothing_to_take(group, words):
+    whole = table({'a': ['a1', 'a1'], 'b': ['b1']}, group=group)
+    with pytest.raises(UserError, match=f'no class has {words}'):
         stratified_split(whole, 0.5)
 
 
-@pytest.mark.parametrize('scene', [None, lambda item: f'{item[:-1]}{int(item[-1]) // 2}'])
-def test_many_classes_and_images_take_seconds(scene):
-    whole = table({f'{c:05}': names(4, f'{c}.') for c in range(10_000)}, scene=scene)
+@pytest.mark.parametrize('group', [None, lambda item: f'{item[:-1]}{int(item[-1]) // 2}'])
+def test_many_classes_and_images_take_seconds(group):
+    whole = table({f'{c:05}': names(4, f'{c}.') for c in range(10_000)}, group=group)
     began = time.process_time()
     assert len(stratified_split(whole, 0.25)[1]) in range(5_000, 20_001)
     assert len(fold_split(whole, 4, 0)[1]) in range(5_000, 20_001)

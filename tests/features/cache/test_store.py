@@ -543,8 +543,8 @@ def in_namespace(mount: str, body: str, folder: Path) -> str:
     command = f'{mount} && exec "$0" "$@"'
     process = subprocess.run(
         [*inside, 'sh', '-c', command, sys.executable, '-c', code, str(folder)],
-        cwd=TESTS,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        cwd=Path(__file__).parent,
+        env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{TESTS}'},
         capture_output=True,
         text=True,
     )

@@ -1,56 +1,73 @@
-"""Everything that may be wrong with the images of a data set, found at once."""
+"""Checks the images of a data set: duplicates, groups in two splits, classes, balance."""
 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int
 
 from tlflax.data.audit import duplicates, file_checks
-from tlflax.data.audit.duplicates import Images, Twins
-from tlflax.data.audit.problems import Problem, describe
-from tlflax.data.images.scan import Scanned
+from tlflax.data.audit.duplicates import Duplicates, Images
+from tlflax.data.audit.problems import Item, Problem, describe
 from tlflax.data.inputs.class_checks import near_class, some, spelled_alike
+from tlflax.data.inputs.listing import Scan
 from tlflax.data.table import ImageTable
 from tlflax.utils.errors import UserError
 
 IMBALANCE = 10.0  # largest class over smallest, from which on it is a warning
 FEW = 10  # training images of a class, below which it is a warning
-FAULTS = 50  # of the inputs that are told one by one
+FAULTS = 50  # of the inputs that are listed one by one
 SHARE = 0.01  # of an evaluated split that looks like training images, from which on it is an error
 
 
-def audit(
-    splits: Mapping[str, Scanned], images: Images, faults: Sequence[UserError]
-) -> list[Problem]:
+class SplitSummary(TypedDict, total=False):
+    """What a split holds: see `docs/data.md`. A split that was not read has the first four."""
+
+    images: int
+    classes: dict[str, int]
+    imbalance: float
+    root: str
+    files: int
+    bytes: int
+    bad_images: int
+    formats: dict[str, int]
+    modes: dict[str, int]
+    turned_by_exif: int
+    width: list[float]
+    height: list[float]
+    aspect_ratio: list[float]
+    ignored: dict[str, int]
+
+
+def audit(scans: Mapping[str, Scan], images: Images, faults: Sequence[UserError]) -> list[Problem]:
     """Returns all problems, the worst first.
 
     Args:
-        splits: What was read.
+        scans: What was read.
         images: The good images, by the splits they are used in; the first is training.
-        faults: What walking the folders and checking their classes found.
+        faults: What listing the files and checking their classes found.
     """
     problems = list(_faults(faults))
-    for name, scanned in splits.items():
-        problems += file_checks.check(name, scanned)
-        problems += _empty_classes(name, scanned)
-    problems += file_checks.shortcuts(*next(iter(splits.items())))
-    problems += [*_classes(images), *balance(images), *copies(images), *scenes(images)]
+    for name, scan in scans.items():
+        problems += file_checks.check(name, scan)
+        problems += _empty_classes(name, scan)
+    problems += file_checks.shortcuts(*next(iter(scans.items())))
+    problems += [*_classes(images), *balance(images), *copies(images), *shared_groups(images)]
     return sorted(problems, key=lambda problem: problem.rank)
 
 
 def brief(tables: Mapping[str, ImageTable], *, strict: bool) -> None:
-    """Logs, before training, the counts and whatever would spoil the result without a word.
+    """Logs, before training, the counts and the problems that would silently spoil the result.
 
     Args:
         tables: The splits, training first.
         strict: Whether an error stops the run.
 
     Raises:
-        UserError: There are errors, and `strict`.
+        UserError: A problem is an error, and `strict`.
     """
     images = duplicates.of_tables(tables)
     counts = class_counts(images)
@@ -59,9 +76,9 @@ def brief(tables: Mapping[str, ImageTable], *, strict: bool) -> None:
         logging.info(
             '%s: %d images in %d classes, from %d (%s) to %d (%s)',
             *(split, row.sum(), np.count_nonzero(row)),
-            *(row[small], images.classes[small], row[large], images.classes[large]),
+            *(row[small], images.class_names[small], row[large], images.class_names[large]),
         )
-    found = [*balance(images), *copies(images), *scenes(images)]
+    found = [*balance(images), *copies(images), *shared_groups(images)]
     problems = sorted(found, key=lambda problem: problem.rank)
     for problem in problems:
         if problem.level != 'note':
@@ -80,9 +97,9 @@ def copies(images: Images) -> Iterator[Problem]:
     same, alike = duplicates.exact(images), duplicates.alike(images)
     evaluated = int((images.splits > 0).sum())
     later = f'{evaluated:,} images of {" and ".join(images.names[1:])}'
-    apart = 'keep all pictures of one scene in one split'
+    apart = 'keep all images of one scene in one split'
     near_level = 'error' if alike.leaks.count >= SHARE * evaluated else 'warning'
-    found: tuple[tuple[str, str, Twins, str, str], ...] = (
+    found: tuple[tuple[str, str, Duplicates, str, str], ...] = (
         ('leak', 'error', same.leaks,
          f'of {later} are in an earlier split too, byte for byte: results will look better than '
          'they are', 'remove them from one of the splits'),
@@ -108,21 +125,21 @@ def copies(images: Images) -> Iterator[Problem]:
         yield Problem('cut_off', 'warning', 1, what, 'remove those found and ask again')
 
 
-def scenes(images: Images) -> Iterator[Problem]:
-    """Yields the scenes that two splits show, with an image of each."""
+def shared_groups(images: Images) -> Iterator[Problem]:
+    """Yields the groups that are in two splits, with an image of each split."""
     if images.groups is None:
         return
     first: list[dict[str, int]] = [{} for _ in images.names]
-    for row, (split, scene) in enumerate(zip(images.splits, images.groups, strict=True)):
-        if scene:
-            first[split].setdefault(scene, row)
+    for row, (split, group) in enumerate(zip(images.splits, images.groups, strict=True)):
+        if group:
+            first[split].setdefault(group, row)
     for (one, a), (two, b) in itertools.combinations(zip(images.names, first, strict=True), 2):
         if shared := sorted(a.keys() & b.keys()):
             earlier = 'training' if one == 'train' else one
-            what = f'{len(shared):,} scenes of the {two} split are in the {earlier} split too'
-            items = [
-                {'files': [images.file(a[scene]), images.file(b[scene])], 'scene': scene}
-                for scene in shared
+            what = f'{len(shared):,} groups of the {two} split are in the {earlier} split too'
+            items: list[Item] = [
+                {'files': [images.file(a[group]), images.file(b[group])], 'scene': group}
+                for group in shared
             ]
             what = f'{what}: {some(shared)}'
             yield Problem('scene', 'error', len(shared), what, 'keep each in one split', items)
@@ -134,7 +151,9 @@ def balance(images: Images) -> Iterator[Problem]:
     present = np.flatnonzero(counts)
     if len(present) < 2:
         return
-    few = [f'{images.classes[label]} {counts[label]}' for label in present if counts[label] < FEW]
+    few = [
+        f'{images.class_names[label]} {counts[label]}' for label in present if counts[label] < FEW
+    ]
     if few:
         what = f'{len(few)} classes have fewer than {FEW} training images: {some(few, quote=False)}'
         yield Problem('few', 'warning', len(few), what, 'add images, or leave these classes out')
@@ -142,28 +161,28 @@ def balance(images: Images) -> Iterator[Problem]:
     if ratio >= IMBALANCE:
         large, small = counts.argmax(), present[counts[present].argmin()]
         what = (
-            f'class {images.classes[large]!r} has {counts[large]:,} training images, '
-            f'{images.classes[small]!r} has {counts[small]:,}: {ratio:.1f} to 1'
+            f'class {images.class_names[large]!r} has {counts[large]:,} training images, '
+            f'{images.class_names[small]!r} has {counts[small]:,}: {ratio:.1f} to 1'
         )
         fix = 'watch the recall of each class, not the accuracy'
         yield Problem('imbalance', 'warning', len(present), what, fix)
 
 
 def imbalance(counts: Int[np.ndarray, ' c']) -> float:
-    """Images of the largest class for each of the smallest; classes without any do not count."""
+    """Returns the images of the largest class over those of the smallest that has any."""
     present = counts[counts > 0]
     return float(present.max() / present.min()) if len(present) else 1.0
 
 
 def class_counts(images: Images) -> Int[np.ndarray, 's c']:
-    """Good images of each split and class."""
-    shape = len(images.names), len(images.classes)
+    """Returns the number of good images of each split and class."""
+    shape = len(images.names), len(images.class_names)
     flat = images.splits.astype(np.int64) * shape[1] + images.labels
     return np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def _faults(faults: Sequence[UserError]) -> Iterator[Problem]:
-    """What is wrong with the inputs themselves; of many, such as lines of a manifest, the first."""
+    """Yields the first faults of the inputs, such as lines of a manifest, and counts the others."""
     for fault in faults[:FAULTS]:
         yield Problem('folder', 'error', 1, f'{fault.where}: {fault.what}', fault.fix)
     if rest := faults[FAULTS:]:
@@ -171,67 +190,66 @@ def _faults(faults: Sequence[UserError]) -> Iterator[Problem]:
         yield Problem('folder', 'error', len(rest), what, 'fix the first ones and ask again')
 
 
-def _empty_classes(split: str, scanned: Scanned) -> Iterator[Problem]:
-    """Classes whose every file is bad or a stray; folders without files are the walk's fault."""
-    found = zip(scanned.names, scanned.findings, strict=True)
-    good = {name for name, finding in found if finding.digest}
-    if empty := sorted(set(scanned.names) - good):
+def _empty_classes(split: str, scan: Scan) -> Iterator[Problem]:
+    """Yields the classes whose every file is bad or a stray; empty folders are a fault already."""
+    good = {name for _, name, file in scan.rows() if file.is_good}
+    if empty := sorted(set(scan.listing.names) - good):
         what = f'{split}: {len(empty)} classes without a usable image: {some(empty)}'
         yield Problem('empty_class', 'error', len(empty), what, 'add images to them or remove them')
 
 
 def _classes(images: Images) -> Iterator[Problem]:
-    """Classes that one split has and another has not, or that are two by a slip of spelling."""
+    """Yields the classes that only one split has, or whose names differ in spelling only."""
     here = class_counts(images) > 0
-    names = np.array(images.classes, object)
+    names = np.array(images.class_names, object)
     first, known = images.names[0], list(names[here[0]])
     for split, present in zip(images.names[1:], here[1:], strict=True):
         if unknown := list(names[present & ~here[0]]):
             hints = '; '.join(f'{name!r}: {near_class(name, known)}' for name in unknown[:5])
-            what = f'{split} has {len(unknown)} classes that {first} has not: {some(unknown)}'
+            what = f'{split} has {len(unknown)} classes that {first} does not have: {some(unknown)}'
             fix = f'rename or remove these classes ({hints})'
             yield Problem('classes', 'error', len(unknown), what, fix)
         if missing := list(names[here[0] & ~present]):
             what = f'{split} has no image of {len(missing)} classes of {first}: {some(missing)}'
-            fix = f'nothing will be known of them; add images to {split}'
+            fix = f'they will not be evaluated; add images to {split}'
             yield Problem('classes', 'error', len(missing), what, fix)
     if twice := spelled_alike(known):
         what = f'{first}: class names that differ in spelling only: {some(twice)}'
         yield Problem('spelling', 'error', len(twice), what, 'put their images into one folder')
 
 
-def summarize(splits: Mapping[str, Scanned], images: Images) -> dict[str, Any]:
-    """Returns what each split holds, for JSON: see `docs/data.md` for the names."""
+def summarize(scans: Mapping[str, Scan], images: Images) -> dict[str, SplitSummary]:
+    """Returns what each split holds, for JSON."""
     counts = class_counts(images)
-    parts: dict[str, Any] = {}
+    parts: dict[str, SplitSummary] = {}
     for split, root, row in zip(images.names, images.roots, counts, strict=True):
-        present = {name: int(n) for name, n in zip(images.classes, row, strict=True) if n}
+        present = {name: int(n) for name, n in zip(images.class_names, row, strict=True) if n}
         parts[split] = {'images': int(row.sum()), 'classes': present, 'imbalance': imbalance(row)}
         parts[split]['root'] = root
-    for split, scanned in splits.items():
-        parts.setdefault(split, {}).update(_measures(scanned))
+    for split, scan in scans.items():
+        parts.setdefault(split, {}).update(_measures(scan))
     return parts
 
 
-def _measures(scanned: Scanned) -> dict[str, Any]:
-    """Formats, modes and sizes of a split's good images."""
-    infos = [finding.info for finding in scanned.findings if finding.info is not None]
-    sizes = np.array([info[1:3] for info in infos], np.int64).reshape(-1, 2)
+def _measures(scan: Scan) -> SplitSummary:
+    """Returns formats, modes and sizes of a split's good images."""
+    good = [file for file in scan.files if file.is_good]
+    sizes = np.array([(file.width, file.height) for file in good], np.int64).reshape(-1, 2)
     aspects = sizes[:, 0] / np.maximum(sizes[:, 1], 1)
 
     def spread(values: np.ndarray) -> list[float]:
-        return [round(float(v), 3) for v in np.percentile(values, [0, 50, 100])] if infos else []
+        return [round(float(v), 3) for v in np.percentile(values, [0, 50, 100])] if good else []
 
     return {
-        'root': scanned.root,
-        'files': len(scanned.entries),
-        'bytes': sum(max(entry.size, 0) for entry in scanned.entries),
-        'bad_images': sum(bool(finding.fault) for finding in scanned.findings),
-        'formats': dict(Counter(info.format for info in infos).most_common()),
-        'modes': dict(Counter(info.mode for info in infos).most_common()),
-        'turned_by_exif': sum(info.orientation != 1 for info in infos),
+        'root': scan.listing.root,
+        'files': len(scan.files),
+        'bytes': sum(max(entry.size, 0) for entry in scan.listing.entries),
+        'bad_images': sum(bool(file.fault) for file in scan.files),
+        'formats': dict(Counter(file.format for file in good).most_common()),
+        'modes': dict(Counter(file.mode for file in good).most_common()),
+        'turned_by_exif': sum(file.orientation != 1 for file in good),
         'width': spread(sizes[:, 0]),
         'height': spread(sizes[:, 1]),
         'aspect_ratio': spread(aspects),
-        'ignored': dict(scanned.ignored.most_common()),
+        'ignored': dict(scan.ignored.most_common()),
     }

@@ -1,47 +1,45 @@
-"""Finds copies: the same bytes, or the same picture, in two splits, under two labels, or twice."""
+"""Finds duplicates, of bytes or of pictures: in two splits, under two labels, or in one class."""
 
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from tlflax.data.audit import near_duplicates
 from tlflax.data.audit.near_duplicates import Near
+from tlflax.data.audit.problems import File, Item
 from tlflax.data.images import perceptual_hash
 from tlflax.data.images.decode import printable
-from tlflax.data.images.scan import Scanned
 from tlflax.data.table import ImageTable
-
-File = dict[str, str]  # split, class and path below the split's root
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """The good images of all splits, one below the other.
+    """The images of all splits, one below the other.
 
     Attributes:
         names: The splits, training first: of two copies, the one in the later split is the leak.
         roots: The folder of each split.
-        classes: Class names of all splits.
+        class_names: Class names of all splits.
         splits: Rows of `names`.
-        labels: Rows of `classes`.
-        paths: Absolute, or relative to the split's root.
+        labels: Rows of `class_names`.
+        paths: Absolute paths.
         digests: SHA-256 of each file, hexadecimal.
-        looks: See `tlflax.data.images.perceptual_hash`.
-        groups: The scene of each, '' for none; None: no scenes are known.
+        perceptual_hashes: See `tlflax.data.images.perceptual_hash`.
+        groups: The group of each, '' for none; None: no groups are known.
     """
 
     names: tuple[str, ...]
     roots: tuple[str, ...]
-    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
     splits: Int32[np.ndarray, ' n']
     labels: Int32[np.ndarray, ' n']
     paths: np.ndarray
     digests: np.ndarray
-    looks: UInt8[np.ndarray, 'n bytes']
+    perceptual_hashes: UInt8[np.ndarray, 'n bytes']
     groups: np.ndarray | None = None
 
     def file(self, row: int) -> File:
@@ -50,51 +48,27 @@ class Images:
         path = self.paths[row].removeprefix(os.path.join(self.roots[split], ''))
         return {
             'split': self.names[split],
-            'class': self.classes[self.labels[row]],
+            'class': self.class_names[self.labels[row]],
             'path': printable(path),
         }
 
 
-def of_scans(splits: Mapping[str, Scanned]) -> Images:
-    """Gathers the good images of splits as they were read."""
-    classes = tuple(sorted({name for scanned in splits.values() for name in scanned.names}))
-    label_of = {name: label for label, name in enumerate(classes)}
-    rows = [
-        (split, label_of[name], entry.path, finding.digest, finding.look)
-        for split, scanned in enumerate(splits.values())
-        for entry, name, finding in zip(
-            scanned.entries, scanned.names, scanned.findings, strict=True
-        )
-        if finding.digest
-    ]
-    return Images(
-        names=tuple(splits),
-        roots=tuple(scanned.root for scanned in splits.values()),
-        classes=classes,
-        splits=np.array([row[0] for row in rows], np.int32),
-        labels=np.array([row[1] for row in rows], np.int32),
-        paths=np.array([row[2] for row in rows], object),
-        digests=np.array([row[3] for row in rows], object),
-        looks=perceptual_hash.table([row[4] for row in rows]),
-    )
-
-
 def of_tables(tables: Mapping[str, ImageTable]) -> Images:
-    """Gathers the images of splits as they are trained with; all have the same classes."""
+    """Gathers the images of splits, all with the same class names."""
     parts = list(tables.values())
     flat = [np.zeros((len(part), perceptual_hash.BYTES), np.uint8) for part in parts]
     groups = [np.full(len(p), '', object) if p.groups is None else p.groups for p in parts]
     return Images(
         names=tuple(tables),
         roots=tuple(part.root for part in parts),
-        classes=parts[0].classes,
+        class_names=parts[0].class_names,
         splits=np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
         paths=np.concatenate([part.paths for part in parts]),
         digests=np.concatenate([part.digests for part in parts]),
-        looks=np.concatenate(
+        perceptual_hashes=np.concatenate(
             [
-                other if part.looks is None else part.looks
+                other if part.perceptual_hashes is None else part.perceptual_hashes
                 for part, other in zip(parts, flat, strict=True)
             ]
         ),
@@ -102,20 +76,20 @@ def of_tables(tables: Mapping[str, ImageTable]) -> Images:
     )
 
 
-class Items(Sequence[dict[str, Any]]):
+class Items(Sequence[Item]):
     """A list whose items are made when they are asked for: there may be millions."""
 
-    def __init__(self, count: int, make: Callable[[int], dict[str, Any]]) -> None:
+    def __init__(self, count: int, make: Callable[[int], Item]) -> None:
         self._count, self._make = count, make
 
     def __len__(self) -> int:
         return self._count
 
     @overload
-    def __getitem__(self, at: int) -> dict[str, Any]: ...
+    def __getitem__(self, at: int) -> Item: ...
     @overload
-    def __getitem__(self, at: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, at: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    def __getitem__(self, at: slice) -> list[Item]: ...
+    def __getitem__(self, at: int | slice) -> Item | list[Item]:
         if isinstance(at, slice):
             return [self._make(i) for i in range(*at.indices(self._count))]
         if not -self._count <= at < self._count:
@@ -124,33 +98,32 @@ class Items(Sequence[dict[str, Any]]):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Twins:
-    """Some kind of copies.
+class Duplicates:
+    """Duplicates of one kind.
 
     Attributes:
         count: Images concerned: the later ones of leaks, the superfluous ones of repeats.
-        items: {'files': [...]} with the files that are one picture; of look-alikes also 'bits', in
-            how many bits of 64 their hashes differ.
+        items: The files that are one picture.
     """
 
     count: int
-    items: Sequence[dict[str, Any]]
+    items: Sequence[Item]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-    """All copies, by kind.
+    """All duplicates, by kind.
 
     Attributes:
-        leaks: Copies in two splits.
-        conflicts: Copies under two labels.
-        repeats: Copies within a class of a split.
+        leaks: Duplicates in two splits.
+        conflicts: Duplicates under two labels.
+        repeats: Duplicates within a class of a split.
         complete: False where the search ended before it had found all.
     """
 
-    leaks: Twins
-    conflicts: Twins
-    repeats: Twins
+    leaks: Duplicates
+    conflicts: Duplicates
+    repeats: Duplicates
     complete: bool = True
 
 
@@ -161,7 +134,7 @@ def exact(images: Images) -> Found:
     starts = np.flatnonzero(np.diff(contents[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
     starts, ends = starts[ends - starts > 1], ends[ends - starts > 1]
-    # Per group of copies: how many are in a later split than its first, how many are superfluous.
+    # For each set of copies: how many are in a later split than the first, how many superfluous.
     later, extra, labels = [], [], []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         rows = order[start:end]
@@ -170,32 +143,29 @@ def exact(images: Images) -> Found:
         extra.append(len(rows) - len(set(zip(splits, kinds, strict=True))))
         labels.append(len(set(kinds)))
 
-    def twins(counts: Sequence[int]) -> Twins:
-        groups = np.flatnonzero(counts)
+    def duplicates(counts: Sequence[int]) -> Duplicates:
+        sets = np.flatnonzero(counts)
 
-        def item(at: int) -> dict[str, Any]:
-            rows = order[starts[groups[at]] : ends[groups[at]]]
+        def item(at: int) -> Item:
+            rows = order[starts[sets[at]] : ends[sets[at]]]
             return {'files': [images.file(row) for row in rows]}
 
-        return Twins(sum(counts), Items(len(groups), item))
+        return Duplicates(sum(counts), Items(len(sets), item))
 
     sizes = (ends - starts).tolist()
     conflicts = [size if kinds > 1 else 0 for size, kinds in zip(sizes, labels, strict=True)]
-    return Found(leaks=twins(later), conflicts=twins(conflicts), repeats=twins(extra))
+    return Found(
+        leaks=duplicates(later), conflicts=duplicates(conflicts), repeats=duplicates(extra)
+    )
 
 
-def alike(images: Images, **limits: Any) -> Found:
-    """Finds images that look alike without being the same bytes.
-
-    Args:
-        images: The images.
-        limits: Those of `near.find`.
-    """
+def alike(images: Images) -> Found:
+    """Finds images that look alike without being the same bytes; see `near_duplicates.find`."""
     contents = _contents(images.digests)
     order = np.lexsort((images.labels, images.splits, contents))
     keys = np.stack([contents, images.splits, images.labels])[:, order]
     units = order[np.flatnonzero((np.diff(keys, axis=1, prepend=-1) != 0).any(axis=0))]
-    search = near_duplicates.find(images.looks[units], **limits)
+    search = near_duplicates.find(images.perceptual_hashes[units])
     pairs = units[search.pairs]
     keep = contents[pairs[:, 0]] != contents[pairs[:, 1]]
     pairs, bits = pairs[keep], search.bits[keep]
@@ -207,24 +177,24 @@ def alike(images: Images, **limits: Any) -> Found:
     across = images.splits[found.pairs[:, 0]] != images.splits[found.pairs[:, 1]]
     other = images.labels[found.pairs[:, 0]] != images.labels[found.pairs[:, 1]]
     return Found(
-        leaks=_twins(images, found, across, later=True),
-        conflicts=_twins(images, found, other),
-        repeats=_twins(images, found, ~across & ~other),
+        leaks=_select(images, found, across, later=True),
+        conflicts=_select(images, found, other),
+        repeats=_select(images, found, ~across & ~other),
         complete=search.complete,
     )
 
 
-def _twins(
+def _select(
     images: Images, found: Near, chosen: Bool[np.ndarray, ' m'], later: bool = False
-) -> Twins:
+) -> Duplicates:
     """The chosen pairs; counts their images, or those in the later split alone."""
     pairs, bits = found.pairs[chosen], found.bits[chosen]
 
-    def item(at: int) -> dict[str, Any]:
+    def item(at: int) -> Item:
         return {'files': [images.file(row) for row in pairs[at]], 'bits': int(bits[at])}
 
     rows = pairs[:, 1] if later else pairs
-    return Twins(len(np.unique(rows)), Items(len(pairs), item))
+    return Duplicates(len(np.unique(rows)), Items(len(pairs), item))
 
 
 def _contents(digests: np.ndarray) -> Int64[np.ndarray, ' n']:

@@ -1,14 +1,13 @@
-"""What is wrong with single files of a split, told from what reading them showed."""
+"""Checks the files of a split, one by one, by what reading them showed."""
 
 import os
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
-from tlflax.data.audit.problems import Problem
+from tlflax.data.audit.problems import Item, Problem
 from tlflax.data.images.decode import printable
-from tlflax.data.images.scan import Scanned
-from tlflax.data.images.scan_cache import Finding
+from tlflax.data.images.files import ScannedFile
+from tlflax.data.inputs.listing import Scan
 from tlflax.data.inputs.walk import HIDDEN, LOOPS, Ignored, kind_of_stray
 
 SMALL = 16  # pixels of the shorter side, below which it is a warning
@@ -46,15 +45,15 @@ _CHECKS = {
         "data.resize='pad' keeps their shape",
     ),
     'empty_file': ('note', 'files without an image extension are empty', ''),
-    'not_an_image': ('note', 'files are no images and are ignored', ''),
+    'not_an_image': ('note', 'files are not images and are ignored', ''),
 }  # fmt: skip
 
 
-def check(split: str, scanned: Scanned) -> Iterator[Problem]:
+def check(split: str, scan: Scan) -> Iterator[Problem]:
     """Yields what is wrong with the files of a split, and what was left out of it."""
-    found: dict[str, list[dict[str, Any]]] = {code: [] for code in _CHECKS}
-    for entry, finding in zip(scanned.entries, scanned.findings, strict=True):
-        for code, fault in _faults(entry.path, finding):
+    found: dict[str, list[Item]] = {code: [] for code in _CHECKS}
+    for entry, _, file in scan.rows():
+        for code, fault in _faults(entry.path, file):
             found[code].append(_item(split, entry.path, fault))
     for code, (level, what, fix) in _CHECKS.items():
         if items := found[code]:
@@ -63,41 +62,40 @@ def check(split: str, scanned: Scanned) -> Iterator[Problem]:
                 tally = Counter(kind_of_stray(item['path']) for item in items).most_common(5)
                 sentence += f' ({", ".join(f"{count:,} {kind}" for kind, count in tally)})'
             yield Problem(code, level, len(items), sentence, fix, items)
-    yield from _left_out(split, scanned)
+    yield from _left_out(split, scan)
 
 
-def _faults(path: str, finding: Finding) -> Iterator[tuple[str, str]]:
+def _faults(path: str, file: ScannedFile) -> Iterator[tuple[str, str]]:
     """Yields what is wrong with a file: a key of `_CHECKS`, and words for it."""
-    info = finding.info
-    if info is None:
-        if finding.fault:
-            yield 'bad_image', finding.fault
+    if not file.is_good:
+        if file.fault:
+            yield 'bad_image', file.fault
         else:
-            yield 'empty_file' if finding.kind == 'empty' else 'not_an_image', ''
+            yield 'empty_file' if file.kind == 'empty' else 'not_an_image', ''
         return
-    short, long = sorted((info.width, info.height))
+    short, long = sorted((file.width, file.height))
     if short < SMALL:
-        yield 'small', f'has {info.width}x{info.height} pixels'
+        yield 'small', f'has {file.width}x{file.height} pixels'
     if long > STRETCHED * short:
-        yield 'stretched', f'has {info.width}x{info.height} pixels'
+        yield 'stretched', f'has {file.width}x{file.height} pixels'
     extension = os.path.splitext(path)[1].lower()
-    if _KIND_OF.get(extension, finding.kind) != finding.kind:
-        yield 'extension', f'is a {finding.kind}'
+    if _KIND_OF.get(extension, file.kind) != file.kind:
+        yield 'extension', f'is a {file.kind}'
 
 
-def shortcuts(split: str, scanned: Scanned) -> Iterator[Problem]:
+def shortcuts(split: str, scan: Scan) -> Iterator[Problem]:
     """Yields the properties of files that tell the class, so that the network may learn them."""
     for field, what in (('format', 'file format'), ('mode', 'color mode')):
         counts: dict[str, Counter[str]] = {}
-        classes: Counter[str] = Counter()
-        for name, finding in zip(scanned.names, scanned.findings, strict=True):
-            if finding.info is not None:
-                counts.setdefault(getattr(finding.info, field), Counter())[name] += 1
-                classes[name] += 1
-        total = classes.total()
+        per_class: Counter[str] = Counter()
+        for _, name, file in scan.rows():
+            if file.is_good:
+                counts.setdefault(getattr(file, field), Counter())[name] += 1
+                per_class[name] += 1
+        total = per_class.total()
         guessed = {value: names.most_common(1)[0] for value, names in counts.items()}
         right = sum(count for _, count in guessed.values())
-        blind = max(classes.values(), default=0)
+        blind = max(per_class.values(), default=0)
         if total >= FEWEST and right - blind >= TELLING * (total - blind) > 0:
             most = sorted(guessed.items(), key=lambda pair: -pair[1][1])[:3]
             pairs = ', '.join(f'{value}: {printable(name)}' for value, (name, _) in most)
@@ -106,17 +104,19 @@ def shortcuts(split: str, scanned: Scanned) -> Iterator[Problem]:
             yield Problem('shortcut', 'warning', right, f'{sentence} ({pairs})', fix)
 
 
-def _left_out(split: str, scanned: Scanned) -> Iterator[Problem]:
-    """What the walk did not list."""
+def _left_out(split: str, scan: Scan) -> Iterator[Problem]:
+    """Yields what was left out of the listing."""
     codes = {LOOPS: 'loop', HIDDEN: 'hidden'}
-    paths = scanned.ignored.paths if isinstance(scanned.ignored, Ignored) else {}
-    for reason, count in scanned.ignored.most_common():
+    paths = scan.ignored.paths if isinstance(scan.ignored, Ignored) else {}
+    for reason, count in scan.ignored.most_common():
         if not reason.startswith(('*', 'without extension')):  # strays are told one by one
             items = [_item(split, path, '') for path in paths.get(reason, [])]
             what = f'{split}: {count:,} {reason} left out'
             yield Problem(codes.get(reason, 'left_out'), 'note', count, what, '', items)
 
 
-def _item(split: str, path: str, fault: str) -> dict[str, Any]:
-    item = {'split': split, 'path': printable(path)}
-    return item | {'fault': fault} if fault else item
+def _item(split: str, path: str, fault: str) -> Item:
+    item: Item = {'split': split, 'path': printable(path)}
+    if fault:
+        item['fault'] = fault
+    return item

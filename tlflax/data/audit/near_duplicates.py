@@ -4,7 +4,7 @@ Two hashes of 64 bits that differ in at most k of them agree wholly on at least 
 (pigeonhole; Norouzi, Punjani and Fleet, "Fast exact search in Hamming space with multi-index
 hashing", 2014, take one of fewer bands). So for each two bands the hashes are sorted by these
 alone, and only neighbors with equal ones are compared: exact, and about a dozen sorts. Two bands
-and not one, for hashes of photographs are far from uniform and single bands collide too often.
+and not one, because hashes of photographs are far from uniform and single bands collide too often.
 """
 
 import itertools
@@ -45,16 +45,18 @@ def find(
     most_pairs: int = _MOST_PAIRS,
     most_comparisons: int = _MOST_COMPARISONS,
 ) -> Near:
-    """Returns every pair of looks that differ in few bits and little color; flat ones have none.
+    """Returns every pair of perceptual hashes that differ in few bits and little color.
+
+    Images that are too flat to have a DCT hash are in no pair.
 
     Args:
-        table: See `looks.table`.
+        table: See `perceptual_hash.stack`.
         bits: Largest Hamming distance of the hashes.
         difference: Largest root mean square difference of the sketches, of 255.
         most_pairs: The search ends when it has found so many.
         most_comparisons: The search ends after so many.
     """
-    hashes, sketches = perceptual_hash.hashes(table), perceptual_hash.sketches(table)
+    hashes, sketches = perceptual_hash.dct_hashes(table), perceptual_hash.sketches(table)
     rows = np.flatnonzero(hashes)
     hashes = hashes[rows]
     pairs, found, compared = [np.empty((0, 2), np.int32)], 0, 0
@@ -77,7 +79,7 @@ def find(
 
 
 def _masks(bits: int) -> UInt64[np.ndarray, ' k']:
-    """For each two of `bits` + 2 bands of the 64 bits, the mask that keeps them."""
+    """Returns the mask that keeps each two of `bits` + 2 bands of the 64 bits."""
     edges = [64 * band // (bits + 2) for band in range(bits + 3)]
     bands = [(1 << high) - (1 << low) for low, high in itertools.pairwise(edges)]
     return np.array([a | b for a, b in itertools.combinations(bands, 2)], np.uint64)
@@ -86,7 +88,7 @@ def _masks(bits: int) -> UInt64[np.ndarray, ' k']:
 def _neighbors(
     keys: UInt64[np.ndarray, ' n'],
 ) -> Iterator[tuple[Int[np.ndarray, ' m'], Int[np.ndarray, ' m']]]:
-    """Yields (rows, rows) with equal keys, every two once, in arrays of bounded size."""
+    """Yields (rows, rows) with equal keys, each pair once, in arrays of bounded size."""
     order = np.argsort(keys)
     keys = keys[order]
     at, step = np.arange(len(keys)), 0

@@ -1,11 +1,11 @@
-"""What an audit says is wrong.
+"""The problems that an audit reports.
 
 An 'error' would spoil a result, a 'warning' may, a 'note' is only worth knowing.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from tlflax.data.images.decode import printable
 
@@ -18,6 +18,25 @@ CODES = (
 )  # fmt: skip
 """What is checked, the worst first."""
 
+File = TypedDict('File', {'split': str, 'class': str, 'path': str})
+"""An image, by its path below the split's root."""
+
+
+class Item(TypedDict, total=False):
+    """One of the things that a problem concerns.
+
+    Copies of an image have `files`; images that only look alike also `bits`, in how many bits of 64
+    their hashes differ, and images that only share a group its name as `scene`. A single file has
+    `split`, `path` and, where it has one, `fault`.
+    """
+
+    files: list[File]
+    bits: int
+    scene: str
+    split: str
+    path: str
+    fault: str
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
@@ -29,9 +48,7 @@ class Problem:
         count: How many images, files or classes it concerns.
         what: A sentence.
         fix: How to put it right; may be empty.
-        items: All it concerns: {'files': [...]} of copies, with 'bits' where they only look alike
-            and 'scene' where that is all they share, or {'split', 'path'} of a file, with 'fault'
-            where it has one.
+        items: All that it concerns.
     """
 
     code: str
@@ -39,7 +56,7 @@ class Problem:
     count: int
     what: str
     fix: str = ''
-    items: Sequence[dict[str, Any]] = ()
+    items: Sequence[Item] = ()
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -47,11 +64,12 @@ class Problem:
         return LEVELS.index(self.level), CODES.index(self.code)
 
 
-def describe(item: dict[str, Any]) -> str:
+def describe(item: Item) -> str:
     """Returns an item of a problem as a line."""
     if 'files' in item:
         sign = ' ~ ' if {'bits', 'scene'} & item.keys() else ' = '
         bits = f' ({item["bits"]} bits of 64 differ)' if 'bits' in item else ''
-        scene = f' (scene {printable(item["scene"])!r})' if 'scene' in item else ''
-        return sign.join(f'{file["split"]} {file["path"]}' for file in item['files']) + bits + scene
-    return ' '.join(item[key] for key in ('split', 'path', 'fault') if key in item)
+        group = f' (group {printable(item["scene"])!r})' if 'scene' in item else ''
+        return sign.join(f'{file["split"]} {file["path"]}' for file in item['files']) + bits + group
+    words = item.get('split'), item.get('path'), item.get('fault')
+    return ' '.join(word for word in words if word is not None)

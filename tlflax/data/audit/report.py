@@ -1,59 +1,58 @@
-"""An audit as text for a terminal, as JSON with everything, and as a page that shows the images."""
+"""Writes an audit as text for a terminal, as complete JSON, or as a page that shows the images."""
 
 import html
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
 
+from tlflax.data.audit.checks import SplitSummary
 from tlflax.data.audit.problems import Problem, describe
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.files import replacing
+
+Summary = Mapping[str, SplitSummary]
 
 _EXAMPLES = 3  # of each problem, in the text
 _CLASSES = 12  # lines of the table of classes, before it names the extremes only
 _SHOWN = 200  # items of each problem on the page
 
 
-def text(problems: Sequence[Problem], summary: dict[str, Any]) -> str:
-    """Returns the audit for people: what there is, then what is wrong, the worst first."""
+def text(problems: Sequence[Problem], summary: Summary) -> str:
+    """Returns the audit for people: what the splits hold, then what is wrong, the worst first."""
     return '\n'.join([*_splits(summary), *_counts(summary), *_problems(problems)])
 
 
 def check_format(path: str) -> None:
-    """Refuses a report file before the work is done in vain.
+    """Refuses, before any work is done, a file that no report can be written to.
 
     Raises:
         UserError: Its name ends neither with .json nor .html, or its folder is missing.
     """
     if Path(path).suffix not in ('.json', '.html'):
         fix = 'end its name with .json (for programs) or .html (shows the images)'
-        raise UserError('no such kind of report', where=f'--report={path}', fix=fix)
+        raise UserError('this is not a kind of report', where=f'--report={path}', fix=fix)
     if not Path(path).absolute().parent.is_dir():
         raise UserError('its folder does not exist', where=f'--report={path}', fix='make it')
 
 
-def write(path: str, problems: Sequence[Problem], summary: dict[str, Any]) -> None:
-    """Writes everything, item by item, for there may be millions.
+def write(path: str, problems: Sequence[Problem], summary: Summary) -> None:
+    """Writes everything, item by item, because there may be millions.
 
     Raises:
         UserError: The file cannot be written.
     """
     pieces = _json if path.endswith('.json') else _page
-    try:
-        with open(path, 'w', encoding='utf-8') as file:
-            _write(file, pieces(problems, summary))
-    except OSError as error:
-        what = f'the report cannot be written: {error.strerror}'
-        raise UserError(what, where=f'--report={path}', fix='name another file') from error
+    what, where = 'the report cannot be written: {reason}', f'--report={path}'
+    with (
+        as_user_error(what, where=where, fix='name another file', of=(OSError,)),
+        replacing(Path(path)) as partial,
+        open(partial, 'w', encoding='utf-8') as file,
+    ):
+        file.writelines(pieces(problems, summary))
 
 
-def _write(file: IO[str], pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        file.write(piece)
-
-
-def _splits(summary: dict[str, Any]) -> Iterator[str]:
+def _splits(summary: Summary) -> Iterator[str]:
     for name, part in summary.items():
         size = f', {part["bytes"] / 1e6:,.1f} MB in {part["root"]}' if 'bytes' in part else ''
         classes = f' in {len(part["classes"])} classes' if 'classes' in part else ''
@@ -61,12 +60,11 @@ def _splits(summary: dict[str, Any]) -> Iterator[str]:
         yield f'{name}: {images}{classes}{size}'
         if not part.get('width'):
             continue
-        for key, label in (('formats', 'formats'), ('modes', 'color modes')):
-            tally = ', '.join(f'{count:,} {value}' for value, count in part[key].items())
+        for label, counts in (('formats', part['formats']), ('color modes', part['modes'])):
+            tally = ', '.join(f'{count:,} {value}' for value, count in counts.items())
             yield f'  {label}: {tally}'
-        (w0, w1, w2), (h0, h1, h2), (a0, a1, a2) = (
-            part[key] for key in ('width', 'height', 'aspect_ratio')
-        )
+        (w0, w1, w2), (h0, h1, h2) = part['width'], part['height']
+        a0, a1, a2 = part['aspect_ratio']
         yield (
             f'  width {w0:.0f} to {w2:.0f} (median {w1:.0f}), height {h0:.0f} to {h2:.0f} '
             f'({h1:.0f}), width/height {a0:.2f} to {a2:.2f} ({a1:.2f})'
@@ -74,8 +72,8 @@ def _splits(summary: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _counts(summary: dict[str, Any]) -> Iterator[str]:
-    """The table of classes; of many, the largest and the smallest."""
+def _counts(summary: Summary) -> Iterator[str]:
+    """Yields the table of classes: all of them, or the largest and the smallest."""
     parts = {name: part['classes'] for name, part in summary.items() if 'classes' in part}
     first: dict[str, int] = next(iter(parts.values()), {})
     names = sorted({name for part in parts.values() for name in part})
@@ -102,7 +100,7 @@ def _problems(problems: Sequence[Problem]) -> Iterator[str]:
         yield 'nothing is wrong'
 
 
-def _json(problems: Sequence[Problem], summary: dict[str, Any]) -> Iterator[str]:
+def _json(problems: Sequence[Problem], summary: Summary) -> Iterator[str]:
     yield f'{{"splits": {json.dumps(summary)},\n"problems": ['
     for number, problem in enumerate(problems):
         fields = {key: getattr(problem, key) for key in ('code', 'level', 'count', 'what', 'fix')}
@@ -119,7 +117,7 @@ img { height: 96px; max-width: 300px; margin: 2px; background: #eee; } td { padd
 small { color: #555; } div { margin: 6px 0; }"""
 
 
-def _page(problems: Sequence[Problem], summary: dict[str, Any]) -> Iterator[str]:
+def _page(problems: Sequence[Problem], summary: Summary) -> Iterator[str]:
     yield f'<!doctype html><meta charset="utf-8"><title>Audit</title><style>{_STYLE}</style>\n'
     yield '<h1>Audit</h1>\n<pre>'
     yield html.escape('\n'.join([*_splits(summary), *_counts(summary)]))

@@ -1,19 +1,19 @@
-"""Audits the data of a configuration: reads all splits, and says at once what is wrong."""
+"""Audits the data of a configuration: reads all splits, and reports everything that is wrong."""
 
 import dataclasses
 import time
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from tlflax.config.schema import DataConfig
-from tlflax.data import table
 from tlflax.data.audit import checks, duplicates
 from tlflax.data.audit.duplicates import Images
 from tlflax.data.audit.problems import CODES, LEVELS, Problem
 from tlflax.data.inputs.class_checks import check_classes, refuse_empty
-from tlflax.data.inputs.walk import Report
-from tlflax.data.splits import groups, load
-from tlflax.data.splits.load import Input
+from tlflax.data.inputs.listing import Scan
+from tlflax.data.inputs.walk import Report, located_report
+from tlflax.data.splits.groups import group_by_pattern
+from tlflax.data.splits.load import KEY, check_fractions, divide, read_inputs
+from tlflax.data.table import table_of
 from tlflax.utils.errors import UserError, did_you_mean
 
 
@@ -25,15 +25,15 @@ class Audit:
         problems: The worst first.
         summary: What each split holds.
         seconds: How long it took.
-        read: Files that had to be read; the others were known.
+        num_read: Files that had to be read; the others were known.
     """
 
     problems: list[Problem]
-    summary: dict[str, Any]
+    summary: dict[str, checks.SplitSummary]
     seconds: float
-    read: int
+    num_read: int
 
-    def figures(self, accepted: Collection[str] = ()) -> dict[str, Any]:
+    def figures(self, accepted: Collection[str] = ()) -> dict[str, object]:
         """Returns all counts, for JSON; errors with codes among `accepted` spoil nothing."""
         counts: dict[str, dict[str, int]] = {level: {} for level in LEVELS}
         for problem in self.problems:
@@ -44,19 +44,19 @@ class Audit:
             **counts,
             'splits': self.summary,
             'seconds': round(self.seconds, 2),
-            'files_read': self.read,
+            'files_read': self.num_read,
         }
 
 
 def check_accepted(codes: Collection[str]) -> None:
-    """Refuses names of problems that there are not.
+    """Refuses names that are not codes of problems.
 
     Raises:
         UserError: Names the first, and what it may have been meant to be.
     """
     for code in codes:
         if code not in CODES:
-            what = f'{code!r} is no kind of problem'
+            what = f'{code!r} is not a kind of problem'
             raise UserError(what, where='--accept', fix=did_you_mean(code, CODES))
 
 
@@ -64,7 +64,7 @@ def run(data: DataConfig) -> Audit:
     """Reads every split that `data` names, and audits them.
 
     Raises:
-        UserError: No training images are named, or they cannot be had.
+        UserError: No training images are named, or they cannot be listed.
     """
     began = time.monotonic()
     if not data.train:
@@ -74,42 +74,35 @@ def run(data: DataConfig) -> Audit:
             fix='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
         )
     faults: list[UserError] = []
-    inputs = load.read_inputs(data, strict=False, report=faults.append)
-    for name, found in inputs.items():
+    scans = read_inputs(data, strict=False, report=faults.append)
+    for name, scan in scans.items():
+        report = located_report(KEY[name], faults.append)
         if name == 'train':
-            check_classes(found.listing, found.key, faults.append)
+            check_classes(scan.listing, report)
         else:
-            refuse_empty(found.listing.empty, found.key, faults.append)
-    splits = {name: found.scanned for name, found in inputs.items()}
-    images = _images(inputs, data, faults.append)
-    problems = checks.audit(splits, images, faults)
+            refuse_empty(scan.listing.empty, report)
+    images = _images(scans, data, faults.append)
     return Audit(
-        problems=problems,
-        summary=checks.summarize(splits, images),
+        problems=checks.audit(scans, images, faults),
+        summary=checks.summarize(scans, images),
         seconds=time.monotonic() - began,
-        read=sum(scanned.read for scanned in splits.values()),
+        num_read=sum(scan.num_read for scan in scans.values()),
     )
 
 
-def _images(inputs: Mapping[str, Input], data: DataConfig, report: Report) -> Images:
-    """The good images as they are used: divided, and with their scenes.
+def _images(scans: Mapping[str, Scan], data: DataConfig, report: Report) -> Images:
+    """Returns the good images as they are used: divided, and with their groups.
 
-    Where they cannot be divided, `report` is given the fault, and they are taken as they are named.
+    Where they cannot be divided, `report` takes the fault, and they stay as they are named.
     """
-    divided = data.val_fraction or data.test_fraction or data.folds or data.fold
-    grouped = data.group or any(found.listing.groups is not None for found in inputs.values())
-    if not divided and not grouped:
-        return duplicates.of_scans({name: found.scanned for name, found in inputs.items()})
-    classes = tuple(sorted({name for found in inputs.values() for name in found.listing.classes}))
-    tables = {
-        name: table.table_of(found.scanned, found.listing, classes)
-        for name, found in inputs.items()
-    }
+    names = {name for scan in scans.values() for name in scan.listing.class_names}
+    class_names = tuple(sorted(names))
+    tables = {name: table_of(scan, class_names) for name, scan in scans.items()}
     try:
         if data.group:
-            tables = {name: groups.by_pattern(t, data.group) for name, t in tables.items()}
-        load.check_fractions(data)
-        tables = load.divide(tables, data)
+            tables = {name: group_by_pattern(t, data.group) for name, t in tables.items()}
+        check_fractions(data)
+        tables = divide(tables, data)
     except UserError as error:
         report(error)
     return duplicates.of_tables(tables)

@@ -13,28 +13,22 @@ its extension. What is done to each format:
 """
 
 import contextlib
-import io
+import hashlib
 import os
-import threading
 import unicodedata
-import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from tlflax.data.images import color_modes, perceptual_hash, sniff
-from tlflax.utils.errors import UserError
+from tlflax.data.images import color_modes, perceptual_hash, pillow, sniff
+from tlflax.data.images.files import ScannedFile
+from tlflax.utils.errors import UserError, as_user_error, reason
 
 MAX_PIXELS = 178_956_970  # where Pillow too stops by default: half a gigabyte of RGB
 
-# Pillow warns of odd metadata in files that decode well; a picture that fails raises anyway.
-warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
-
 _JPEG = ('JPEG', 'MPO')  # several JPEGs in one file, as some phones write
-_FORMATS = (*sniff.READABLE, 'MPO')
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,27 +41,6 @@ _UPRIGHT = {
 _TF_MAX_BYTES = 1 << 29  # tf.io.decode_jpeg refuses more
 
 Source = str | os.PathLike[str] | bytes
-
-
-class ImageInfo(NamedTuple):
-    """What `probe` finds.
-
-    Attributes:
-        format: Pillow's name: JPEG, MPO, PNG, GIF, BMP, WEBP, TIFF or PPM.
-        width: Pixels, after orientation.
-        height: Pixels, after orientation.
-        mode: Pillow's color mode of the file (RGB, L, P, CMYK, RGBA, I;16, ...).
-        orientation: The EXIF value, 1 (upright) to 8.
-        plain_jpeg: A JPEG that TensorFlow's decoder reads to the same pixels: baseline or
-            progressive Huffman coding, 8 bits, 1 or 3 components, upright.
-    """
-
-    format: str
-    width: int
-    height: int
-    mode: str
-    orientation: int
-    plain_jpeg: bool
 
 
 def read_image(
@@ -89,8 +62,8 @@ def read_image(
         UserError: The file cannot be opened or decoded; names it and says what its bytes are.
     """
     data, name = _bytes(source, name)
-    with _blaming(data, name):
-        image, layout, _ = _open(data, max_pixels)
+    with _explaining(data, name), pillow.decoding(max_pixels):
+        image, layout, _ = _open(data)
         image.load()
         rgb = color_modes.to_rgb(image, layout, background)
         orientation = _orientation(image)
@@ -99,68 +72,73 @@ def read_image(
         return np.array(rgb)
 
 
-def probe(source: Source, *, max_pixels: int = MAX_PIXELS, name: str = 'image') -> ImageInfo:
+def probe(
+    source: Source,
+    *,
+    background: tuple[int, int, int] = (0, 0, 0),
+    max_pixels: int = MAX_PIXELS,
+    name: str = 'image',
+) -> ScannedFile:
     """Reads the header and makes sure, by decoding, that `read_image` will succeed.
 
     JPEGs are decoded at down to an eighth of their size: every coefficient is still read, in half
     the time.
 
     Args:
-        source: A path, or the whole file as bytes.
-        max_pixels: Larger images are refused.
-        name: What to call `source` in an error where it is bytes.
+        source: See `read_image`.
+        background: See `read_image`; seen in the thumbnail.
+        max_pixels: See `read_image`.
+        name: See `read_image`.
+
+    Returns:
+        A good image, with its thumbnail and without its perceptual hash.
 
     Raises:
         UserError: As `read_image`.
     """
-    return examine(source, max_pixels=max_pixels, name=name)[0]
-
-
-def examine(
-    source: Source,
-    *,
-    background: tuple[int, int, int] = (0, 0, 0),
-    max_pixels: int = MAX_PIXELS,
-    name: str = 'image',
-) -> tuple[ImageInfo, bytes]:
-    """Does what `probe` does; returns the pixels of a thumbnail besides, see `looks`."""
     data, name = _bytes(source, name)
-    with _blaming(data, name):
-        image, layout, plain = _open(data, max_pixels)
+    with _explaining(data, name), pillow.decoding(max_pixels):
+        image, layout, plain = _open(data)
         width, height = image.size
         mode, file_format = image.mode, str(image.format)
         is_jpeg, drafted = file_format in _JPEG, None
-        if is_jpeg:
-            drafted = image.draft(
-                None, (perceptual_hash.SIDE, perceptual_hash.SIDE)
-            )  # no smaller than that
+        if is_jpeg:  # to no less than the size of a thumbnail
+            drafted = image.draft(None, (perceptual_hash.SIDE, perceptual_hash.SIDE))
         image.load()
         plain_rgb = is_jpeg and image.mode == 'RGB'
         rgb = image if plain_rgb else color_modes.to_rgb(image, layout, background)
         # Its last row or column may stand for a part of a pixel.
-        thumb = perceptual_hash.thumbnail(rgb, drafted[1] if drafted else None)
+        thumbnail = perceptual_hash.thumbnail(rgb, drafted[1] if drafted else None)
         if not is_jpeg:
             width, height = image.size  # a TIFF turns itself on loading
         orientation = _orientation(image)
         if orientation != 1:
-            thumb = thumb.transpose(_UPRIGHT[orientation])
+            thumbnail = thumbnail.transpose(_UPRIGHT[orientation])
         if orientation >= 5:
             width, height = height, width
-        plain = plain and orientation == 1 and 3 * width * height < _TF_MAX_BYTES
-        info = ImageInfo(file_format, width, height, mode, orientation, plain)
-        return info, thumb.tobytes()
+        return ScannedFile(
+            kind=sniff.sniff(data[: sniff.HEAD_BYTES]),
+            digest=hashlib.sha256(data).hexdigest(),
+            format=file_format,
+            mode=mode,
+            width=width,
+            height=height,
+            orientation=orientation,
+            plain_jpeg=plain and orientation == 1 and 3 * width * height < _TF_MAX_BYTES,
+            thumbnail=thumbnail.tobytes(),
+        )
 
 
 def _bytes(source: Source, name: str) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return source, name
     name = printable(os.fspath(source))
-    try:
-        with open(source, 'rb') as file:
-            return file.read(), name
-    except OSError as error:
-        what = f'cannot be read: {error.strerror}'
-        raise UserError(what, where=name, fix='check its path and permissions') from error
+    fix = 'check its path and permissions'
+    with (
+        as_user_error('cannot be read: {reason}', where=name, fix=fix, of=(OSError,)),
+        open(source, 'rb') as file,
+    ):
+        return file.read(), name
 
 
 def printable(path: str) -> str:
@@ -173,15 +151,15 @@ class _TooLarge(Exception):
 
 
 @contextlib.contextmanager
-def _blaming(data: bytes, name: str) -> Iterator[None]:
-    """Turns whatever Pillow raises on bad bytes into a sentence.
+def _explaining(data: bytes, name: str) -> Iterator[None]:
+    """Turns everything that Pillow raises on bad bytes into a sentence.
 
     Its decoders raise a dozen types (SyntaxError, struct.error, IndexError, ...) on damaged files,
-    so every Exception from inside is taken as the file's fault.
+    so every Exception from inside counts as the file's fault.
     """
     try:
         yield
-    except _TooLarge as error:
+    except pillow.TooLarge as error:
         raise UserError(f'has {error}', where=name, fix='shrink it or remove it') from None
     except Exception as error:
         what = f'is {_fault(data, error)}'
@@ -191,39 +169,24 @@ def _blaming(data: bytes, name: str) -> Iterator[None]:
 def _fault(data: bytes, error: Exception) -> str:
     kind = sniff.sniff(data[: sniff.HEAD_BYTES])
     if kind not in sniff.READABLE:
-        return sniff.describe(kind)
+        return sniff.explain(kind)
     if 'truncat' in str(error).lower() or sniff.is_cut_short(kind, data):
         return f'a truncated {kind}'
-    reason = (
-        '' if isinstance(error, Image.UnidentifiedImageError) else f' ({printable(str(error))})'
-    )
-    return f'a {kind} that cannot be decoded{reason}'
+    said = '' if isinstance(error, UnidentifiedImageError) else f' ({printable(reason(error))})'
+    return f'a {kind} that cannot be decoded{said}'
 
 
-_PILLOW_LIMIT = threading.Lock()
-
-
-def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, str, bool]:
+def _open(data: bytes) -> tuple[ImageFile.ImageFile, str, bool]:
     """Parses the header.
 
     Returns:
         The image, not yet decoded; Pillow's name of its sample layout; whether every decoder reads
-        it alike.
+        it to the same pixels.
     """
-    # Pillow's own limit is a global that only the process can set; ours is an argument. It is
-    # lifted while a header is parsed, which allocates nothing.
-    with _PILLOW_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    width, height = image.size
-    if width * height > max_pixels:
-        raise _TooLarge(f'{width}x{height} pixels, more than the limit of {max_pixels:,}')
+    image = pillow.open_image(data)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         color_modes.check_tiff(image)
-    layout = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else ''
+    layout = image.tile[0][3] if image.tile else ''
     fault, plain = sniff.check_jpeg(data) if image.format in _JPEG else ('', False)
     if fault:
         raise ValueError(fault)
@@ -234,6 +197,6 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, str, bool]:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged metadata of a sound picture, as every viewer has it
+    except Exception:  # damaged metadata; viewers show such a picture as it is stored
         return 1
     return value if value in _UPRIGHT else 1

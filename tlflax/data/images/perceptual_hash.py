@@ -1,12 +1,12 @@
-"""What an image looks like, in 56 bytes: a perceptual hash and a sketch of its colors.
+"""Perceptual hashes of 56 bytes: a DCT hash of the shapes, and a sketch of the colors.
 
-The hash is the 64-bit DCT hash of C. Zauner, "Implementation and benchmarking of perceptual image
-hash functions" (2010), in the form of the Python library imagehash (`phash`): gray values of a
-thumbnail, their discrete cosine transform, and of its 8x8 lowest frequencies one bit each, set
-where the coefficient is above their median. Copies that were scaled or recompressed keep nearly
-all bits. The thumbnail has 16x16 pixels, not 32x32: these frequencies need no more, and
-small images need not be decoded at full size. The hash is blind to color, so a sketch goes with
-it: the mean colors of 4x4 fields, which tell a red light from a green one.
+The first 8 bytes are the 64-bit DCT hash of C. Zauner, "Implementation and benchmarking of
+perceptual image hash functions" (2010), in the form of the Python library imagehash (`phash`): gray
+values of a thumbnail, their discrete cosine transform, and a bit for each of its 8x8 lowest
+frequencies, set where the coefficient is above their median. Copies that were scaled or
+recompressed keep nearly all bits. The thumbnail has 16x16 pixels, not 32x32: these frequencies need
+no more, and small images need not be decoded at full size. The DCT hash is blind to color, so a
+sketch follows it: the mean colors of 4x4 fields, which tell a red light from a green one.
 """
 
 from collections.abc import Sequence
@@ -39,27 +39,28 @@ def thumbnail(
 ) -> Image.Image:
     """Squeezes an RGB image, or a part of it, to `SIDE` x `SIDE` pixels.
 
-    Bilinear, for Pillow's box filter takes whole pixels only, and the thumbnail of a small copy
-    would be another than that of the original.
+    Bilinear, because Pillow's box filter takes whole pixels only, and the thumbnail of a small
+    copy would differ from that of the original.
     """
     return image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)
 
 
-def describe(thumbnails: Sequence[bytes]) -> list[bytes]:
-    """Returns looks, `BYTES` long: 8 bytes of hash, then the sketch, rows of fields, RGB each.
-
-    Many at once, for NumPy takes longer to call than to compute. The hash is 0 where the image is
-    too flat to have one.
+def compute(thumbnails: Sequence[bytes]) -> list[bytes]:
+    """Computes the perceptual hashes of many thumbnails at once: NumPy's calls take most time.
 
     Args:
-        thumbnails: The pixels of RGB thumbnails; an empty one gives an empty look.
+        thumbnails: The pixels of RGB thumbnails; an empty one gives an empty hash.
+
+    Returns:
+        `BYTES` bytes each: 8 of DCT hash, which are 0 where the image is too flat to have one,
+        then the sketch, rows of fields, RGB each.
     """
     given = [thumb for thumb in thumbnails if thumb]
     pixels = np.frombuffer(b''.join(given), np.uint8).astype(np.float32)
     gray = (pixels.reshape(-1, 3) @ _LUMA).reshape(-1, SIDE, SIDE)
     low = (_COSINES @ gray @ _COSINES.T).reshape(-1, 64)
     flat = np.square(low[:, 1:]).sum(axis=1) < (_FLAT * SIDE) ** 2  # Parseval: this is the variance
-    low = np.rint(low)  # what is zero but for rounding shall be zero
+    low = np.rint(low)  # zeros that rounding errors made nonzero
     middle = np.partition(low, (31, 32), axis=1)[:, 31:33].mean(axis=1)
     bits = np.packbits(low > middle[:, None], axis=1)
     bits[flat] = 0
@@ -72,17 +73,17 @@ def describe(thumbnails: Sequence[bytes]) -> list[bytes]:
     return [next(made) if thumb else b'' for thumb in thumbnails]
 
 
-def table(looks: Sequence[bytes]) -> UInt8[np.ndarray, 'n bytes']:
-    """Puts looks one below the other; a missing one is flat and black."""
-    joined = b''.join(look or bytes(BYTES) for look in looks)
+def stack(perceptual_hashes: Sequence[bytes]) -> UInt8[np.ndarray, 'n bytes']:
+    """Makes a row of each perceptual hash; of zeros where it is missing."""
+    joined = b''.join(one or bytes(BYTES) for one in perceptual_hashes)
     return np.frombuffer(joined, np.uint8).reshape(-1, BYTES)
 
 
-def hashes(table: UInt8[np.ndarray, 'n bytes']) -> UInt64[np.ndarray, ' n']:
-    """Returns the hashes of a table of looks, the first frequency in the highest bit."""
-    return np.ascontiguousarray(table[:, :8]).view('>u8')[:, 0].astype(np.uint64)
+def dct_hashes(rows: UInt8[np.ndarray, 'n bytes']) -> UInt64[np.ndarray, ' n']:
+    """Returns the DCT hash in each row, the first frequency in the highest bit."""
+    return np.ascontiguousarray(rows[:, :8]).view('>u8')[:, 0].astype(np.uint64)
 
 
-def sketches(table: UInt8[np.ndarray, 'n bytes']) -> UInt8[np.ndarray, 'n 48']:
-    """Returns the sketches of a table of looks."""
-    return table[:, 8:]
+def sketches(rows: UInt8[np.ndarray, 'n bytes']) -> UInt8[np.ndarray, 'n 48']:
+    """Returns the color sketch in each row."""
+    return rows[:, 8:]

@@ -4,20 +4,20 @@ A file is digested and really decoded, so that a run never meets a bad image lat
 is kept in `<TLFLAX_CACHE>/scans/`, so that the next scan of an unchanged file costs one `stat`.
 """
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tlflax.data.images import decode, perceptual_hash, sniff
-from tlflax.data.images.scan_cache import Entry, Finding, load, save
+from tlflax.data.images.files import Entry, ScannedFile
+from tlflax.data.images.scan_cache import load, save
 from tlflax.utils import assets, cpu
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, reason
 from tlflax.utils.progress import progress
 
 IMAGE_EXTENSIONS = (
@@ -30,27 +30,6 @@ _CHUNK = 64  # files a task: a task each would cost as much as decoding a small 
 _SAVE_SECONDS = 60.0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scanned:
-    """What reading the files of a split found.
-
-    Attributes:
-        root: The absolute folder that the entries' paths start from.
-        entries: The files.
-        names: The class of each.
-        findings: What each is.
-        ignored: What was left out, by reason.
-        read: How many files had to be read; the others were known.
-    """
-
-    root: str
-    entries: list[Entry]
-    names: list[str]
-    findings: list[Finding]
-    ignored: Counter[str]
-    read: int
-
-
 def read_all(
     root: str,
     entries: Sequence[Entry],
@@ -60,7 +39,7 @@ def read_all(
     listed: bool = False,
     max_pixels: int = decode.MAX_PIXELS,
     background: tuple[int, int, int] = (0, 0, 0),
-) -> tuple[list[Finding], int]:
+) -> tuple[list[ScannedFile], int]:
     """Reads the files that are not known yet.
 
     Args:
@@ -68,64 +47,56 @@ def read_all(
         entries: The files.
         workers: Threads. Threads, because a fork with JAX or TensorFlow loaded may hang and a
             spawned process would run the caller's script again; decoding releases the lock.
-        memory: The absolute path under which the findings are remembered; `root` by default.
+        memory: The absolute path under which the results are remembered; `root` by default.
         listed: See `read_file`.
-        max_pixels: Larger images are faults.
+        max_pixels: See `read_file`.
         background: See `read_file`.
 
     Returns:
-        A finding for each entry, and how many files had to be read.
+        What each entry is, and how many files had to be read.
     """
     place = _place(memory or root, listed, max_pixels, background)
-    findings = load(place, entries)
-    todo = [row for row, finding in enumerate(findings) if finding is None]
-    if not todo:
-        return [finding for finding in findings if finding is not None], 0
-
+    known = load(place, entries)
+    todo = [row for row, file in enumerate(known) if file is None]
     read_one = functools.partial(
         read_file, listed=listed, max_pixels=max_pixels, background=background
     )
 
-    def read(rows: list[int]) -> list[Finding]:
-        return _described([read_one(root, entries[row]) for row in rows])
+    def read(rows: list[int]) -> list[ScannedFile]:
+        return _hashed([read_one(os.path.join(root, entries[row].path)) for row in rows])
 
-    saved = time.monotonic()
-    chunks = [todo[at : at + _CHUNK] for at in range(0, len(todo), _CHUNK)]
-    try:
-        with progress('reading images', len(todo)) as tick:
-            for rows, found in _map(read, chunks, workers or _workers()):
-                for row, finding in zip(rows, found, strict=True):
-                    findings[row] = finding
+    if todo:
+        with (
+            _saving(place, entries, known) as save_now_and_then,
+            progress('reading images', len(todo)) as tick,
+        ):
+            for rows, files in _map(read, todo, workers or _workers()):
+                for row, file in zip(rows, files, strict=True):
+                    known[row] = file
                 tick(len(rows))
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    save(place, entries, findings)
-                    saved = time.monotonic()
-    finally:  # an interrupted scan goes on where it stopped
-        save(place, entries, findings)
-    return [finding for finding in findings if finding is not None], len(todo)
+                save_now_and_then()
+    return [file for file in known if file is not None], len(todo)
 
 
 def read_file(
-    root: str,
-    entry: Entry,
+    path: str,
     *,
     listed: bool = False,
     max_pixels: int = decode.MAX_PIXELS,
     background: tuple[int, int, int] = (0, 0, 0),
-) -> Finding:
-    """Reads, digests and decodes one file; whatever is wrong with it is in the finding.
+) -> ScannedFile:
+    """Reads, digests and decodes one file; what is wrong with it is in the result.
 
-    Its look is still a thumbnail, for many of them are described at once.
+    A good image comes with its thumbnail and without its perceptual hash; see `read_all`.
 
     Args:
-        root: The folder that the entry's path starts from.
-        entry: The file.
-        listed: Somebody listed it as an image, so it is no stray whatever its name and contents.
+        path: The file.
+        listed: Somebody listed it as an image, so it is not a stray, whatever its name and
+            contents.
         max_pixels: A larger image is a fault.
         background: The RGB color, 0..255, that is seen behind transparent pixels.
     """
-    looks_like_image = listed or os.path.splitext(entry.path)[1].lower() in IMAGE_EXTENSIONS
-    path = os.path.join(root, entry.path)
+    looks_like_image = listed or os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS
     try:
         with open(path, 'rb', buffering=0) as file:
             data = file.read(sniff.HEAD_BYTES)
@@ -133,24 +104,23 @@ def read_file(
             if kind in sniff.READABLE:
                 data += file.read()
     except OSError as error:
-        fault = 'is a broken link' if os.path.islink(path) else f'cannot be read: {error.strerror}'
-        return Finding('', fault if looks_like_image else '')
+        fault = 'is a broken link' if os.path.islink(path) else f'cannot be read: {reason(error)}'
+        return ScannedFile('', fault if looks_like_image else '')
     if kind not in sniff.READABLE:
         meant = looks_like_image or kind in sniff.OTHER_IMAGES
-        return Finding(kind, f'is {sniff.describe(kind)}' if meant else '')
+        return ScannedFile(kind, f'is {sniff.explain(kind)}' if meant else '')
     try:
-        info, look = decode.examine(data, max_pixels=max_pixels, background=background)
+        return decode.probe(data, max_pixels=max_pixels, background=background)
     except UserError as error:
-        return Finding(kind, error.what)
-    return Finding(kind, '', hashlib.sha256(data).hexdigest(), info, look)
+        return ScannedFile(kind, error.what)
 
 
-def _described(found: list[Finding]) -> list[Finding]:
-    """Makes looks of the thumbnails."""
-    described = perceptual_hash.describe([finding.look for finding in found])
+def _hashed(files: list[ScannedFile]) -> list[ScannedFile]:
+    """Replaces thumbnails by perceptual hashes."""
+    hashes = perceptual_hash.compute([file.thumbnail for file in files])
     return [
-        finding._replace(look=look) if look else finding
-        for finding, look in zip(found, described, strict=True)
+        file._replace(perceptual_hash=one, thumbnail=b'') if one else file
+        for file, one in zip(files, hashes, strict=True)
     ]
 
 
@@ -160,14 +130,37 @@ def _workers() -> int:
 
 
 def _map(
-    read: Callable[[list[int]], list[Finding]], chunks: list[list[int]], workers: int
-) -> Iterator[tuple[list[int], list[Finding]]]:
-    """Yields the findings of each chunk of rows, in order, with few chunks in flight."""
-    window = 4 * workers  # an executor takes everything it is given at once
+    read: Callable[[list[int]], list[ScannedFile]], todo: list[int], workers: int
+) -> Iterator[tuple[list[int], list[ScannedFile]]]:
+    """Yields chunks of rows with what their files are, in order, with few chunks in flight."""
+    chunks = [todo[at : at + _CHUNK] for at in range(0, len(todo), _CHUNK)]
+    window = 4 * workers  # an executor takes everything it is given immediately
     with ThreadPoolExecutor(workers) as pool:
         for at in range(0, len(chunks), window):
             part = chunks[at : at + window]
             yield from zip(part, pool.map(read, part), strict=True)
+
+
+@contextlib.contextmanager
+def _saving(
+    place: Path, entries: Sequence[Entry], known: list[ScannedFile | None]
+) -> Iterator[Callable[[], None]]:
+    """Yields a function that saves what is known once a minute, and saves it in the end.
+
+    So an interrupted scan continues where it stopped.
+    """
+    saved = time.monotonic()
+
+    def save_now_and_then() -> None:
+        nonlocal saved
+        if time.monotonic() - saved > _SAVE_SECONDS:
+            save(place, entries, known)
+            saved = time.monotonic()
+
+    try:
+        yield save_now_and_then
+    finally:
+        save(place, entries, known)
 
 
 def _place(memory: str, listed: bool, max_pixels: int, background: tuple[int, int, int]) -> Path:

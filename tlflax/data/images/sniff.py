@@ -78,8 +78,8 @@ def sniff(head: bytes) -> str:
     return _sniff_text(head)
 
 
-def describe(kind: str) -> str:
-    """Returns what is wrong with a file of an unreadable `kind`, to follow 'is'."""
+def explain(kind: str) -> str:
+    """Returns what a file of an unreadable `kind` is, for a sentence such as 'a.jpg is empty'."""
     if kind in _PHRASES:
         return _PHRASES[kind]
     if kind in OTHER_IMAGES:

@@ -1,8 +1,8 @@
-"""Folders in object stores, mirrored into the cache: `gs://`, `s3://` and whatever fsspec knows.
+"""Folders in object stores, mirrored into the cache: `gs://`, `s3://` and others that fsspec knows.
 
 Only objects that are new or have changed are fetched, several at once, each whole or not at all;
-what is gone there goes here. An object counts as changed when its size, or its entity tag or else
-its time of modification, differs from what was noted when it was fetched.
+what was deleted there is deleted here. An object counts as changed when its size, or its entity
+tag or else its time of modification, differs from what was noted when it was fetched.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from absl import logging
 
@@ -23,7 +23,8 @@ from tlflax.data.images.decode import printable
 from tlflax.data.images.scan import IMAGE_EXTENSIONS
 from tlflax.data.inputs.pattern import is_pattern, split_base
 from tlflax.data.inputs.walk import IGNORED_FOLDERS, kind_of_stray
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean, reason
+from tlflax.utils.files import atomic_write
 from tlflax.utils.progress import progress
 
 _URL = re.compile(r'([a-z][a-z0-9+.-]*)://')
@@ -36,6 +37,16 @@ _NO_ACCESS = (
     *('NoCredentialsError', 'PartialCredentialsError', 'DefaultCredentialsError'),
     *('ClientAuthenticationError', 'TokenRetrievalError', 'RefreshError'),
 )
+
+
+class Store(Protocol):
+    """The part of fsspec's `AbstractFileSystem` that is used here."""
+
+    def find(self, path: str, *, detail: bool) -> dict[str, Mapping[str, object]]:
+        """Describes every object below a folder, by path."""
+
+    def get_file(self, rpath: str, lpath: str) -> object:
+        """Fetches an object to a file."""
 
 
 class Remote(NamedTuple):
@@ -51,7 +62,7 @@ def is_url(spec: str) -> bool:
     return _URL.match(spec) is not None
 
 
-def fetch(url: str, cache_dir: Path, *, key: str) -> str:
+def fetch(url: str, cache_dir: Path) -> str:
     """Mirrors a folder and returns where it is now: the folder, or a pattern in it.
 
     Objects with another ending than an image's are left where they are.
@@ -59,15 +70,14 @@ def fetch(url: str, cache_dir: Path, *, key: str) -> str:
     Args:
         url: A folder of class folders, or a pattern; see `tlflax.data.inputs.pattern`.
         cache_dir: Where to write, in a folder `mirrors`.
-        key: The configuration key that gave it, for messages.
 
     Raises:
-        UserError: The package for such URLs is missing, there is no such bucket or folder, it may
+        UserError: The package for such URLs is missing, the bucket or folder does not exist or may
             not be read, or the mirror cannot be written.
     """
     base, rest = split_base(url) if is_pattern(url) else (url.rstrip('/'), '')
-    store, top = _connect(base, key)
-    with _explaining(base, key):
+    store, top = _connect(base)
+    with _explaining(base):
         found = store.find(top, detail=True)
     ignored: Counter[str] = Counter()
     remote = _select(found, top, ignored)
@@ -75,17 +85,16 @@ def fetch(url: str, cache_dir: Path, *, key: str) -> str:
         raise UserError(
             f'{base} holds no image, or does not exist'
             + (f' ({sum(ignored.values())} objects have other endings)' if ignored else ''),
-            where=key,
             fix='fix the URL; images end in .jpg, .png, .gif, .bmp, .webp, .tif or nothing',
         )
     name = re.sub(r'[^A-Za-z0-9_.-]+', '_', base)[-40:]
     place = cache_dir / 'mirrors' / f'{name}-{hashlib.sha256(base.encode()).hexdigest()[:12]}'
-    with _explaining(base, key):
+    with _explaining(base):
         _update(store, remote, place, cache_dir, base)
     return str(place / 'files' / rest)
 
 
-def _connect(base: str, key: str) -> tuple[Any, str]:
+def _connect(base: str) -> tuple[Store, str]:
     """Returns the file system of a URL and the path in it."""
     scheme = base.partition('://')[0]
     install = f"pip install 'tlflax[cloud]' has those for s3:// and gs:// ({scheme}:// may need "
@@ -94,49 +103,46 @@ def _connect(base: str, key: str) -> tuple[Any, str]:
         import fsspec
         from fsspec.registry import known_implementations
     except ImportError:
-        raise UserError(f'{base} needs the package fsspec', where=key, fix=install) from None
+        raise UserError(f'{base} needs the package fsspec', fix=install) from None
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError:
         hint = did_you_mean(scheme, known_implementations)
         hint = hint if hint.startswith('did') else 'give gs://, s3:// or another that fsspec knows'
-        raise UserError(f'{scheme}:// is not known', where=key, fix=hint) from None
+        raise UserError(f'{scheme}:// is not known', fix=hint) from None
     except ImportError as error:
         what = f'{base} needs a package that is not installed ({error})'
-        raise UserError(what, where=key, fix=install) from error
-    with _explaining(base, key):
+        raise UserError(what, fix=install) from error
+    with _explaining(base):
         return fsspec.core.url_to_fs(base, use_listings_cache=False)
 
 
 @contextlib.contextmanager
-def _explaining(base: str, key: str) -> Iterator[None]:
+def _explaining(base: str) -> Iterator[None]:
     """Turns what stores raise, each in types of its own, into a sentence."""
+    missing = f'there is no such bucket or folder: {base}'
     try:
-        yield
+        with as_user_error(missing, fix='fix the URL', of=(FileNotFoundError,)):
+            yield
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(
-            f'there is no such bucket or folder: {base}', where=key, fix='fix the URL'
-        ) from error
     except Exception as error:
-        lines = str(error).strip().splitlines() or ['']
-        reason = printable(f'{type(error).__name__}: {lines[0][:300]}')
+        said = printable(f'{type(error).__name__}: {reason(error)}')
         if isinstance(error, PermissionError) or type(error).__name__ in _NO_ACCESS:
             raise UserError(
-                f'{base} may not be read ({reason})',
-                where=key,
+                f'{base} may not be read ({said})',
                 fix='give the credentials that its own tools use (AWS_PROFILE or '
                 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS)',
             ) from error
         raise UserError(
-            f'{base} cannot be mirrored ({reason})',
-            where=key,
+            f'{base} cannot be mirrored ({said})',
             fix='check the network and the room in the cache folder; what was fetched is kept',
         ) from error
 
 
-def _select(found: dict[str, dict[str, Any]], top: str, ignored: Counter[str]) -> dict[str, Remote]:
+def _select(
+    found: Mapping[str, Mapping[str, object]], top: str, ignored: Counter[str]
+) -> dict[str, Remote]:
     """Returns the objects to mirror, by relative path, and counts the others."""
     start, chosen = top.rstrip('/') + '/', {}
     for path, info in found.items():
@@ -154,11 +160,13 @@ def _select(found: dict[str, dict[str, Any]], top: str, ignored: Counter[str]) -
         else:
             size = info.get('size')
             tag = next((str(info[name]) for name in _TAGS if info.get(name)), '')
-            chosen[relative] = Remote(path, -1 if size is None else int(size), tag)
+            chosen[relative] = Remote(path, -1 if size is None else int(str(size)), tag)
     return chosen
 
 
-def _update(store: Any, remote: dict[str, Remote], place: Path, cache_dir: Path, base: str) -> None:
+def _update(
+    store: Store, remote: dict[str, Remote], place: Path, cache_dir: Path, base: str
+) -> None:
     """Makes `place`/files hold these objects and no others."""
     files, index = place / 'files', place / 'index.jsonl'
     noted = _load(index)
@@ -192,7 +200,7 @@ def _update(store: Any, remote: dict[str, Remote], place: Path, cache_dir: Path,
 
 
 def _fetch_all(
-    store: Any, remote: dict[str, Remote], todo: list[str], files: Path, partial: Path
+    store: Store, remote: dict[str, Remote], todo: list[str], files: Path, partial: Path
 ) -> Iterator[str]:
     """Fetches objects, several at once, and yields each as it is done."""
     failures: list[Exception] = []
@@ -210,7 +218,7 @@ def _fetch_all(
             target.parent.mkdir(parents=True, exist_ok=True)
             part.replace(target)
             return path
-        except Exception as error:  # those under way are let finish, so that they are not lost
+        except Exception as error:  # raised once the others have finished, whose work is kept
             failures.append(error)
             return None
 
@@ -227,14 +235,14 @@ def _fetch_all(
 
 
 def _is_here(target: Path, item: Remote, noted: dict[str, tuple[int, str]], relative: str) -> bool:
-    """Whether an object was fetched and has not changed since; where nothing tells, it has."""
+    """Whether an object was fetched and has not changed since, as far as the store tells."""
     if noted.get(relative) != (item.size, item.tag) or not (item.tag or item.size >= 0):
         return False
     return target.is_file() and (item.size < 0 or target.stat().st_size == item.size)
 
 
 def _load(index: Path) -> dict[str, tuple[int, str]]:
-    """Returns the size and tag noted for each path; a line that a killed process cut is none."""
+    """Returns the size and tag noted for each path; ignores a line that a killed process cut."""
     noted: dict[str, tuple[int, str]] = {}
     with (
         contextlib.suppress(FileNotFoundError),
@@ -248,8 +256,6 @@ def _load(index: Path) -> dict[str, tuple[int, str]]:
 
 
 def _compact(index: Path, remote: dict[str, Remote]) -> None:
-    """Writes the notes anew, without what is gone."""
-    part = index.with_suffix('.part')
+    """Writes the notes again, without what is gone."""
     lines = [json.dumps([path, item.size, item.tag]) for path, item in remote.items()]
-    part.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    part.replace(index)
+    atomic_write(index, '\n'.join(lines) + '\n')

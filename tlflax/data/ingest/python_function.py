@@ -1,9 +1,8 @@
-"""A Python function that makes a tf.data.Dataset, as class folders.
+"""The images of a Python function that makes a tf.data.Dataset, written as class folders.
 
-What it yields is kept in the cache as PNGs named by their content, so that the audit, the digests,
-the splits and the feature cache treat them as they treat everybody's images. The function runs at
-every start; images that are there already are not written again, and what it no longer yields
-disappears.
+They are kept in the cache as PNGs named by their content, so that the audit, the digests, the
+splits and the feature cache treat them like other images. The function runs at every start; images
+that are there already are not written again, and images that it no longer yields are deleted.
 """
 
 import contextlib
@@ -16,7 +15,6 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -24,13 +22,13 @@ from absl import logging
 from tlflax.data._tensorflow import tf
 from tlflax.data.images.decode import printable
 from tlflax.data.ingest import class_folders
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean
 
 _PREFIX = 'py:'
 _FORM = "'py:FILE.py:FUNCTION' or 'py:MODULE:FUNCTION'"
 
 
-def materialize(spec: str, cache_dir: Path, *, key: str) -> Path:
+def materialize(spec: str, cache_dir: Path) -> Path:
     """Returns the folder of class folders that a `py:` specification stands for.
 
     The function takes no arguments and returns a finite dataset of (image, label) or of
@@ -41,45 +39,37 @@ def materialize(spec: str, cache_dir: Path, *, key: str) -> Path:
     Args:
         spec: 'py:FILE.py:FUNCTION' or 'py:MODULE:FUNCTION'.
         cache_dir: Where to write, in a folder `python`.
-        key: The configuration key that gave it, for messages.
 
     Raises:
-        UserError: There is no such function, it fails, or what it yields is not as above.
+        UserError: The function does not exist or fails, or it yields something else.
     """
     place, _, name = spec.removeprefix(_PREFIX).rpartition(':')
     if not (place and name):
-        raise UserError(f'{spec!r} names no function', where=key, fix=f'give {_FORM}')
-    function = _find(place, name, key)
-    with _blaming(spec, key):
+        raise UserError(f'{spec!r} names no function', fix=f'give {_FORM}')
+    function = _find(place, name)
+    with _explaining(spec):
         dataset = function()
     if not isinstance(dataset, tf.data.Dataset):
         what = f'{spec} returns a {type(dataset).__name__}, not a tf.data.Dataset'
-        raise UserError(what, where=key, fix='return a dataset of (image, label)')
+        raise UserError(what, fix='return a dataset of (image, label)')
     if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise UserError(f'{spec} yields for ever', where=key, fix='leave its repeat() out')
+        raise UserError(f'{spec} never ends', fix='leave its repeat() out')
     names = getattr(dataset, 'class_names', None) or getattr(function, 'class_names', None)
     identity = f'{os.path.abspath(place) if place.endswith(".py") else place}:{name}'
     target = cache_dir / 'python' / f'{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}'
-    try:
-        _write(target, cache_dir, _examples(dataset, spec, key, names), spec)
-    except OSError as error:
-        raise UserError(
-            f'cannot be written ({error.strerror or error})',
-            where=str(target),
-            fix='fix that, or set TLFLAX_CACHE to another folder',
-        ) from error
+    fix = 'fix that, or set TLFLAX_CACHE to another folder'
+    with as_user_error('cannot be written ({reason})', where=str(target), fix=fix, of=(OSError,)):
+        _write(target, cache_dir, _examples(dataset, spec, names), spec)
     return target
 
 
-def _find(place: str, name: str, key: str) -> Callable[[], Any]:
+def _find(place: str, name: str) -> Callable[[], object]:
     """Imports the module and returns its function."""
     path = Path(place).expanduser()
     is_file = place.endswith('.py')
     if is_file and not path.is_file():
-        raise UserError(
-            f'there is no such file: {printable(place)!r}', where=key, fix=f'give {_FORM}'
-        )
-    with _blaming(place, key):
+        raise UserError(f'there is no such file: {printable(place)!r}', fix=f'give {_FORM}')
+    with _explaining(place):
         if is_file:
             module_name = f'_tlflax_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()}'
             module_spec = importlib.util.spec_from_file_location(module_name, path)
@@ -94,13 +84,13 @@ def _find(place: str, name: str, key: str) -> Callable[[], Any]:
     if not callable(function):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith('_')]
         what = f'{place} has no function {name!r}'
-        raise UserError(what, where=key, fix=did_you_mean(name, known))
+        raise UserError(what, fix=did_you_mean(name, known))
     return function
 
 
 @contextlib.contextmanager
-def _blaming(what: str, key: str) -> Iterator[None]:
-    """Turns whatever the user's code raises into a sentence that names the line."""
+def _explaining(what: str) -> Iterator[None]:
+    """Turns every exception of the user's code into a sentence that names the line."""
     try:
         yield
     except UserError:
@@ -115,14 +105,14 @@ def _blaming(what: str, key: str) -> Iterator[None]:
         raised = f'{kind}: {line.removeprefix(f"{kind}: ")[:300]}'
         if theirs and 'site-packages' not in theirs[-1].filename:
             raised += f' ({printable(theirs[-1].filename)}, line {theirs[-1].lineno})'
-        raise UserError(f'{what} fails with {raised}', where=key, fix='fix it') from error
+        raise UserError(f'{what} fails with {raised}', fix='fix it') from error
 
 
 def _examples(
-    dataset: tf.data.Dataset, spec: str, key: str, names: Sequence[str] | None
+    dataset: tf.data.Dataset, spec: str, class_names: Sequence[str] | None
 ) -> Iterator[tuple[np.ndarray, str]]:
     """Yields images and the names of their classes."""
-    with _blaming(spec, key):
+    with _explaining(spec):
         for number, element in enumerate(dataset.as_numpy_iterator()):
             where = f'element {number} of {spec}'
             try:
@@ -131,35 +121,32 @@ def _examples(
                 )
             except (KeyError, TypeError, ValueError):
                 raise UserError(
-                    f'{where} is no image with its label',
-                    where=key,
+                    f'{where} is not an image with its label',
                     fix="yield (image, label) or {'image': ..., 'label': ...}",
                 ) from None
             image, label = np.asarray(image), np.asarray(label)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
                 raise UserError(
                     f'{where}: the image is {image.dtype}{list(image.shape)}',
-                    where=key,
                     fix='yield uint8[h, w, 3] or uint8[h, w, 1], one image at a time',
                 )
             if not image.size:
-                raise UserError(f'{where}: the image is empty', where=key, fix='leave it out')
-            yield image, _class_name(label, names, where, key)
+                raise UserError(f'{where}: the image is empty', fix='leave it out')
+            yield image, _class_name(label, class_names, where)
 
 
-def _class_name(label: np.ndarray, names: Sequence[str] | None, where: str, key: str) -> str:
+def _class_name(label: np.ndarray, class_names: Sequence[str] | None, where: str) -> str:
     value = label.item() if label.ndim == 0 else None
     if isinstance(value, bytes):
         value = value.decode('utf-8', 'replace')
     if isinstance(value, int) and not isinstance(value, bool):
-        if names is None:
+        if class_names is None:
             value = str(value)
-        elif 0 <= value < len(names):
-            value = str(names[value])
+        elif 0 <= value < len(class_names):
+            value = str(class_names[value])
     if not isinstance(value, str) or not value or any(char < ' ' for char in value):
         raise UserError(
             f'{where}: the label is {label!r}',
-            where=key,
             fix='yield the class as one integer, below the number of class names if there are '
             'any, or as one string',
         )

@@ -1,8 +1,8 @@
 """TensorFlow Datasets as class folders, so that the rest of the program knows only folders.
 
 A data set by name is written out once, with the bytes it was stored in; a folder in the layout of
-`tfds.ImageFolder` already is class folders, one level up. From there on the audit, the digests, the
-splits and the feature cache treat both as they treat everybody's images.
+`tfds.ImageFolder` holds class folders already, one level down. The audit, the digests, the splits
+and the feature cache then treat both like other images.
 """
 
 import contextlib
@@ -15,26 +15,23 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
 from tlflax.data.ingest import tfds_writer
 from tlflax.data.ingest.tfds_writer import tfds
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean
 
 _PREFIX = 'tfds:'
 _CONNECT_SECONDS = 10.0
-
-if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
 
 
 def materialize(spec: str, cache_dir: Path) -> Path:
     """Returns the folder of class folders that a `tfds:` specification stands for.
 
-    Classes are the data set's label names (a '/' in one is written '%2F'). Written at the first
-    use, whole or not at all, under a name that changes when the prepared data set does.
+    Classes are the data set's label names (a '/' in one is written '%2F'). The folder is written
+    at the first use, whole or not at all, under a name that changes when the prepared data set
+    does.
 
     Args:
         spec: 'tfds:NAME/SPLIT', 'tfds:NAME/CONFIG:VERSION/SPLIT' with CONFIG or :VERSION left out
@@ -44,8 +41,8 @@ def materialize(spec: str, cache_dir: Path) -> Path:
         cache_dir: Where to write, in a folder `tfds`.
 
     Raises:
-        UserError: There is no such data set or split, it holds no labeled images, or it cannot be
-            had or written.
+        UserError: The data set or split does not exist, holds no labeled images, or cannot be
+            prepared or written.
     """
     name, slash, split = spec.removeprefix(_PREFIX).rpartition('/')
     if not (spec.startswith(_PREFIX) and slash and name and split):
@@ -72,20 +69,18 @@ def _image_folder(spec: str, name: str, split: str) -> Path:
     return root / split
 
 
-def _builder(spec: str, name: str) -> Any:
+def _builder(spec: str, name: str) -> tfds.core.DatasetBuilder:
     data_dir = os.environ.get('TFDS_DATA_DIR')  # TFDS itself reads it only when imported
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise _unknown(spec, name, data_dir) from error
-    except Exception as error:  # an unknown configuration or version, each of a type of its own
-        raise UserError(
-            _first_line(error), where=spec, fix='fix the configuration or the version'
-        ) from error
+    # An unknown configuration and an unknown version each raise a type of their own.
+    with as_user_error('{reason}', where=spec, fix='fix the configuration or the version'):
+        try:
+            return tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError as error:
+            raise _unknown(spec, name, data_dir) from error
 
 
 def _unknown(spec: str, name: str, data_dir: str | None) -> UserError:
-    """Says what of a name is not known, and what might be meant."""
+    """Says which part of a name is not known, and what may have been meant."""
     known = set(tfds.list_builders(with_community_datasets=False))
     folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if folder.is_dir():
@@ -96,52 +91,44 @@ def _unknown(spec: str, name: str, data_dir: str | None) -> UserError:
         return UserError(what, where=spec, fix='fix it, or leave it out for the default')
     fix = did_you_mean(name, sorted(known))
     if not fix.startswith('did you mean'):
-        fix = 'see https://www.tensorflow.org/datasets/catalog/overview for those there are'
+        fix = 'see https://www.tensorflow.org/datasets/catalog/overview for its data sets'
     return UserError('TFDS has no such data set', where=spec, fix=fix)
 
 
-def _prepare(spec: str, builder: Any) -> None:
-    """Downloads and prepares a data set, unless that is done."""
+def _prepare(spec: str, builder: tfds.core.DatasetBuilder) -> None:
+    """Downloads and prepares a data set, unless that is done already."""
     if builder.is_prepared():
         return
     urls = builder.url_infos or {}
     size = sum(info.size or 0 for info in urls.values())
     amount = f'{size / 1e6:,.0f} MB' if size else 'a download of unknown size'
     logging.info('%s: fetching %s, to be prepared in %s', spec, amount, builder.data_dir)
-    try:
+    fix = 'prepare it with TFDS on a machine that can, and set TFDS_DATA_DIR to its folder'
+    with as_user_error('TFDS could not prepare it ({reason})', where=spec, fix=fix):
         if urls:
             _check_reachable(next(iter(urls)))
         builder.download_and_prepare()
-    except Exception as error:  # whatever the data set's own code raises
-        raise UserError(
-            f'TFDS could not prepare it ({_first_line(error)})',
-            where=spec,
-            fix='prepare it with TFDS on a machine that can, and set TFDS_DATA_DIR to its folder',
-        ) from error
 
 
 def _check_reachable(url: str) -> None:
     """Raises OSError soon where TFDS would try for minutes."""
     if url.startswith('http'):
         request = urllib.request.Request(url, method='HEAD')
-        with contextlib.suppress(urllib.error.HTTPError):  # an answer, so there is somebody
+        with contextlib.suppress(urllib.error.HTTPError):  # an answer: the server is there
             urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what TFDS prints and logs, short of errors, from the user."""
+    """Hides what TFDS prints and logs, short of errors, and its progress bar in a log file."""
 
     def ours(record: std_logging.LogRecord) -> bool:
         return record.levelno >= std_logging.ERROR or 'tensorflow_datasets' not in record.pathname
 
     absl_logger, urllib_logger = std_logging.getLogger('absl'), std_logging.getLogger('urllib3')
-    level = urllib_logger.level
+    level, progress_bar = urllib_logger.level, tfds.core.utils.tqdm_utils._active
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     absl_logger.addFilter(ours)
     urllib_logger.setLevel(std_logging.ERROR)
     try:
@@ -150,3 +137,4 @@ def _quiet() -> Iterator[None]:
     finally:
         absl_logger.removeFilter(ours)
         urllib_logger.setLevel(level)
+        tfds.display_progress_bar(progress_bar)

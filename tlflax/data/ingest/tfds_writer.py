@@ -1,4 +1,4 @@
-"""A split of a prepared TensorFlow data set, written as class folders."""
+"""Writes a split of a prepared TensorFlow data set as class folders."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -14,11 +14,22 @@ from absl import logging
 from tlflax.data._tensorflow import tf
 from tlflax.data.images.sniff import HEAD_BYTES, READABLE, sniff
 from tlflax.data.ingest import class_folders
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean
 
 import tensorflow_datasets as tfds  # isort: skip  # after TensorFlow was imported quietly
 
 _EXTENSIONS = {name: f'.{name.lower()}' for name in READABLE} | {'JPEG': '.jpg', 'TIFF': '.tif'}
+
+
+class _File(NamedTuple):
+    """A part of a split, in one of its files. The digest in a folder's name covers all fields."""
+
+    name: str
+    skip: int  # its first example
+    take: int  # the number of its examples
+    fraction: float  # of the file
+    length: int  # of the file, in bytes
+    mtime: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,39 +37,41 @@ class Split:
     """A split of a prepared data set, and which of its features are the image and its class."""
 
     spec: str
-    builder: Any
+    builder: tfds.core.DatasetBuilder
     name: str
     image: str
     label: str
 
     @property
-    def classes(self) -> Any:
-        """The ClassLabel feature."""
+    def class_label(self) -> tfds.features.ClassLabel:
+        """The feature that names the classes."""
         return self.builder.info.features[self.label]
 
-    def files(self) -> list[tuple[Any, ...]]:
-        """Name, first example, number of examples, part of the file they are, its size and age."""
+    def files(self) -> list[_File]:
+        """Returns the parts of files that make up the split."""
         result = []
         for part in self.builder.info.splits[self.name].file_instructions:
             path = tfds.core.Path(part.filename)
             stat = path.stat()
             fraction = part.take / part.examples_in_shard
-            result.append((path.name, part.skip, part.take, fraction, stat.length, stat.mtime))
+            result.append(_File(path.name, part.skip, part.take, fraction, stat.length, stat.mtime))
         return result
 
     def folder_name(self) -> str:
-        """The split and a digest of what was prepared; preparing it anew makes another folder."""
-        parts = repr((self.name, self.classes.names, self.files()))
+        """The split and a digest of what was prepared; another after it is prepared again."""
+        files = [tuple(file) for file in self.files()]
+        parts = repr((self.name, self.class_label.names, files))
         plain = re.sub(r'[^A-Za-z0-9_.-]+', '_', self.name)
         return f'{plain}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}'
 
     def size(self) -> tuple[int, float]:
-        """Examples, and megabytes as stored."""
+        """Returns the number of examples, and megabytes as stored."""
         files = self.files()
-        return sum(file[2] for file in files), sum(file[3] * file[4] for file in files) / 1e6
+        stored = sum(file.fraction * file.length for file in files)
+        return sum(file.take for file in files), stored / 1e6
 
     def examples(self) -> Iterator[tuple[bytes | np.ndarray, int]]:
-        """Images, encoded where they are stored so, and labels, always in the same order."""
+        """Yields images, encoded where they are stored so, and labels, in a fixed order."""
         skip = isinstance(self.builder.info.features[self.image], tfds.features.Image)
         dataset = self.builder.as_dataset(
             split=self.name,
@@ -72,7 +85,7 @@ class Split:
             yield example[self.image], int(example[self.label])
 
 
-def find_split(spec: str, builder: Any, name: str) -> Split:
+def find_split(spec: str, builder: tfds.core.DatasetBuilder, name: str) -> Split:
     """Finds a split, and its image and class label by their types.
 
     Args:
@@ -81,12 +94,13 @@ def find_split(spec: str, builder: Any, name: str) -> Split:
         name: The split, or a slice of one.
 
     Raises:
-        UserError: There is no such split, or no one feature is the image or the label.
+        UserError: The split does not exist, or it is not clear which feature is the image or the
+            label.
     """
     splits = builder.info.splits
     try:
         splits[name]
-    except Exception as error:  # KeyError, ValueError or AssertionError, by what is wrong with it
+    except Exception as error:  # KeyError, ValueError or AssertionError
         raise UserError(f'no split {name!r}', where=spec, fix=did_you_mean(name, splits)) from error
     features = builder.info.features
     features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -107,12 +121,12 @@ def find_split(spec: str, builder: Any, name: str) -> Split:
     return Split(spec, builder, name, image=chosen[0], label=chosen[1])
 
 
-def _is_label(feature: Any) -> bool:
+def _is_label(feature: tfds.features.FeatureConnector) -> bool:
     return isinstance(feature, tfds.features.ClassLabel)
 
 
-def _is_image(feature: Any) -> bool:
-    """An encoded image, or an array that can be encoded as one."""
+def _is_image(feature: tfds.features.FeatureConnector) -> bool:
+    """Whether a feature is an encoded image, or an array that can be encoded as one."""
     shape = feature.shape
     if not (isinstance(shape, tuple) and len(shape) == 3):
         return False
@@ -123,7 +137,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def write(split: Split, cache_dir: Path) -> Path:
-    """Writes a split as class folders, unless that is done.
+    """Writes a split as class folders, unless that is done already.
 
     Args:
         split: What to write.
@@ -137,7 +151,19 @@ def write(split: Split, cache_dir: Path) -> Path:
         return target
     count, megabytes = split.size()
     logging.info('%s: writing %d images (%.0f MB) to %s', split.spec, count, megabytes, target)
-    try:
+    damaged = as_user_error(
+        'TFDS cannot read what it prepared ({reason})',
+        where=str(split.builder.data_dir),
+        fix='delete that folder, so that it is prepared again',
+        of=(tf.errors.OpError,),
+    )
+    not_written = as_user_error(
+        'cannot be written ({reason})',
+        where=str(target),
+        fix=f'it takes about {megabytes:.0f} MB; TLFLAX_CACHE may name another folder',
+        of=(OSError,),
+    )
+    with damaged, not_written:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside unfinished downloads: what a killed process leaves is swept with theirs.
         with tempfile.TemporaryDirectory(prefix='.partial-', dir=cache_dir) as partial:
@@ -145,18 +171,6 @@ def write(split: Split, cache_dir: Path) -> Path:
             made.mkdir()
             _write(split, made)
             class_folders.publish(made, target)
-    except tf.errors.OpError as error:
-        raise UserError(
-            f'TFDS cannot read what it prepared ({error.message.splitlines()[0]})',
-            where=str(split.builder.data_dir),
-            fix='delete that folder, so that it is prepared anew',
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f'cannot be written ({error.strerror or error})',
-            where=str(target),
-            fix=f'it takes about {megabytes:.0f} MB; TLFLAX_CACHE may name another folder',
-        ) from error
     return target
 
 
@@ -169,7 +183,7 @@ def _write(split: Split, folder: Path) -> None:
                 f'example {number} has no label', where=split.spec, fix='choose a labeled split'
             )
         if label not in known:
-            known[label] = folder / class_folders.as_folder(split.classes.int2str(label))
+            known[label] = folder / class_folders.as_folder(split.class_label.int2str(label))
             known[label].mkdir()
         data = image if isinstance(image, bytes) else class_folders.png(image)
         extension = _EXTENSIONS.get(sniff(data[:HEAD_BYTES]), '')

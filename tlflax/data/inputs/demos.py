@@ -31,19 +31,18 @@ TRAFFIC_LIGHTS = Asset(
 DEMOS = {'traffic_lights': TRAFFIC_LIGHTS}
 
 
-def resolve_demo(spec: str, *, where: str = 'config.data.train', cache: Path | None = None) -> Path:
+def resolve_demo(spec: str, *, cache: Path | None = None) -> Path:
     """Returns the folder of class folders that a `demo:NAME/PART` stands for.
 
     Args:
         spec: For example 'demo:traffic_lights/Train'.
-        where: The config key that holds it, for the message.
         cache: Another folder than `cache_folder()`.
 
     Raises:
-        UserError: There is no such demo, or it cannot be fetched.
+        UserError: The demo does not exist, or it cannot be fetched.
     """
     demos = [f'demo:{name}/{part}' for name, asset in DEMOS.items() for part in asset.parts]
     if spec not in demos:
-        raise UserError(f'no demo images {spec!r}', where=where, fix=did_you_mean(spec, demos))
+        raise UserError(f'no demo images {spec!r}', fix=did_you_mean(spec, demos))
     name, _, part = spec.removeprefix('demo:').partition('/')
     return fetch(DEMOS[name], cache=cache) / part

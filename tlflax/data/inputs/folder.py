@@ -2,33 +2,68 @@
 
     root/red/a.jpg  root/red/night/b.png  root/green/c.webp
 
-Each folder in the root is a class; folders inside a class, to any depth, belong to it.
-What counts as an image is decided by content: a file with an image's extension that is none, or a
-picture in a format that is not read, is a bad image; other files are ignored and counted. So are
-hidden entries and the folders of `walk.IGNORED_FOLDERS`. Links are followed; a folder that they
-lead to several times is read once for each class.
+Each folder in the root is a class; folders inside a class, to any depth, belong to it. Contents
+decide what counts as an image: a file with an image's extension and other contents, or a picture
+in a format that is not read, is a bad image; other files are ignored and counted. So are hidden
+entries and the folders of `walk.IGNORED_FOLDERS`. Links are followed; a folder that they lead to
+several times is read once for each class.
 """
 
 import os
+import stat
 
+from tlflax.data.images.decode import printable
+from tlflax.data.images.files import Entry
+from tlflax.data.images.scan import read_file
 from tlflax.data.inputs.listing import Listing
-from tlflax.data.inputs.walk import Ignored, Report, stop, walk
+from tlflax.data.inputs.walk import (
+    LOOPS,
+    PIPES,
+    Ignored,
+    Report,
+    ancestors,
+    children,
+    identity,
+    kind_of_stray,
+    stop,
+)
+from tlflax.utils.errors import UserError, did_you_mean
 
 
-def list_folder(root: str | os.PathLike[str], *, key: str, report: Report = stop) -> Listing:
-    """Lists a folder of class folders.
+def list_folder(root: str | os.PathLike[str], *, report: Report = stop) -> Listing:
+    """Lists the files of a folder of class folders.
+
+    Classes are sorted by name. Files are the regular files and broken links below a class folder,
+    to any depth, in an order that depends on their names alone.
 
     Args:
         root: The folder that holds one folder for each class.
-        key: The configuration key that gave `root`, for messages.
-        report: Is given each fault, see `walk`. Raises it by default.
+        report: Takes each fault: a folder that cannot be read, no class folders, images at the
+            root. Raises it by default; where it does not, the listing goes on.
 
     Raises:
-        UserError: No such folder.
+        UserError: The folder does not exist.
     """
     root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+    if not os.path.isdir(root):
+        raise _no_folder(root)
     ignored = Ignored()
-    folders = walk(root, key=key, ignored=ignored, report=report)
+    class_names, strays = [], []
+    for name, status in children(root, '', ignored, report):
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            class_names.append(name)
+        elif status is None or stat.S_ISREG(status.st_mode):
+            strays.append(name)
+        else:
+            ignored.note(PIPES, name)
+    _check_strays(root, strays, report)
+    for name in strays:
+        ignored.note(kind_of_stray(name), name)
+    if not class_names:
+        what = f'{printable(root)!r} has no class folders'
+        report(UserError(what, fix='make one folder for each class and put its images there'))
+    above = ancestors(root)
+    folders = {name: _walk_class(root, name, set(above), ignored, report) for name in class_names}
     return Listing(
         root=root,
         source=root,
@@ -37,3 +72,60 @@ def list_folder(root: str | os.PathLike[str], *, key: str, report: Report = stop
         ignored=ignored,
         empty=tuple(name for name, entries in folders.items() if not entries),
     )
+
+
+def _no_folder(root: str) -> UserError:
+    if os.path.exists(root):
+        return UserError(
+            f'{printable(root)!r} is a file, not a folder',
+            fix='name the folder that holds the class folders',
+        )
+    parent = root
+    while not os.path.isdir(parent):
+        wanted, parent = parent, os.path.dirname(parent)
+    names = [name for name, _ in children(parent, '', Ignored(), stop)]
+    beside = [name for name in names if os.path.isdir(f'{parent}/{name}')]
+    fix = did_you_mean(os.path.basename(wanted), beside)
+    if not fix.startswith('did'):
+        fix = f'{printable(parent)!r} exists, but holds no {os.path.basename(wanted)!r}'
+    return UserError(f'no such folder: {printable(root)!r}', fix=fix)
+
+
+def _check_strays(root: str, names: list[str], report: Report) -> None:
+    """Refuses images that lie beside the class folders, because they have no class."""
+    images = []
+    for name in names:
+        if read_file(os.path.join(root, name)).is_image:
+            images.append(printable(name))
+        if len(images) > 3:
+            break
+    if images:
+        shown = ', '.join(images[:3]) + (', ...' if len(images) > 3 else '')
+        what = f'{printable(root)!r} holds images outside of class folders: {shown}'
+        report(UserError(what, fix='make one folder for each class and move them there'))
+
+
+def _walk_class(
+    root: str, name: str, seen: set[tuple[int, int]], ignored: Ignored, report: Report
+) -> list[Entry]:
+    """Lists a class folder; `seen` holds the identities of folders not to enter again."""
+    entries: list[Entry] = []
+    todo = [name]
+    while todo:
+        folder = todo.pop()
+        this = identity(os.stat(os.path.join(root, folder)))
+        if this in seen:
+            ignored.note(LOOPS, folder)
+            continue
+        seen.add(this)
+        inner = []
+        for child, status in children(root, folder, ignored, report):
+            path = f'{folder}/{child}'
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                inner.append(path)
+            elif status is None or stat.S_ISREG(status.st_mode):
+                entries.append(Entry.of(path, status))
+            else:
+                ignored.note(PIPES, path)
+        todo += reversed(inner)
+    return entries

@@ -1,30 +1,36 @@
-"""The files of a split and their classes, as a folder, a manifest or a pattern names them."""
+"""The files of a split and their classes: as they are named, and as they were read."""
 
 import dataclasses
+import time
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float32
 
-from tlflax.data.images.scan_cache import Entry
+from tlflax.data.images.decode import MAX_PIXELS, printable
+from tlflax.data.images.files import Entry, ScannedFile
+from tlflax.data.images.scan import read_all
+from tlflax.data.inputs.walk import kind_of_stray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Listing:
-    """What there is to read, before anything is read.
+    """The files that a folder, a manifest or a pattern names; nothing is read yet.
 
     Attributes:
         root: The absolute folder that the entries' paths start from.
-        source: What named them, for messages, and to remember findings under: the folder, the
+        source: What named them, for messages, and to remember results under: the folder, the
             pattern, or the manifest and the split.
         entries: The files. Paths are relative to `root`, or absolute.
         names: The class of each.
         ignored: What was left out, by reason.
         empty: Classes without any file.
-        file: The manifest; '' if there is none.
-        lines: The manifest's line, from 1, that names each entry; None: no manifest.
+        file: The manifest; '' where the files come from elsewhere.
+        lines: The manifest's line, from 1, that names each entry; None without a manifest.
         weights: The weight of each, from a manifest.
-        groups: The scene of each, from a manifest; '' for a scene of its own.
+        groups: The group of each, from a manifest; '' for a file that is a group of its own.
     """
 
     root: str
@@ -39,17 +45,65 @@ class Listing:
     groups: np.ndarray | None = None
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:
         """All class names, sorted."""
         return tuple(sorted({*self.names, *self.empty}))
 
-    def select(self, rows: list[int]) -> 'Listing':
-        """Returns the listing of these rows."""
-        return dataclasses.replace(
-            self,
-            entries=[self.entries[row] for row in rows],
-            names=[self.names[row] for row in rows],
-            lines=None if self.lines is None else [self.lines[row] for row in rows],
-            weights=None if self.weights is None else self.weights[rows],
-            groups=None if self.groups is None else self.groups[rows],
-        )
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+    """A listing that was read.
+
+    Attributes:
+        listing: What was read.
+        files: What each of its entries is.
+        ignored: What was left out, by reason, stray files included.
+        num_read: How many files had to be read; the others were known.
+    """
+
+    listing: Listing
+    files: list[ScannedFile]
+    ignored: Counter[str]
+    num_read: int
+
+    def rows(self) -> Iterator[tuple[Entry, str, ScannedFile]]:
+        """Yields each entry with its class and what it is."""
+        yield from zip(self.listing.entries, self.listing.names, self.files, strict=True)
+
+
+def scan(
+    listing: Listing,
+    *,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = (0, 0, 0),
+) -> Scan:
+    """Reads the files of a listing that are not known yet; see `read_all`."""
+    start = time.monotonic()
+    files, num_read = read_all(
+        listing.root,
+        listing.entries,
+        workers,
+        memory=listing.source,
+        listed=listing.lines is not None,
+        max_pixels=max_pixels,
+        background=background,
+    )
+    found = Scan(listing, files, listing.ignored.copy(), num_read)
+    found.ignored.update(
+        kind_of_stray(entry.path) for entry, _, file in found.rows() if not file.is_image
+    )
+    logging.info(
+        '%s: %d images in %d classes (%d files read, %.1f s)%s',
+        printable(listing.source),
+        sum(file.is_good for file in files),
+        len(listing.class_names),
+        num_read,
+        time.monotonic() - start,
+        f'; ignored: {_tally(found.ignored)}' if found.ignored else '',
+    )
+    return found
+
+
+def _tally(ignored: Counter[str]) -> str:
+    return ', '.join(f'{count} {reason}' for reason, count in ignored.most_common())

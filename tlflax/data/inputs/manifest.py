@@ -7,21 +7,23 @@
 from the manifest's folder, or are absolute.
 """
 
+import contextlib
 import csv
 import json
 import math
 import os
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from tlflax.data.images.decode import printable
-from tlflax.data.images.scan_cache import Entry
+from tlflax.data.images.files import Entry
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.walk import Report, stop
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean
 
 _TABLES = ('.csv', '.tsv')
 _LINES = ('.jsonl', '.ndjson')
@@ -33,11 +35,23 @@ _SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val'} 
     'testing': 'test',
 }
 
-csv.field_size_limit(1 << 20)
+_Fields = Mapping[str, object]  # of one line, by column; texts in a CSV
+
+_FIELD_CHARS = 1 << 20  # of a field in a CSV, at most; further columns may hold long texts
+_field_limit = threading.Lock()
 
 
 class Row(NamedTuple):
-    """A line of a manifest; see `parse`."""
+    """A line of a manifest.
+
+    Attributes:
+        line: Its number, from 1.
+        path: From the manifest's folder, or absolute.
+        label: The name of its class.
+        split: 'train', 'val' or 'test'; None where no split is named.
+        weight: The factor of its training loss; None where no weight is named.
+        group: Its group; None where no group is named.
+    """
 
     line: int
     path: str
@@ -52,41 +66,53 @@ def is_manifest(spec: str) -> bool:
     return spec.lower().endswith(_TABLES + _LINES) and not os.path.isdir(spec)
 
 
-def read_manifest(path: str | os.PathLike[str], *, key: str, report: Report = stop) -> list[Row]:
+def read_manifest(path: str | os.PathLike[str], *, report: Report = stop) -> list[Row]:
     """Reads a manifest; no image is touched.
 
     Args:
-        path: The file, in UTF-8. What its columns are, the first line of a CSV says (separated by
-            commas, semicolons or tabs), and each line of JSON for itself.
-        key: The configuration key that gave it, for messages.
-        report: Is given the fault of each line that is not fit, with file and line. Raises it by
+        path: The file, in UTF-8. The first line of a CSV names its columns (separated by commas,
+            semicolons or tabs); each line of JSON names its own.
+        report: Takes the fault of each line that cannot be used, with file and line. Raises it by
             default; where it does not, the line is left out.
 
     Returns:
-        Its rows, in order; `split`, `weight` and `group` are None where there is no such column.
+        Its rows, in order; `split`, `weight` and `group` are None where it has no such column.
 
     Raises:
         UserError: It cannot be read, its columns are not named, or it names no image.
     """
     path = os.path.abspath(os.path.expanduser(os.fspath(path)))
     parse = _parse_table if path.lower().endswith(_TABLES) else _parse_lines
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = []
-            for line, fields in parse(path, file, report):
-                try:
-                    rows.append(_row(path, line, fields))
-                except UserError as error:
-                    report(error)
-    except OSError as error:
-        what = f'the manifest {printable(path)!r} cannot be read: {error.strerror}'
-        raise UserError(what, where=key, fix='check its path and permissions') from error
-    except UnicodeDecodeError as error:
-        what = f'the manifest is not UTF-8 (byte {error.start} of a part)'
-        raise UserError(what, where=printable(path), fix='save it as UTF-8') from error
+    where = printable(path)
+    unreadable = f'the manifest {where!r} cannot be read: {{reason}}'
+    not_utf8 = 'the manifest is not UTF-8 ({reason})'
+    rows = []
+    with (
+        as_user_error(unreadable, fix='check its path and permissions', of=(OSError,)),
+        as_user_error(not_utf8, where=where, fix='save it as UTF-8', of=(UnicodeDecodeError,)),
+        open(path, encoding='utf-8-sig', newline='') as file,
+        _long_fields(),
+    ):
+        for line, fields in parse(path, file, report):
+            try:
+                rows.append(_row(path, line, fields))
+            except UserError as error:
+                report(error)
     if not rows:
-        raise UserError('the manifest names no image', where=printable(path), fix='add lines')
+        raise UserError('the manifest names no image', where=where, fix='add lines')
     return _check_rows(path, rows, report)
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """Raises the limit of `csv`, which the whole process shares, until the block ends."""
+    with _field_limit:
+        before = csv.field_size_limit()
+        csv.field_size_limit(max(before, _FIELD_CHARS))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def list_manifest(
@@ -121,13 +147,11 @@ def list_manifest(
 
 
 def splits(rows: Iterable[Row]) -> set[str]:
-    """Returns which splits a manifest's rows name; none where it has no such column."""
+    """Returns the splits that a manifest's rows name; empty where it has no such column."""
     return {row.split for row in rows if row.split is not None}
 
 
-def _parse_table(
-    path: str, file: Iterable[str], report: Report
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parse_table(path: str, file: Iterable[str], report: Report) -> Iterator[tuple[int, _Fields]]:
     """Yields the line number and the fields of each line of a CSV, by column."""
     lines = iter(file)
     first = next(lines, '')
@@ -140,11 +164,13 @@ def _parse_table(
                 continue
             if len(cells) != len(header):
                 what = f'{len(cells)} fields where the first line names {len(header)} columns'
-                report(_unfit(path, line, what, 'quote a field that holds a separator'))
+                report(_fault(path, line, what, 'quote a field that holds a separator'))
                 continue
             yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise _unfit(path, reader.line_num + 1, f'no CSV ({error})', 'fix its quotes') from error
+        raise _fault(
+            path, reader.line_num + 1, f'not valid CSV ({error})', 'fix its quotes'
+        ) from error
 
 
 def _header(path: str, first: str) -> tuple[list[str], str]:
@@ -155,19 +181,17 @@ def _header(path: str, first: str) -> tuple[list[str], str]:
         columns = [column.strip().lower() for column in columns]
         if set(_NEEDED) <= set(columns):
             if twice := [name for name in _COLUMNS if columns.count(name) > 1]:
-                raise _unfit(path, 1, f'two columns {twice[0]!r}', 'keep one of them')
+                raise _fault(path, 1, f'two columns {twice[0]!r}', 'keep one of them')
             return columns, delimiter
         found = max(found, columns, key=len)
     missing = next(name for name in _NEEDED if name not in found)
     fix = did_you_mean(missing, found)
     fix = f'rename {fix.split()[-1][:-1]}' if fix.startswith('did') else 'add it'
     named = ', '.join(map(repr, map(printable, found[:9]))) or 'nothing'
-    raise _unfit(path, 1, f'no column {missing!r} (it names {named})', fix)
+    raise _fault(path, 1, f'no column {missing!r} (it names {named})', fix)
 
 
-def _parse_lines(
-    path: str, file: Iterable[str], report: Report
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parse_lines(path: str, file: Iterable[str], report: Report) -> Iterator[tuple[int, _Fields]]:
     """Yields the line number and the known fields of each JSON object."""
     for line, text in enumerate(file, start=1):
         if not text.strip():
@@ -178,31 +202,33 @@ def _parse_lines(
             report(error)
 
 
-def _fields(path: str, line: int, text: str) -> dict[str, Any]:
+def _fields(path: str, line: int, text: str) -> _Fields:
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _unfit(path, line, f'no JSON ({error})', 'write one object a line') from error
+        raise _fault(
+            path, line, f'not valid JSON ({error})', 'write one object on each line'
+        ) from error
     if not isinstance(fields, dict):
-        raise _unfit(path, line, 'no JSON object', 'write {"path": ..., "label": ...}')
+        raise _fault(path, line, 'not a JSON object', 'write {"path": ..., "label": ...}')
     for name in _NEEDED:
         if name not in fields:
             fix = did_you_mean(name, list(fields))
             fix = fix if fix.startswith('did') else 'add it'
-            raise _unfit(path, line, f'no {name!r}', fix)
+            raise _fault(path, line, f'no {name!r}', fix)
     return fields
 
 
-def _row(path: str, line: int, fields: dict[str, Any]) -> Row:
+def _row(path: str, line: int, fields: _Fields) -> Row:
     """Checks the fields of one line."""
     texts = {name: _text(path, line, name, fields.get(name)) for name in _COLUMNS}
     for name in _NEEDED:
         if not texts[name]:
-            raise _unfit(path, line, f'an empty {name}', 'fill it in or remove the line')
+            raise _fault(path, line, f'an empty {name}', 'fill it in or remove the line')
     split = texts['split']
     if split is not None and split.lower() not in _SPLITS:
         hint = did_you_mean(split, ('train', 'val', 'test'))
-        raise _unfit(path, line, f'{split!r} is no split', hint)
+        raise _fault(path, line, f'{split!r} is not a split', hint)
     return Row(
         line=line,
         path=os.path.normpath(str(texts['path'])),
@@ -213,15 +239,15 @@ def _row(path: str, line: int, fields: dict[str, Any]) -> Row:
     )
 
 
-def _text(path: str, line: int, name: str, value: Any) -> str | None:
+def _text(path: str, line: int, name: str, value: object) -> str | None:
     """Returns a field as text without spaces around it; a path keeps its own."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _unfit(path, line, f'{name!r} is a {type(value).__name__}', 'give text or a number')
+        raise _fault(path, line, f'{name!r} is a {type(value).__name__}', 'give text or a number')
     text = str(value) if name == 'path' else str(value).strip()
     if any(char < ' ' or '\ud800' <= char <= '\udfff' for char in text):
-        raise _unfit(path, line, f'{name!r} holds a control character', 'remove it')
+        raise _fault(path, line, f'{name!r} holds a control character', 'remove it')
     return text
 
 
@@ -233,8 +259,8 @@ def _weight(path: str, line: int, text: str | None) -> float | None:
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        what = f'{text!r} is no weight'
-        raise _unfit(path, line, what, 'give a number, 0 or more; empty counts as 1')
+        what = f'{text!r} is not a weight'
+        raise _fault(path, line, what, 'give a number, 0 or more; empty counts as 1')
     return weight
 
 
@@ -242,33 +268,32 @@ def _check_rows(path: str, rows: list[Row], report: Report) -> list[Row]:
     """Refuses a file that is named twice, lines without a split, and weights that are all 0.
 
     Returns:
-        The rows that are fit.
+        The rows that can be used.
     """
     seen: dict[str, Row] = {}
-    fit = []
+    kept = []
     some_split = any(row.split is not None for row in rows)
     for row in rows:
         if (first := seen.setdefault(row.path, row)) is not row:
             what = f'{printable(row.path)!r} is named in line {first.line} too'
             if first.label != row.label:
                 what += f', as {first.label!r} there and {row.label!r} here'
-            report(_unfit(path, row.line, what, 'remove one of them'))
+            report(_fault(path, row.line, what, 'remove one of them'))
         elif some_split and row.split is None:
-            report(_unfit(path, row.line, 'no split, and other lines name one', 'name one'))
+            report(_fault(path, row.line, 'no split, and other lines name one', 'name one'))
         else:
-            fit.append(row)
+            kept.append(row)
     if all(row.weight == 0 for row in rows):
         report(UserError('every weight is 0', where=printable(path), fix='give some above 0'))
-    return fit
+    return kept
 
 
 def _entry(root: str, path: str) -> Entry:
     try:
-        status = os.stat(os.path.join(root, path))
+        return Entry.of(path, os.stat(os.path.join(root, path)))
     except OSError:  # reading it will say why
-        return Entry(path, -1, 0, 0)
-    return Entry(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return Entry.of(path, None)
 
 
-def _unfit(path: str, line: int, what: str, fix: str) -> UserError:
+def _fault(path: str, line: int, what: str, fix: str) -> UserError:
     return UserError(what, where=f'{printable(path)}, line {line}', fix=fix)

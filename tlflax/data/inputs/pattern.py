@@ -1,10 +1,10 @@
 """File patterns: where in a path the class name stands.
 
-    photos/*/{class}/*.jpg    the class is the name of a folder, at whatever depth
+    photos/*/{class}/*.jpg    the class is the name of a folder, at any depth
     photos/**/{class}_*.png   the class begins the file's name
 
-`*`, `?` and `[...]` stand for characters of one name, as in a shell, `**` for any number of
-folders, none included. `{class}` takes as many characters of one name as fit; where it stands
+`*`, `?` and `[...]` stand for characters of one name, as in a shell, `**` for zero or more
+folders. `{class}` takes as many characters of one name as fit; where it stands
 twice, both must be the same.
 """
 
@@ -13,7 +13,7 @@ import re
 import stat
 
 from tlflax.data.images.decode import printable
-from tlflax.data.images.scan_cache import Entry
+from tlflax.data.images.files import Entry
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.walk import (
     LOOPS,
@@ -46,24 +46,21 @@ def split_base(spec: str) -> tuple[str, str]:
     )
 
 
-def list_pattern(spec: str, *, key: str, report: Report = stop) -> Listing:
+def list_pattern(spec: str, *, report: Report = stop) -> Listing:
     """Lists the files that a pattern matches.
 
     Args:
         spec: The pattern.
-        key: The configuration key that gave it, for messages.
-        report: Is given each folder that cannot be read. Raises it by default.
+        report: Takes each folder that cannot be read. Raises it by default.
 
     Raises:
-        UserError: It has no `{class}`, there is no such folder, or nothing matches.
+        UserError: It has no `{class}`, its folder does not exist, or nothing matches.
     """
     base, rest = split_base(os.path.expanduser(spec))
     base = os.path.abspath(base)
-    matchers = _matchers(spec, rest, key)
+    matchers = _matchers(spec, rest)
     if not os.path.isdir(base):
-        raise UserError(
-            f'no such folder: {printable(base)!r}', where=key, fix=f'fix the pattern {spec!r}'
-        )
+        raise UserError(f'no such folder: {printable(base)!r}', fix=f'fix the pattern {spec!r}')
     ignored = Ignored()
     found = [
         (entry, match['label'])
@@ -73,7 +70,6 @@ def list_pattern(spec: str, *, key: str, report: Report = stop) -> Listing:
     if not found:
         raise UserError(
             f'no file matches the pattern {printable(spec)!r}',
-            where=key,
             fix=f'compare it with the files in {printable(base)!r}; {_CLASS} and * stand for a '
             'part of one name, ** for folders',
         )
@@ -86,7 +82,7 @@ def list_pattern(spec: str, *, key: str, report: Report = stop) -> Listing:
     )
 
 
-def _matchers(spec: str, rest: str, key: str) -> list[re.Pattern[str]]:
+def _matchers(spec: str, rest: str) -> list[re.Pattern[str]]:
     """Returns a pattern for the folders of each depth and, last, for the files.
 
     From the depth of a `**` on, a folder's pattern matches everything below.
@@ -96,7 +92,6 @@ def _matchers(spec: str, rest: str, key: str) -> list[re.Pattern[str]]:
         what = f'{named.group()!r} is not known' if named else f'no {_CLASS}'
         raise UserError(
             f'{what} in the pattern {printable(spec)!r}',
-            where=key,
             fix=f'put {_CLASS} where the name of the class stands, as in photos/{_CLASS}/*.jpg',
         )
     parts, patterns, so_far = rest.split('/'), [], ''
@@ -147,11 +142,8 @@ def _walk(
         deeper = []
         for name, status in children(base, folder, ignored, report):
             path = f'{folder}/{name}' if folder else name
-            if status is None:
-                entries.append(Entry(path, -1, 0, 0))
-            elif stat.S_ISREG(status.st_mode):
-                times = status.st_mtime_ns, status.st_ctime_ns
-                entries.append(Entry(path, status.st_size, *times))
+            if status is None or stat.S_ISREG(status.st_mode):
+                entries.append(Entry.of(path, status))
             elif not stat.S_ISDIR(status.st_mode):
                 ignored.note(PIPES, path)
             elif not _leads_on(path, depth, matchers):

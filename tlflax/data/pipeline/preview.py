@@ -156,7 +156,7 @@ def _label(table: ImageTable, row: int, mixed: mixup.Mixing | None) -> Iterator[
 
 
 def _class(table: ImageTable, row: int) -> str:
-    return printable(table.classes[table.labels[row]])
+    return printable(table.class_names[table.labels[row]])
 
 
 def _name(table: ImageTable, row: int) -> str:

@@ -5,14 +5,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from tlflax.config.schema import DataConfig
-from tlflax.data.images.scan import Scanned
 from tlflax.data.inputs import manifest
-from tlflax.data.inputs.listing import Listing
-from tlflax.data.inputs.walk import Report, stop
-from tlflax.data.splits import groups, stratify
+from tlflax.data.inputs.class_checks import check_listing
+from tlflax.data.inputs.listing import Listing, Scan, scan
+from tlflax.data.inputs.walk import Report, located_report, stop
+from tlflax.data.splits.groups import check_groups, group_by_pattern
 from tlflax.data.splits.resolve import NAMES, Known, list_input
-from tlflax.data.table import ImageTable, check, read, tabulate
-from tlflax.utils.errors import UserError
+from tlflax.data.splits.stratify import fold_split, stratified_split
+from tlflax.data.table import ImageTable, make_table
+from tlflax.utils.errors import UserError, located
+
+KEY = {name: f'config.data.{name}' for name in NAMES}
+"""The configuration key that names each split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,85 +35,64 @@ class Splits:
 
     @property
     def by_name(self) -> dict[str, ImageTable]:
-        """The splits that there are, training first."""
+        """The splits by name, training first, without a missing one."""
         tables = zip(NAMES, (self.train, self.val, self.test), strict=True)
         return {name: table for name, table in tables if table is not None}
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """What was named as one split.
-
-    Attributes:
-        key: The configuration key that named it, for messages.
-        listing: The files and their classes.
-        scanned: What reading them found.
-    """
-
-    key: str
-    listing: Listing
-    scanned: Scanned
-
-    def table(self, data: DataConfig, classes: Sequence[str] | None = None) -> ImageTable:
-        """Makes its table, with the scenes that `data.group` names.
-
-        Raises:
-            UserError: See `tlflax.data.table.tabulate` and `tlflax.data.splits.groups.by_pattern`.
-        """
-        table = tabulate(
-            self.scanned,
-            self.listing,
-            key=self.key,
-            on_bad_image=data.on_bad_image,
-            classes=classes,
-        )
-        return groups.by_pattern(table, data.group) if data.group else table
-
-
 def load_table(
-    spec: str, *, key: str, data: DataConfig, classes: Sequence[str] | None = None
+    spec: str, *, data: DataConfig, split: str = '', class_names: Sequence[str] | None = None
 ) -> ImageTable:
     """Finds and checks the images of one split.
 
     Args:
         spec: See `tlflax.data.splits.resolve.list_input`.
-        key: The configuration key it came from.
         data: How the images are read.
-        classes: The training split's classes, whose order decides the labels.
+        split: See `list_input`.
+        class_names: The training split's classes, whose order decides the labels; None: this is
+            the training split.
 
     Raises:
-        UserError: See `list_input`, and `check` and `tabulate` of `tlflax.data.table`.
+        UserError: See `list_input`, `check_listing` and `make_table`.
     """
-    listing = list_input(spec, key=key)
-    check(listing, key=key, classes=classes)
-    return _read(listing, key, data).table(data, classes)
+    listing = list_input(spec, split=split)
+    check_listing(listing, class_names)
+    return _table(_read(listing, data), data, class_names)
 
 
-def read_inputs(
-    data: DataConfig, *, strict: bool = True, report: Report = stop
-) -> dict[str, Input]:
+def _read(listing: Listing, data: DataConfig) -> Scan:
+    return scan(listing, max_pixels=data.max_pixels, background=data.background)
+
+
+def _table(found: Scan, data: DataConfig, class_names: Sequence[str] | None = None) -> ImageTable:
+    table = make_table(found, on_bad_image=data.on_bad_image, class_names=class_names)
+    return group_by_pattern(table, data.group) if data.group else table
+
+
+def read_inputs(data: DataConfig, *, strict: bool = True, report: Report = stop) -> dict[str, Scan]:
     """Reads every split that is named, not those that are taken out of the training split.
 
     Args:
         data: Names them.
-        strict: Refuse, before anything is read, what is not fit for training.
-        report: Is given what is wrong with an input, which is then read as far as it goes. Raises
-            it by default.
+        strict: Refuse, before anything is read, what cannot be trained with.
+        report: Takes what is wrong with an input, which is then read as far as it goes. Raises it
+            by default.
 
     Returns:
         What 'train' and, where they are named, 'val' and 'test' hold.
 
     Raises:
-        UserError: No training images are named, or they are not there. If strict, also: a split
-            is named in no way or in two, or see `tlflax.data.table.check`.
+        UserError: No training images are named, or they do not exist. If strict, also: a split is
+            named in no way or in two, or see `check_listing`.
     """
     if not data.train:
         raise _no_training_images()
     known: Known = {}
-    train = list_input(data.train, key='config.data.train', known=known, report=report)
+    train = _list('train', data.train, known, report)
     listings = {'train': train}
     if strict:
-        check(train, key='config.data.train', classes=None)
+        with located(KEY['train']):
+            check_listing(train, None)
     specs: dict[str, str] = {}
     for name in NAMES[1:]:
         try:
@@ -118,29 +101,31 @@ def read_inputs(
         except UserError as error:
             report(error)
     for name in filter(specs.get, specs):
-        key = f'config.data.{name}'
         try:
-            listings[name] = list_input(specs[name], key=key, known=known, report=report)
+            listings[name] = _list(name, specs[name], known, report)
         except UserError as error:
             report(error)
             continue
         if strict:
-            check(listings[name], key=key, classes=train.classes)
-    return {name: _read(listing, f'config.data.{name}', data) for name, listing in listings.items()}
+            with located(KEY[name]):
+                check_listing(listings[name], train.class_names)
+    return {name: _read(listing, data) for name, listing in listings.items()}
+
+
+def _list(name: str, spec: str, known: Known, report: Report) -> Listing:
+    """Lists a split; whatever is wrong with it is found under its key."""
+    with located(KEY[name]):
+        report = located_report(KEY[name], report)
+        return list_input(spec, split=name, known=known, report=report)
 
 
 def _no_training_images() -> UserError:
     """The error of a configuration that names none."""
     return UserError(
         'no training images are named',
-        where='config.data.train',
+        where=KEY['train'],
         fix='give a folder with one sub-folder of images for each class',
     )
-
-
-def _read(listing: Listing, key: str, data: DataConfig) -> Input:
-    scanned = read(listing, max_pixels=data.max_pixels, background=data.background)
-    return Input(key, listing, scanned)
 
 
 def _named(data: DataConfig, name: str, known: Known) -> str:
@@ -151,7 +136,7 @@ def _named(data: DataConfig, name: str, known: Known) -> str:
     if spec and spec.partition('#')[0] != data.train:
         raise UserError(
             f'{data.train} has lines whose split is {name!r}, and {spec} is given too',
-            where=f'config.data.{name}',
+            where=KEY[name],
             fix=f'leave this empty, or give {data.train}#train as config.data.train',
         )
     return spec or data.train
@@ -161,14 +146,16 @@ def load_splits(data: DataConfig) -> Splits:
     """Returns the training, validation and test images.
 
     Raises:
-        UserError: A split is missing or given twice, or its images are not fit for training.
+        UserError: A split is missing or given twice, or its images cannot be used.
     """
     check_fractions(data)
-    found = read_inputs(data)
-    train = found['train'].table(data)
-    others = {name: found[name].table(data, train.classes) for name in NAMES[1:] if name in found}
-    tables = divide({'train': train, **others}, data)
-    return Splits(tables['train'], tables['val'], tables.get('test'))
+    tables: dict[str, ImageTable] = {}
+    for name, found in read_inputs(data).items():
+        class_names = tables['train'].class_names if tables else None
+        with located(KEY[name]):
+            tables[name] = _table(found, data, class_names)
+    parts = divide(tables, data)
+    return Splits(parts['train'], parts['val'], parts.get('test'))
 
 
 def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, ImageTable]:
@@ -182,22 +169,23 @@ def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, Imag
         The splits, training first.
 
     Raises:
-        UserError: See `tlflax.data.splits.stratify` and `tlflax.data.splits.groups.check_scenes`.
+        UserError: See `tlflax.data.splits.stratify` and `tlflax.data.splits.groups.check_groups`.
     """
     parts = dict(tables)
     if data.test_fraction or data.val_fraction or data.folds:
-        groups.check_scenes(parts['train'])
+        check_groups(parts['train'])
     if data.test_fraction and 'test' not in tables:
-        parts['train'], parts['test'] = stratify.stratified_split(
-            parts['train'], data.test_fraction, salt='test'
-        )
+        with located('config.data.test_fraction'):
+            parts['train'], parts['test'] = stratified_split(
+                parts['train'], data.test_fraction, salt='test'
+            )
     if data.folds and 'val' not in tables:
-        parts['train'], parts['val'] = stratify.fold_split(parts['train'], data.folds, data.fold)
+        with located('config.data.folds'):
+            parts['train'], parts['val'] = fold_split(parts['train'], data.folds, data.fold)
     elif data.val_fraction and 'val' not in tables:
         fraction = data.val_fraction / (1.0 - data.test_fraction)
-        parts['train'], parts['val'] = stratify.stratified_split(
-            parts['train'], fraction, salt='val'
-        )
+        with located('config.data.val_fraction'):
+            parts['train'], parts['val'] = stratified_split(parts['train'], fraction, salt='val')
     return {name: parts[name] for name in NAMES if name in parts}
 
 
@@ -209,25 +197,27 @@ def load_train(data: DataConfig) -> ImageTable:
     """
     if not data.train:
         raise _no_training_images()
-    return load_table(data.train, key='config.data.train', data=data)
+    with located(KEY['train']):
+        return load_table(data.train, data=data, split='train')
 
 
-def load_val(data: DataConfig, classes: tuple[str, ...]) -> ImageTable:
-    """Returns the validation images alone, labeled in the order of `classes`.
+def load_val(data: DataConfig, class_names: tuple[str, ...]) -> ImageTable:
+    """Returns the validation images alone, labeled in the order of `class_names`.
 
     Raises:
         UserError: See `load_splits`.
     """
     if not data.val:
         return load_splits(data).val
-    return load_table(data.val, key='config.data.val', data=data, classes=classes)
+    with located(KEY['val']):
+        return load_table(data.val, data=data, split='val', class_names=class_names)
 
 
 def check_fractions(data: DataConfig) -> None:
     """Refuses fractions and folds that make no sense by themselves.
 
     Raises:
-        UserError: They leave nothing to train with, or there is no such fold.
+        UserError: They leave nothing to train with, or the fold does not exist.
     """
     if data.val_fraction + data.test_fraction >= 1:
         raise UserError(
@@ -260,6 +250,6 @@ def _check_one_way(data: DataConfig, name: str, spec: str, needed: bool) -> None
     if name == 'val' and needed and not ways:
         raise UserError(
             'no validation images are named',
-            where='config.data.val',
+            where=KEY['val'],
             fix='give a folder like the training one, or config.data.val_fraction=0.2',
         )

@@ -1,4 +1,4 @@
-"""Images named one by one, for prediction; no TensorFlow."""
+"""Images named one by one, for prediction."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,6 @@ import numpy as np
 
 from tlflax.data.images.decode import MAX_PIXELS, printable, probe
 from tlflax.data.images.scan import read_file
-from tlflax.data.images.scan_cache import Entry
 from tlflax.data.table import ImageTable
 from tlflax.utils.errors import UserError
 
@@ -37,8 +36,8 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file in a folder is meant to be classified: an image, if a damaged one."""
-    return read_file(str(path.parent), Entry(path.name, -1, 0, 0)).is_image
+    """Whether a file in a folder is an image, good or bad, and so meant to be classified."""
+    return read_file(str(path)).is_image
 
 
 def table(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> tuple[ImageTable, list[str]]:
@@ -59,7 +58,7 @@ def table(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> tuple[ImageT
         root='',
         paths=np.array([path for path, _ in rows], object),
         labels=np.zeros(n, np.int32),
-        classes=('',),
+        class_names=('',),
         digests=np.full(n, '', object),
         plain_jpeg=np.array([plain for _, plain in rows], bool),
     )

@@ -1,4 +1,4 @@
-"""The ways in: whatever names a split, to the files of that split and what they hold."""
+"""Turns what names a split, in any of its forms, into a listing of files."""
 
 from pathlib import Path
 
@@ -12,62 +12,66 @@ from tlflax.utils import assets
 from tlflax.utils.errors import UserError, did_you_mean
 
 NAMES = ('train', 'val', 'test')
+_MATERIALIZED = ('demo:', 'tfds:', 'py:')
 Known = dict[str, list[manifest.Row]]
 """Manifests that have been read, by their paths as written."""
 
 
 def list_input(
-    spec: str, *, key: str, known: Known | None = None, report: Report = stop
+    spec: str, *, split: str = '', known: Known | None = None, report: Report = stop
 ) -> Listing:
     """Lists the files of one split, and fetches or writes them first where needed.
 
     Args:
         spec: Class folders, a manifest, a pattern, 'tfds:...', 'py:...', 'demo:...' or a URL.
-        key: The configuration key it came from: for messages, and for which split of a manifest is
-            meant.
-        known: What has been read already; is added to.
-        report: Is given what is wrong with parts of it: a folder, or a line of a manifest. Raises
-            it by default.
+        split: Which split of a manifest is meant where `spec` does not say so: 'train', 'val' or
+            'test'; '' where that is not known.
+        known: The manifests that have been read already; is added to.
+        report: Takes what is wrong with parts of it: a folder, or a line of a manifest. Raises it
+            by default.
 
     Raises:
-        UserError: There is no such thing, or it cannot be had.
+        UserError: It does not exist, or it cannot be fetched.
     """
     path, _, part = spec.partition('#')
     if manifest.is_manifest(path) and not object_store.is_url(spec):
         known = {} if known is None else known
         if path not in known:
-            known[path] = manifest.read_manifest(path, key=key, report=report)
-        return manifest.list_manifest(path, known[path], split=_part(spec, key, known[path], part))
+            known[path] = manifest.read_manifest(path, report=report)
+        rows = known[path]
+        return manifest.list_manifest(path, rows, split=_part(spec, rows, part, split))
+    if spec.startswith(_MATERIALIZED):
+        return list_folder(_materialize(spec), report=report)
+    if object_store.is_url(spec):
+        spec = object_store.fetch(spec, assets.cache_folder())
+    if pattern.is_pattern(spec):
+        return pattern.list_pattern(spec, report=report)
+    return list_folder(Path(spec).expanduser(), report=report)
+
+
+def _materialize(spec: str) -> Path:
+    """Returns the folder of class folders that one of `_MATERIALIZED` stands for."""
     if spec.startswith('demo:'):
-        root = resolve_demo(spec, where=key)
-        return list_folder(root, key=key, report=report)
+        return resolve_demo(spec)
     if spec.startswith('tfds:'):
         from tlflax.data.ingest import tfds  # TensorFlow is imported only where it is needed
 
-        root = tfds.materialize(spec, assets.cache_folder())
-        return list_folder(root, key=key, report=report)
-    if spec.startswith('py:'):
-        from tlflax.data.ingest import python_function
+        return tfds.materialize(spec, assets.cache_folder())
+    from tlflax.data.ingest import python_function
 
-        root = python_function.materialize(spec, assets.cache_folder(), key=key)
-        return list_folder(root, key=key, report=report)
-    if object_store.is_url(spec):
-        spec = object_store.fetch(spec, assets.cache_folder(), key=key)
-    if pattern.is_pattern(spec):
-        return pattern.list_pattern(spec, key=key, report=report)
-    return list_folder(Path(spec).expanduser(), key=key, report=report)
+    return python_function.materialize(spec, assets.cache_folder())
 
 
-def _part(spec: str, key: str, rows: list[manifest.Row], part: str) -> str | None:
-    """Returns which split of a manifest is meant: what '#' says, or else the key's own."""
+def _part(spec: str, rows: list[manifest.Row], part: str, split: str) -> str | None:
+    """Returns which split of a manifest is meant: what '#' says, or else `split`."""
     there = manifest.splits(rows)
-    wanted = part or key.rpartition('.')[2]
+    wanted = part or split
     if not there and not part:
         return None
     if wanted in there:
         return wanted
-    if not part and wanted not in NAMES:
+    if not wanted:
         named = ' or '.join(f'{spec}#{name}' for name in sorted(there))
-        raise UserError(f'{spec} holds several splits', where=key, fix=f'say which: {named}')
+        raise UserError(f'{spec} holds several splits', fix=f'say which: {named}')
     what = f'{spec} has no line whose split is {wanted!r}'
-    raise UserError(what, where=key, fix=did_you_mean(wanted, sorted(there)))
+    raise UserError(what, fix=did_you_mean(wanted, sorted(there)))

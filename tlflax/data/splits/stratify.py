@@ -1,7 +1,7 @@
 """Splits a table of images.
 
-What is never torn apart is a *unit*: all copies of one content and, where the scenes of images are
-known, all images of one scene.
+A *unit* is never divided: all copies of one content and, where the groups of images are known, all
+images of one group.
 """
 
 import hashlib
@@ -17,19 +17,21 @@ from tlflax.data.inputs.class_checks import some
 from tlflax.data.table import ImageTable
 from tlflax.utils.errors import UserError
 
-_SCENE = 'scene '  # before a scene's name in the name of a unit; the others are digests
+# Begins the name of a unit that is a group; the others are digests. Units are ranked by their
+# names, so another word would make other splits.
+_GROUP = 'scene '
 
 
 def stratified_split(
     table: ImageTable, fraction: float, salt: str = 'val'
 ) -> tuple[ImageTable, ImageTable]:
-    """Takes a fraction of each class, decided by what the images are and by nothing else.
+    """Takes a fraction of each class, decided by the contents of the images alone.
 
     Within a class, distinct contents are ranked by SHA-256 of (salt, digest of the file), and the
     first `round(fraction * n)` of n are taken: at least one of two, never all. So the choice is
-    the same on every machine, whatever files are called and wherever they lie, and images added to
+    the same on every machine, independent of names and locations of files, and images added to
     other classes change nothing. Identical files never end up on both sides: a content that one of
-    its classes takes is taken from all. Scenes are ranked by their names instead, and taken whole
+    its classes takes is taken from all. Groups are ranked by their names instead, and taken whole
     while their middle lies below the fraction.
 
     Args:
@@ -41,8 +43,8 @@ def stratified_split(
         (rest, part), both with all the classes.
 
     Raises:
-        UserError: A class would lose all its images, for other classes hold copies of them or show
-            the same scenes; or none has two images or scenes.
+        UserError: A class would lose all its images, because other classes hold copies of them or
+            images of the same groups; or no class has two images or groups.
     """
     if not 0 < fraction < 1:
         raise ValueError(f'fraction={fraction} is not between 0 and 1')
@@ -51,12 +53,8 @@ def stratified_split(
     for _, rows in _classes(table):
         taken.update(_draw(names[rows], table.digests[rows], fraction, salt))
     if not taken:
-        what = 'two images' if table.groups is None else 'two scenes'
-        raise UserError(
-            f'no class has {what}, so there is nothing to take from any',
-            where=f'config.data.{salt}_fraction',
-            fix='add images',
-        )
+        what = 'two images' if table.groups is None else 'two groups'
+        raise UserError(f'no class has {what}, so nothing can be taken from any', fix='add images')
     return _divide(table, np.array([name in taken for name in names], bool))
 
 
@@ -72,13 +70,11 @@ def fold_split(table: ImageTable, folds: int, fold: int) -> tuple[ImageTable, Im
     inside = fold_numbers(table, folds) == fold
     if not inside.any():
         raise UserError(
-            f'fold {fold} of {folds} has no image',
-            where='config.data.folds',
-            fix='use fewer folds, or add images',
+            f'fold {fold} of {folds} has no image', fix='use fewer folds, or add images'
         )
     rest, part = _divide(table, inside)
     lost = np.flatnonzero((part.counts == 0) & (table.counts > 0))
-    if without := [table.classes[label] for label in lost]:
+    if without := [table.class_names[label] for label in lost]:
         logging.warning('fold %d has no image of %d classes: %s', fold, len(without), some(without))
     return rest, part
 
@@ -93,8 +89,8 @@ def fold_numbers(table: ImageTable, folds: int) -> Int[np.ndarray, ' n']:
     of its others.
 
     Returns:
-        The fold of each image; -1, which is every fold's training side, for units that alone show
-        a class.
+        The fold of each image; -1 for a unit that is the only one of a class, and is in the
+        training side of every fold.
     """
     names = units(table)
     labels = table.labels.tolist()
@@ -112,14 +108,14 @@ def fold_numbers(table: ImageTable, folds: int) -> Int[np.ndarray, ' n']:
     for label, found in members.items():
         ranked = sorted(set(found) - alone, key=lambda name: _rank('fold', name))
         middle = _middles([main[name][0] for name in ranked])
-        start = int.from_bytes(_rank('fold', table.classes[label])[:4], 'big')
+        start = int.from_bytes(_rank('fold', table.class_names[label])[:4], 'big')
         for name, at in zip(ranked, middle, strict=True):
             number[name] = (int(at * folds) + start) % folds
     return np.array([number[name] for name in names], np.int64)
 
 
 def units(table: ImageTable) -> np.ndarray:
-    """Names the unit of each image: the first scene in it, else the digest of the one content."""
+    """Names the unit of each image: the first group in it, else the digest of its content."""
     if table.groups is None:
         return table.digests
     parent: dict[str, str] = {}
@@ -133,8 +129,8 @@ def units(table: ImageTable) -> np.ndarray:
     for digest, group in zip(table.digests, table.groups, strict=True):
         if group:
             one, other = sorted(
-                (find(digest), find(_SCENE + group)),
-                key=lambda name: (not name.startswith(_SCENE), name),
+                (find(digest), find(_GROUP + group)),
+                key=lambda name: (not name.startswith(_GROUP), name),
             )
             parent[other] = one
     return np.array([find(digest) for digest in table.digests], object)
@@ -165,11 +161,11 @@ def _middles(sizes: list[int]) -> list[float]:
 
 
 def _divide(table: ImageTable, inside: Bool[np.ndarray, ' n']) -> tuple[ImageTable, ImageTable]:
-    """Returns (rest, part); a class of which the rest has nothing is an error."""
+    """Returns (rest, part); a class that is missing in the rest is an error."""
     rest, part = table.select(~inside), table.select(inside)
     for lost in np.flatnonzero((rest.counts == 0) & (table.counts > 0)):
         path = printable(part.paths[part.labels == lost][0])
-        name = table.classes[lost]
+        name = table.class_names[lost]
         if table.groups is None:
             raise UserError(
                 f'class {name!r} holds nothing but copies of images of other classes',
@@ -177,9 +173,9 @@ def _divide(table: ImageTable, inside: Bool[np.ndarray, ' n']) -> tuple[ImageTab
                 fix='keep each image in the one class it belongs to',
             )
         raise UserError(
-            f'all scenes that show class {name!r} would go to one side of the split',
+            f'all groups with images of class {name!r} would go to one side of the split',
             where=path,
-            fix='make the scenes smaller with config.data.group, or add scenes of this class',
+            fix='make the groups smaller with config.data.group, or add groups of this class',
         )
     return rest, part
 

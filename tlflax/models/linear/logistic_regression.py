@@ -69,9 +69,9 @@ def solve(
 
     def objective(params: _Params) -> Array:
         kernel, bias = params
-        logits = product(features, kernel) + bias
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        return losses.mean() + l2 / 2 * jnp.sum(kernel**2)
+        log_p = jax.nn.log_softmax(product(features, kernel) + bias)
+        own = jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
+        return -own.mean() + l2 / 2 * jnp.sum(kernel**2)
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)

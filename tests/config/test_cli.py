@@ -1,0 +1,128 @@
+"""The command line: values, config files, mistakes and exit codes."""
+
+import dataclasses
+
+import pytest
+
+from tlflax.config import cli, default_config, flags
+from tlflax.config.flags import ConfigFile
+from tlflax.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    config: ConfigFile = flags.config_file(needed=False)
+    workdir: str = flags.required('DIR', 'a folder')
+    images: tuple[str, ...] = flags.positional('image', 'IMAGE...', 'some images')
+    names: tuple[str, ...] = flags.optional(('a',), 'NAME,...', 'some names')
+    format: str = flags.choice('text', ('text', 'json'), 'a format')
+    fast: bool = flags.switch('be fast')
+
+
+def make(main=lambda arguments: None):
+    return cli.Command('tlflax.some', 'Does something.', Arguments, main, '--workdir=w x.jpg')
+
+
+def parse(*arguments):
+    return make().parse(['--workdir=w', 'x.jpg', *arguments])
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from tlflax.config import default_config\n'
+        'def get_config():\n'
+        '    config = default_config()\n'
+        '    config.train.epochs = 7\n'
+        '    return config\n'
+    )
+    return path
+
+
+def test_defaults():
+    found = parse()
+    assert (found.workdir, found.images, found.names) == ('w', ('x.jpg',), ('a',))
+    assert (found.format, found.fast) == ('text', False)
+    assert found.config.name == ''
+    assert found.config.values == default_config()
+
+
+def test_spellings_of_flags():
+    found = parse('--names=b,c', '--format', 'json', '--fast', 'y.jpg', '--', '--z.jpg')
+    assert (found.names, found.format, found.fast) == (('b', 'c'), 'json', True)
+    assert found.images == ('x.jpg', 'y.jpg', '--z.jpg')
+    assert not parse('--fast', '--nofast').fast
+    assert not parse('-fast=false').fast
+
+
+@pytest.mark.parametrize('equals', [True, False])
+def test_config_file_and_overrides(config_file, equals):
+    given = [f'--config={config_file}'] if equals else ['--config', str(config_file)]
+    name, values = parse(*given, '--config.train.seed=3', '--noconfig.data.antialias').config
+    assert name == 'mine'
+    assert (values.train.epochs, values.train.seed, values.data.antialias) == (7, 3, False)
+
+
+def test_overrides_without_a_file():
+    values = parse('--config.data.image_size=(32,48)').config.values
+    assert values.data.image_size == (32, 48)
+    assert values.train == default_config().train
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'words'),
+    [
+        (['--config='], cli.UsageError, '--config: no file is named'),
+        (['--config'], cli.UsageError, '--config: no file is named'),
+        (['--config=no.py'], UserError, 'no.py: no such config file'),
+        (['--config.trian.seed=1'], UserError, "--config.trian: no such key; did you mean 'train'"),
+        (['--noconfig.data.antalias'], UserError, "did you mean 'antialias'"),
+        (['--config.train.seed.x=1'], UserError, '--config.train.seed.x: no such key'),
+        (['--config.train.seed=x'], UserError, 'config.train.seed=x'),
+        (['--formt=json'], UserError, "did you mean '--format'? see python -m tlflax.some --help"),
+        (['--verbosity=1'], UserError, "Unknown command line flag 'verbosity'"),
+        (['--format=xml'], UserError, 'text|json'),
+        (['--nofast=1'], UserError, 'does not take an argument'),
+        (['--workdir='], cli.UsageError, 'no --workdir is given'),
+    ],
+    ids=str,
+)
+def test_mistakes(arguments, error, words):
+    with pytest.raises(error) as caught:
+        parse(*arguments)
+    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_everything_that_is_missing_is_named():
+    with pytest.raises(cli.UsageError, match='no --workdir and no image is given'):
+        make().parse([])
+
+
+def interrupt(arguments):
+    raise KeyboardInterrupt(*arguments.names)
+
+
+def refuse(arguments):
+    raise UserError('it is broken', where='here', fix='repair it')
+
+
+@pytest.mark.parametrize(
+    ('main', 'arguments', 'code', 'said'),
+    [
+        (lambda arguments: None, [], None, ''),
+        (lambda arguments: 1, [], 1, ''),
+        (refuse, [], 2, 'error: here: it is broken; repair it\n'),
+        (interrupt, ['--names=saved'], 130, 'interrupted: saved\n'),
+        (interrupt, ['--names='], 130, 'interrupted: what was computed is kept, and the same'),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, main, arguments, code, said):
+    for name in ('setup_logging', 'keep_compiled_programs'):  # they change the process
+        monkeypatch.setattr(cli, name, lambda: None)
+    monkeypatch.setattr('sys.argv', ['some', '--workdir=w', 'x.jpg', *arguments])
+    with pytest.raises(SystemExit) as stop:
+        make(main).run()
+    assert stop.value.code == code
+    assert capsys.readouterr().err.startswith(said)

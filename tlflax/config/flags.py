@@ -1,0 +1,171 @@
+"""Describes the flags and arguments of commands, for the parser and for the help.
+
+They return dataclass fields; their type is Any, so that a field can be annotated with its value's.
+"""
+
+import dataclasses
+import shutil
+import textwrap
+from typing import Any, Literal, NamedTuple
+
+from ml_collections import ConfigDict
+
+from tlflax.config import schema
+
+_WIDTH = 100  # most columns of the help
+
+
+class ConfigFile(NamedTuple):
+    """What `--config=FILE` and its overrides give.
+
+    Attributes:
+        name: The file's name without its ending; '' if no file was given.
+        values: What its `get_config()` returned, or the defaults; with the overrides.
+    """
+
+    name: str
+    values: ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """How one field of a command's dataclass appears on the command line.
+
+    Attributes:
+        kind: 'flag', 'config' for the flag `--config`, or 'positional' for all that is not a flag.
+        name: Of the field and the flag.
+        metavar: Stands for the value in the help.
+        doc: What it does.
+        default: The value if it is not given.
+        needed: It must be given.
+        choices: The values it may have; empty if any.
+        word: What a message calls a positional argument, such as 'image'.
+    """
+
+    kind: Literal['flag', 'config', 'positional']
+    metavar: str
+    doc: str
+    default: object = None
+    needed: bool = False
+    choices: tuple[str, ...] = ()
+    name: str = ''
+    word: str = ''
+
+    def __str__(self) -> str:
+        if self.kind == 'positional':
+            return self.metavar
+        return f'--{self.name}={self.metavar}' if self.metavar else f'--{self.name}'
+
+    @property
+    def noun(self) -> str:
+        """What a message calls it if it is missing."""
+        return self.word or f'--{self.name}'
+
+
+def optional(default: object, metavar: str, doc: str) -> Any:
+    """Describes a flag that need not be given.
+
+    Args:
+        default: The value without it; if it is a tuple, the flag's value is split at commas.
+        metavar: Stands for the value in the help, such as 'DIR'.
+        doc: What the flag does, for the help.
+    """
+    return _field(Argument('flag', metavar, doc, default=default), default)
+
+
+def choice(default: str, choices: tuple[str, ...], doc: str) -> Any:
+    """Describes a flag whose value is one of `choices`; see `optional`."""
+    return _field(Argument('flag', '|'.join(choices), doc, default, choices=choices), default)
+
+
+def switch(doc: str) -> Any:
+    """Describes a flag without a value: `--NAME` is on, `--noNAME` and the default are off."""
+    return _field(Argument('flag', '', doc, default=False), False)
+
+
+def required(metavar: str, doc: str) -> Any:
+    """Describes a flag without which the command cannot run; see `optional`."""
+    return dataclasses.field(metadata={'argument': Argument('flag', metavar, doc, needed=True)})
+
+
+def positional(word: str, metavar: str, doc: str) -> Any:
+    """Describes the arguments that are not flags; at least one must be given.
+
+    Args:
+        word: What a message calls one of them, such as 'image'.
+        metavar: Stands for all of them in the help, such as 'IMAGE...'.
+        doc: What they are.
+    """
+    argument = Argument('positional', metavar, doc, needed=True, word=word)
+    return dataclasses.field(metadata={'argument': argument})
+
+
+def config_file(*, needed: bool = True) -> Any:
+    """Describes `--config=FILE` with its overrides `--config.KEY=VALUE`.
+
+    Args:
+        needed: A file must be given; if not, the overrides change the defaults.
+    """
+    doc = 'Python file whose get_config() returns the configuration, such as configs/traffic.py'
+    argument = Argument('config', 'FILE', doc, needed=needed)
+    return dataclasses.field(metadata={'argument': argument})
+
+
+def _field(argument: Argument, default: object) -> Any:
+    return dataclasses.field(default=default, metadata={'argument': argument})
+
+
+def described(cls: type) -> list[Argument]:
+    """Returns the arguments that a command's dataclass describes, in the order of its fields."""
+    return [
+        dataclasses.replace(field.metadata['argument'], name=field.name)
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def usage(command: str, arguments: list[Argument]) -> str:
+    """Returns one line: the command with what it needs."""
+    needed = [str(a) for a in arguments if a.needed and a.kind != 'positional']
+    needed += [str(a) for a in arguments if a.kind == 'positional']
+    rest = ['[flags]'] if any(not a.needed or a.kind == 'config' for a in arguments) else []
+    return ' '.join([f'usage: python -m {command}', *needed, *rest])
+
+
+def help_text(command: str, purpose: str, arguments: list[Argument], example: str) -> str:
+    """Returns what a command does, all its flags with their defaults, and an example."""
+    rows = []
+    for argument in arguments:
+        rows.append((str(argument), argument.doc + _default(argument)))
+        if argument.kind == 'config':
+            doc = 'changes a key of the configuration, such as --config.train.epochs=10'
+            rows.append(('--config.KEY=VALUE', f'{doc}; {schema.__file__} lists the keys'))
+    rows.append(('-h, --help', 'show this help'))
+    columns = min(shutil.get_terminal_size().columns, _WIDTH)
+    left = max(len(name) for name, _ in rows) + 4
+    entries = [
+        textwrap.fill(
+            doc,
+            max(columns, left + 20),
+            initial_indent=f'  {name}'.ljust(left),
+            subsequent_indent=' ' * left,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, doc in rows
+    ]
+    blocks = [
+        usage(command, arguments),
+        textwrap.dedent(purpose).strip(),
+        '\n'.join(['arguments:', *entries]),
+        f'example:\n  python -m {command} {example}',
+    ]
+    return '\n\n'.join(blocks)
+
+
+def _default(argument: Argument) -> str:
+    """Returns what the help says about the value without the argument."""
+    if argument.needed:
+        return ' (required)'
+    if isinstance(argument.default, bool):
+        return f' (default: {"on" if argument.default else "off"})'
+    return f' (default: {argument.default})' if argument.default else ''
