@@ -35,7 +35,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16, UInt64
 
-from tlflax.features.cache.store import Store, row_keys
+from tlflax.features.cache.keys import row_keys
+from tlflax.features.cache.store import Store
 
 MEMORY_MIB = 512
 BATCH, WIDTH, REPEATS, CHUNK = 256, 64, 5, 10_000

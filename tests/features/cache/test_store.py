@@ -21,7 +21,8 @@ import pytest
 from helpers import ROOT, TESTS
 
 from tlflax.features.cache import quota, segments
-from tlflax.features.cache.store import DamagedRows, Store, row_keys
+from tlflax.features.cache.keys import row_keys
+from tlflax.features.cache.store import DamagedRows, Store
 from tlflax.utils.errors import UserError
 
 SPACE = {'weights': 'abc', 'layer': 'block5_pool', 'image_size': [32, 48]}
@@ -543,8 +544,8 @@ def in_namespace(mount: str, body: str, folder: Path) -> str:
     command = f'{mount} && exec "$0" "$@"'
     process = subprocess.run(
         [*inside, 'sh', '-c', command, sys.executable, '-c', code, str(folder)],
-        cwd=TESTS,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        cwd=Path(__file__).parent,
+        env=os.environ | {'PYTHONPATH': f'{ROOT}:{TESTS}'},
         capture_output=True,
         text=True,
     )
