@@ -14,6 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tlflax.config import tensorflow_notices
 from tlflax.config.parse import default_config
 from tlflax.utils import assets
 from tlflax.utils.errors import EXIT_CODE, UserError, did_you_mean
@@ -93,6 +94,7 @@ def _check_override(argument: str) -> None:
 def setup_logging() -> None:
     """Shows our own lines, without prefixes, and nothing of other libraries but errors."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    tensorflow_notices.hold_back()
     warnings.filterwarnings('ignore', module=r'(?!tlflax)')
     absl.logging.use_absl_handler()
     absl.logging.set_verbosity(absl.logging.INFO)

@@ -18,6 +18,7 @@ from tlflax.config.schema import Config
 from tlflax.data.audit import report as audit_report
 from tlflax.data.audit import run
 from tlflax.data.audit.problems import CODES
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits import load
 from tlflax.utils.errors import UserError
 
@@ -53,7 +54,8 @@ def _show(config: Config, path: str) -> None:
     table = load.load_train(config.data)
     from tlflax.data.pipeline import preview  # TensorFlow is imported only where it is needed
 
-    preview.draw_grid(table, config, path)
+    settings = ImageFormat.of(config.data), config.augment, config.train.seed
+    preview.draw_grid(table, path, *settings)
     print(f'{path} shows training images, and what the first epochs make of them')
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from tlflax.config.parse import resolve
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits import load as loading
 from tlflax.data.splits import loose_files
 from tlflax.data.table import ImageTable
@@ -174,7 +175,10 @@ class Trained:
 
     def _sources(self) -> SourceSelector:
         return SourceSelector(
-            config=self.config,
+            image_format=ImageFormat.of(self.config.data),
+            augment=self.config.augment,
+            features=self.config.features,
+            train_config=self.config.train,
             weights_digest=self.weights_digest,
             frozen=self.frozen,
             classifier=self.classifier,

@@ -20,8 +20,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from tlflax.features.batches import OnDevice, Source
-from tlflax.features.sources import require_on_device
+from tlflax.features.batches import OnDevice, OnDeviceSource
 from tlflax.sweep import per_member
 from tlflax.train import experiment, loop, losses, steps
 from tlflax.train import run as training
@@ -50,7 +49,7 @@ class Member:
     """
 
     run: Run
-    source: Source
+    source: OnDeviceSource
     position: loop.Position = loop.Position()
     best_position: loop.Position = loop.Position()
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -167,7 +166,9 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
     )
 
 
-def train_group(members: Sequence[Member], val: Source, program: Program) -> Iterator[Member]:
+def train_group(
+    members: Sequence[Member], val: OnDeviceSource, program: Program
+) -> Iterator[Member]:
     """Trains members side by side until the last has stopped; yields each as it finishes.
 
     Where fewer lanes are another program, one that has stopped is carried along until half of them
@@ -205,7 +206,7 @@ def _train_epoch(
 ) -> tuple[Lanes, list[steps.Sums]]:
     """Trains every lane for an epoch; the sums are on the host, [lanes, steps]."""
     state, parts = lanes.state, []
-    on_device = require_on_device(group[0].source)
+    on_device = group[0].source.on_device
     if program.shared_order:
         rows = _next_rows(group[0])[None]
     else:
@@ -228,9 +229,9 @@ def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
     return member.source.train_rows(member.position.epoch)
 
 
-def _evaluate(lanes: Lanes, val: Source, program: Program) -> steps.EvalSums:
+def _evaluate(lanes: Lanes, val: OnDeviceSource, program: Program) -> steps.EvalSums:
     rows = val.eval_rows()
-    sums = program.evaluate(lanes.state, lanes.frozen, require_on_device(val), rows)
+    sums = program.evaluate(lanes.state, lanes.frozen, val.on_device, rows)
     return jax.device_get(sums)
 
 

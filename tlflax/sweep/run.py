@@ -15,7 +15,7 @@ from absl import logging
 
 from tlflax.config.parse import resolve, to_dict
 from tlflax.config.schema import Config, LossConfig, OptimConfig
-from tlflax.features.batches import Source
+from tlflax.features.batches import OnDeviceSource
 from tlflax.features.sources import require_on_device
 from tlflax.sweep import group as lanes
 from tlflax.sweep.group import Member
@@ -126,7 +126,7 @@ class Sweep:
 
     settings: Sequence[Setting]
     members: list[Member]
-    val: Source
+    val: OnDeviceSource
 
     def train(self) -> Iterator[int]:
         """Trains all members; yields the number, from 0, of each one that has finished."""
@@ -174,8 +174,7 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
             )
     seeds = sorted({one.train.seed for one in configs})
     train = base.sources.train_on_device(base.splits.train, seeds)
-    val = base.sources.eval(base.splits.val, 'validation')
-    require_on_device(val)
+    val = require_on_device(base.sources.eval(base.splits.val, 'validation'))
     members = [Member(one, train[one.config.train.seed]) for one in runs]
     return Sweep(settings, members, val)
 

@@ -1,5 +1,6 @@
 """The mesh of devices, and what is put where on it."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -20,7 +21,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Splits a batch over the devices, padded to a multiple of their number.
 
     Args:

@@ -17,10 +17,10 @@ Then color jitter, the operations of a policy, flips, right angles and erasing.
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import tensorflow as tf
 from jaxtyping import Shaped
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import color_ops, geometry, mixup, policies, policy_ops, sampling
 from tlflax.data.augment.warp import warp
 

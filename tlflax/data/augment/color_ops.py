@@ -7,7 +7,7 @@ Pillow rounds down where a result here keeps its fraction: they agree to within 
 
 from collections.abc import Callable, Mapping
 
-from tlflax.data._tensorflow import tf
+import tensorflow as tf
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 

@@ -8,9 +8,9 @@ where Pillow leaves black. Each operation takes and returns whole numbers, as th
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 from jaxtyping import Int32, Int64
 
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import color_ops, policies
 from tlflax.data.augment.warp import warp
 

@@ -1,6 +1,6 @@
 """Bilinear resampling of an image at affinely mapped positions, as SciPy has it."""
 
-from tlflax.data._tensorflow import tf
+import tensorflow as tf
 
 
 def warp(image: tf.Tensor, matrix: tf.Tensor, *, fill_mode: str, cval: float) -> tf.Tensor:

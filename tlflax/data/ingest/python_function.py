@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
-from tlflax.data._tensorflow import tf
+from tlflax.data._tensorflow import on_cpu
 from tlflax.data.images.decode import printable
 from tlflax.data.ingest import class_folders
 from tlflax.utils.errors import UserError, did_you_mean
@@ -50,7 +51,7 @@ def materialize(spec: str, cache_dir: Path, *, key: str) -> Path:
     if not (place and name):
         raise UserError(f'{spec!r} names no function', where=key, fix=f'give {_FORM}')
     function = _find(place, name, key)
-    with _blaming(spec, key):
+    with _blaming(spec, key), on_cpu():
         dataset = function()
     if not isinstance(dataset, tf.data.Dataset):
         what = f'{spec} returns a {type(dataset).__name__}, not a tf.data.Dataset'
