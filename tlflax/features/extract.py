@@ -23,7 +23,7 @@ from tlflax.features.cache.store import Store
 from tlflax.features.views import Views, view_keys
 from tlflax.models import preprocess
 from tlflax.models.classifier import Classifier, Params
-from tlflax.models.vgg import autotune, fast_cpu
+from tlflax.models.vgg import autotune, fast_cpu, network
 from tlflax.utils import assets
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import put_batch
@@ -60,6 +60,8 @@ def describe_space(
         'compute': dtype,
         # Features computed before there was a choice of backgrounds stay valid.
         **({'background': list(background)} if any(background) else {}),
+        # Released versions kept ReLU of the logits under this layer's name.
+        **({'softmax': True} if layer == network.PROBABILITIES else {}),
     }
 
 

@@ -133,7 +133,7 @@ def test_every_plan_gives_every_block(way, size):
 def test_the_dense_layers_and_uint8_images():
     params = reference.random_arrays(2, widths=WIDTHS, top=True, units=8)
     x = np.random.default_rng(3).integers(0, 256, (1, 224, 224, 3), np.uint8)
-    for name in ('fc1', 'fc2'):
+    for name in ('fc1', 'fc2', 'predictions'):
         run = fast_cpu.compiled(params, DIRECT_PLAN, layer=name, before=PREPROCESS['caffe'])
         want = network.apply(params, PREPROCESS['caffe'](x), layer=name)
         assert relative_error(run(x), np.asarray(want, np.float64)) < 1e-5

@@ -71,7 +71,7 @@ def features(
         prepared: `prepare(params, plan)`.
         x: Preprocessed images, at least 32 pixels high and wide.
         plan: How to compute it.
-        layer: A pool, 'fc1' or 'fc2'.
+        layer: One of `network.LAYERS`.
     """
     blocks = network.POOLS.index(layer) + 1 if layer in network.POOLS else len(network.POOLS)
     for images, group in itertools.groupby(range(blocks), key=lambda i: plan[i].images):
@@ -81,7 +81,8 @@ def features(
         for name in network.TOP[: network.TOP.index(layer) + 1]:
             kernel, bias = prepared[name]['kernel'], prepared[name]['bias']
             assert not isinstance(kernel, tuple)
-            x = jax.nn.relu(jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST) + bias)
+            x = jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST) + bias
+            x = jax.nn.softmax(x) if name == network.PROBABILITIES else jax.nn.relu(x)
     return x
 
 
@@ -101,7 +102,7 @@ def compiled(
     Args:
         params: Nested dict like that of `network.init`.
         plan: How to compute it.
-        layer: A pool, 'fc1' or 'fc2'.
+        layer: One of `network.LAYERS`.
         before: Preprocessing, compiled with the network.
     """
     prepared = prepare(params, plan)

@@ -31,6 +31,7 @@ MIN_SIZE = 32  # five halvings leave at least one pixel
 
 POOLS = tuple(f'block{block}_pool' for block in range(1, len(DEPTHS) + 1))
 TOP = ('fc1', 'fc2', 'predictions')
+PROBABILITIES = TOP[-1]  # the layer whose outputs are probabilities
 LAYERS = POOLS + TOP
 
 
@@ -127,7 +128,7 @@ class VGG16(nnx.Module):
         for name in TOP:
             x = getattr(self, name).dense(x, precision)
             # Probabilities need more than bfloat16's three digits.
-            x = nnx.softmax(x.astype(jnp.float32)) if name == 'predictions' else nnx.relu(x)
+            x = nnx.softmax(x.astype(jnp.float32)) if name == PROBABILITIES else nnx.relu(x)
             yield name, x
 
 
