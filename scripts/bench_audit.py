@@ -1,4 +1,4 @@
-"""How the audit scales: first and second audit of 10^5 generated images, and 10^6 cached findings.
+"""How the audit scales: first and second audit of 10^5 generated images, and 10^6 cached ones.
 
     python scripts/bench_audit.py [--quick] [--files=N] [--folder=DIR]
 
@@ -7,10 +7,10 @@ either byte for byte or encoded again, and the audit has to find exactly these. 
 tlflax.data` then runs twice, as a user runs it: the first audit reads everything, the second only
 asks the file system what changed. Peak memory is that of the whole process, including libraries
 (`idle`: the memory for a few dozen images). The part whose memory grows is measured alone, for a
-million synthetic findings: save and load the cache, gather it, and search the perceptual hashes for
-duplicates. CPU seconds are given too, as they do not depend on what else the machine does. The last
-line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5 synthetic
-findings and less than one minute.
+million synthetic images: save and load the cache, gather it in tables, and search the perceptual
+hashes for duplicates. CPU seconds are given too, as they do not depend on what else the machine
+does. The last line is JSON with every figure. Takes some minutes; `--quick` takes 3,000 files, 10^5
+synthetic images and less than one minute.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def real(folder: Path, files: int) -> Figures:
 
 
 def remembered(folder: Path, files: int) -> dict[str, float]:
-    """Saves, loads and audits synthetic findings; returns the seconds of each and peak memory."""
+    """Saves, loads and audits synthetic images; returns the seconds of each and peak memory."""
     rng = np.random.default_rng(0)
     before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     made = rng.integers(0, 256, (files, perceptual_hash.BYTES), np.uint8)

@@ -1,4 +1,4 @@
-"""What tests share: a cache folder of their own, and the real weights and images."""
+"""What tests share: caches of their own, checked annotations, the real weights and images."""
 
 import atexit
 import os
@@ -6,17 +6,27 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import fork_server
 import pytest
 from absl import logging
 
 # tlflax's own cache, so that the real weights and images are downloaded once, not in each test run
 REAL_CACHE = os.environ.get('TLFLAX_CACHE')
 
-# What one test compiled need not be compiled by the next, in this process or another.
-PROGRAMS = tempfile.mkdtemp(prefix='tlflax-programs-')
-atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = PROGRAMS
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+# What one test compiled need not be compiled by the next, in this process or another: the workers
+# of pytest-xdist inherit the folder of the process that started them.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    PROGRAMS = tempfile.mkdtemp(prefix='tlflax-programs-')
+    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = PROGRAMS
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+    # Under a limit, JAX locks the folder, so that no process reads what another still writes.
+    os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(4 << 30)
+
+
+def pytest_configure(config):
+    """Checks annotations in forked processes too."""
+    fork_server.checked = config.getoption('jaxtyping_packages')
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -72,15 +72,16 @@ class ForkServer:
     """A Python that has imported every module of tlflax and waits to be forked.
 
     Args:
-        checked: Packages and type checker of `jaxtyping.install_import_hook`, or none.
+        checked: The package whose annotations are checked and the type checker, separated by a
+            comma, as for pytest's `--jaxtyping-packages`; None checks none.
     """
 
-    def __init__(self, checked: Sequence[str] = ()):
+    def __init__(self, checked: str | None = None):
         self._environment = dict(os.environ)
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), *checked],
+                [sys.executable, __file__, str(theirs.fileno()), checked or ''],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
             )  # fmt: skip
         self.pid = self._process.pid
@@ -170,8 +171,11 @@ class ForkServer:
             return subprocess.CompletedProcess(command, process.wait(), out.read(), err.read())
 
 
+checked: str | None = None  # what `server` checks; set by conftest.py
+
+
 @functools.cache
-def server(checked: tuple[str, ...] = ()) -> ForkServer:
+def server() -> ForkServer:
     """Returns the server of this process, started by the first call."""
     return ForkServer(checked)
 
@@ -179,14 +183,14 @@ def server(checked: tuple[str, ...] = ()) -> ForkServer:
 # The server's side
 
 
-def _import_everything(checked: Sequence[str]) -> None:
-    """Imports what any command may need, type-checked where asked."""
+def _import_everything(checked: str) -> None:
+    """Imports what any command may need, with checked annotations if asked."""
     hook: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if checked:
         from jaxtyping import install_import_hook
 
-        *packages, checker = checked
-        hook = install_import_hook(packages, checker)
+        package, checker = checked.split(',', 1)
+        hook = install_import_hook(package, checker)
     # The hook must not stay: runpy would write what it compiles into the ordinary `__pycache__`.
     with hook:
         import tlflax
@@ -283,7 +287,7 @@ def _run(request: dict) -> None:
 def _main() -> None:
     """Imports everything, serves, and in each forked process runs what was asked for."""
     with socket.socket(fileno=int(sys.argv[1])) as control:
-        _import_everything(sys.argv[2:])
+        _import_everything(sys.argv[2])
         _settle()
         control.send(b'+')
         request = _serve(control)

@@ -26,6 +26,7 @@ def make(seed=0, n=32, classes=7, scale=5.0):
 
 def value_and_gradient(loss, logits, batch):
     """Of the mean over the examples."""
+    batch = jax.tree.map(jnp.asarray, batch)
     return jax.value_and_grad(lambda x: losses.training_losses(loss, x, batch).mean())(logits)
 
 
@@ -137,7 +138,9 @@ def test_everything_at_once_in_float64():
     shift = np.log(COUNTS / COUNTS.sum()).astype(np.float32)
     ours = losses.training_losses(
         Loss(0.1, 2.0, by_class, shift), jnp.asarray(logits),
-        {'label': label, 'mix_label': other, 'mix': mix, 'weight': weight},
+        jax.tree.map(
+            jnp.asarray, {'label': label, 'mix_label': other, 'mix': mix, 'weight': weight}
+        ),
     )  # fmt: skip
     shifted = logits.astype(np.float64) + shift
     p = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)

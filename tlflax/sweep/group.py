@@ -231,7 +231,7 @@ def _take(replicas: Replicas, chosen: Sequence[int], mesh: Mesh) -> Replicas:
 
 
 def _put(replicas: Replicas, mesh: Mesh) -> Replicas:
-    def sharding(leaf: Array) -> NamedSharding:
+    def sharding(leaf: Array | np.ndarray | np.generic) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec('data') if leaf.ndim else PartitionSpec())
 
     return jax.device_put(replicas, jax.tree.map(sharding, replicas))

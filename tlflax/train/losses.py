@@ -19,6 +19,7 @@ from tlflax.config.schema import LossConfig
 from tlflax.utils.errors import UserError, did_you_mean
 
 Number = Any  # a float, a NumPy number or array, or traced
+Scalar = float | np.floating | Array
 _KEY = 'config.loss.weights_by_class'
 
 
@@ -39,7 +40,7 @@ class Loss(NamedTuple):
 
 
 def cross_entropy(
-    logits: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: float | Array = 0.0
+    logits: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: Scalar = 0.0
 ) -> Float[Array, ' b']:
     """Softmax cross-entropy, in nats, of each example.
 
@@ -200,16 +201,14 @@ def describe_overlap(config: LossConfig, *, balanced_sampling: bool) -> str | No
 
 
 def _expected(
-    costs: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: float | Array
+    costs: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: Scalar
 ) -> Float[Array, ' b']:
     """Returns the mean cost of each row under the smoothed target."""
     right = jnp.take_along_axis(costs, label[:, None], axis=-1)[:, 0]
     return (1 - smoothing) * right + smoothing * costs.mean(-1)
 
 
-def _focal_costs(
-    logits: Float[Array, 'b classes'], gamma: float | Array
-) -> Float[Array, 'b classes']:
+def _focal_costs(logits: Float[Array, 'b classes'], gamma: Scalar) -> Float[Array, 'b classes']:
     log_p = jax.nn.log_softmax(logits)
     # A power below one has an infinite slope at zero, where the cost is zero.
     wrong = jnp.maximum(-jnp.expm1(log_p), 1e-30)

@@ -96,7 +96,7 @@ def test_softmax_of_the_full_network_in_both_fc1_orders():
     found = tensor_names.canonical(state, onnx=False, top=True, where='memory')
     params = jax.device_put(unflatten(found.tensors))
     del state, torch_network, found
-    ours = vgg.apply(params, images, layer='predictions')
+    ours = vgg.apply(params, jnp.asarray(images), layer='predictions')
     assert want.max() > 3 * np.median(want)  # far enough from uniform to tell an order apart
     assert relative_error(ours, want) < 1e-4
     keras_full = reference.keras_network(top=True)
@@ -111,7 +111,9 @@ def test_fc1_fc2_agree_with_keras():
     images = random_images(6, 3, 224, 224, 3)
     for layer in vgg.TOP:
         theirs = keras.Model(network.input, network.get_layer(layer).output)(images)
-        assert relative_error(vgg.apply(params, images, layer=layer), theirs) < 1e-4, layer
+        assert relative_error(vgg.apply(params, jnp.asarray(images), layer=layer), theirs) < 1e-4, (
+            layer
+        )
 
 
 SHAPES = {  # of one example, for images of 230 x 251 pixels and the widths of NARROW
@@ -143,8 +145,8 @@ def test_shapes_of_the_real_network():
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     params = reference.random_arrays(0, widths=NARROW['widths'])
     images = random_images(7, 2, 64, 64, 3)
-    exact = vgg.apply(params, images)
-    rough = vgg.apply(params, images, dtype=jnp.bfloat16)
+    exact = vgg.apply(params, jnp.asarray(images))
+    rough = vgg.apply(params, jnp.asarray(images), dtype=jnp.bfloat16)
     assert exact.dtype == jnp.float32
     assert rough.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
@@ -251,4 +253,4 @@ def test_preprocessing_is_that_of_keras(mode, dtype):
 
 def test_rescale_is_to_one():
     images = np.arange(256, dtype=np.uint8)[:255].reshape(1, 5, 17, 3)
-    np.testing.assert_allclose(PREPROCESS['rescale'](images), images / 255, rtol=1e-7)
+    np.testing.assert_allclose(PREPROCESS['rescale'](jnp.asarray(images)), images / 255, rtol=1e-7)

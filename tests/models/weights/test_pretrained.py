@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import h5py
+import jax.numpy as jnp
 import keras
 import numpy as np
 import onnx
@@ -159,7 +160,7 @@ def assert_computes_as_pytorch(path, network):
     found = pretrained.load(path, top=True, expected=NARROW_TOP)
     assert (found.name, found.preprocess, found.assumed) == ('custom', 'torch', True)
     images = np.random.default_rng(2).normal(size=(2, 224, 224, 3)).astype(np.float32)
-    got = vgg.apply(found.params, images, layer='predictions')
+    got = vgg.apply(found.params, jnp.asarray(images), layer='predictions')
     np.testing.assert_allclose(got, network.probabilities(images), rtol=1e-4)
     assert 'fc1' not in pretrained.load(path, expected=NARROW).params
 

@@ -42,7 +42,7 @@ class Images:
     perceptual_hashes: UInt8[np.ndarray, 'n bytes']
     groups: np.ndarray | None = None
 
-    def file(self, row: int) -> File:
+    def file(self, row: int | np.integer) -> File:
         """Describes an image for messages and reports."""
         split = self.splits[row]
         path = self.paths[row].removeprefix(os.path.join(self.roots[split], ''))

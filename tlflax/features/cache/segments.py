@@ -84,7 +84,7 @@ class Segment:
                 records = np.frombuffer(block[:whole], '<u8').reshape(-1, 3)
                 records = records[: self.layout.capacity - self._count]
                 used = np.flatnonzero(records.any(axis=1))
-                count = used[-1] + 1 if len(used) else 0
+                count = int(used[-1]) + 1 if len(used) else 0
                 self._records[self._count : self._count + count] = records[:count]
                 self._count += count
                 if count < _BLOCK:

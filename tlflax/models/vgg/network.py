@@ -66,14 +66,14 @@ def shapes(
 
 def conv3x3(
     x: Float[Array, 'b h w c'],
-    kernel: Float[Array, '3 3 c d'],
-    bias: Float[Array, ' d'],
+    kernel: Float[Array | np.ndarray, '3 3 c d'],
+    bias: Float[Array | np.ndarray, ' d'],
     precision: lax.Precision,
 ) -> Float[Array, 'b h w d']:
     """Computes a 3x3 convolution with zero padding, bias and ReLU, in the type of `x`."""
     y = lax.conv_general_dilated(
         x,
-        kernel.astype(x.dtype),
+        jnp.asarray(kernel, x.dtype),
         window_strides=(1, 1),
         padding='SAME',
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
@@ -90,7 +90,7 @@ def _precision(x: Array, float32: lax.Precision) -> lax.Precision:
 class Affine(nnx.Module):
     """The kernel and bias of one layer."""
 
-    def __init__(self, kernel: Array, bias: Array) -> None:
+    def __init__(self, kernel: Array | np.ndarray, bias: Array | np.ndarray) -> None:
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(bias)
 
