@@ -121,13 +121,10 @@ def real(folder: Path, files: int) -> Figures:
     }
 
 
-def remembered(folder: Path, files: int) -> dict[str, float]:
-    """Saves, loads and audits synthetic images; returns the seconds of each and peak memory."""
-    rng = np.random.default_rng(0)
-    before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    made = rng.integers(0, 256, (files, perceptual_hash.BYTES), np.uint8)
-    entries = [Entry(f'class {n % 1000:04}/image {n:07}.jpg', n, n, n) for n in range(files)]
-    found = [
+def synthetic(files: int) -> list[ScannedFile]:
+    """Returns the scans of synthetic images, whose digests and perceptual hashes all differ."""
+    hashes = np.random.default_rng(0).integers(0, 256, (files, perceptual_hash.BYTES), np.uint8)
+    return [
         ScannedFile(
             kind='JPEG',
             digest=hashlib.sha256(b'%d' % n).hexdigest(),
@@ -137,10 +134,17 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
             height=375,
             orientation=1,
             plain_jpeg=True,
-            perceptual_hash=made[n].tobytes(),
+            perceptual_hash=hashes[n].tobytes(),
         )
         for n in range(files)
     ]
+
+
+def remembered(folder: Path, files: int) -> dict[str, float]:
+    """Saves, loads and audits synthetic images; returns the seconds of each and peak memory."""
+    before = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    entries = [Entry(f'class {n % 1000:04}/image {n:07}.jpg', n, n, n) for n in range(files)]
+    found = synthetic(files)
     place, seconds = folder / 'scan.npz', {}
 
     def timed(name: str, action: Callable[[], Any]) -> Any:

@@ -43,7 +43,6 @@ from PIL import Image
 
 from tlflax.config.parse import resolve
 from tlflax.config.schema import Config
-from tlflax.features import extract
 from tlflax.features.views import training_views, view_keys
 from tlflax.models import heads
 from tlflax.models.classifier import Classifier
@@ -216,12 +215,7 @@ def write_problem(folder: Path, n: int, epochs: int) -> list[dict[str, float]]:
 def fill_cache(config: Config) -> None:
     """Puts synthetic features where the program looks for those of the images."""
     prepared = setup.build(config, setup.load(config))
-    store = extract.open_store(
-        config,
-        weights_digest=prepared.pretrained.digest,
-        preprocess='caffe',
-        backbone=prepared.pretrained.params,
-    )
+    store = prepared.sources.open_store()
     for seed, table in enumerate((prepared.splits.train, prepared.splits.val)):
         views = training_views(config.augment, seed=0, n=len(table), samples=1)
         for name in views.names:

@@ -69,6 +69,7 @@ def tlflax_epochs(folder: Path) -> dict[str, Epoch]:
 def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epoch:
     """Returns tlflax's training epoch; `augment` is added to the default flips."""
     from tlflax.config.schema import AugmentConfig, DataConfig
+    from tlflax.data.images.format import ImageFormat
     from tlflax.data.pipeline import tf_data
     from tlflax.data.splits.load import load_table
 
@@ -80,9 +81,7 @@ def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epo
             augment=AugmentConfig(**augment),
             seed=0,
             epoch=next(numbers),
-            image_size=SIZE,
-            resize='stretch',
-            antialias=antialias,
+            image_format=ImageFormat(SIZE, antialias=antialias),
             batch_size=BATCH,
         )
         return sum(int(batch['mask'].sum()) for batch in batches)
@@ -149,8 +148,9 @@ def stage_epochs(
 ) -> dict[str, Epoch]:
     """Returns each stage of tlflax's pipeline alone, fed from memory."""
     augmentations = augmentations or {'full augmentation': FULL}
+    import tensorflow as tf
+
     from tlflax.config.schema import AugmentConfig, DataConfig
-    from tlflax.data._tensorflow import tf
     from tlflax.data.augment import apply as augmentation
     from tlflax.data.augment import sampling
     from tlflax.data.images.decode import read_image

@@ -36,7 +36,8 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float16, UInt64
 
-from tlflax.features.cache.store import Store, row_keys
+from tlflax.features.cache.keys import row_keys
+from tlflax.features.cache.store import Store
 
 Figures = dict[str, Any]  # a JSON object
 Result = TypeVar('Result')

@@ -1,20 +1,30 @@
 """Training from cached features: equal to training from images, and nothing computed twice."""
 
+import gc
 import json
+import os
 import re
+import runpy
+import threading
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from helpers import make_folders, small_config
+from helpers import ROOT, make_folders, small_config
 
 import tlflax
+from tlflax.config.parse import resolve
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
+from tlflax.data.images.format import ImageFormat
+from tlflax.data.splits.load import load_table
 from tlflax.features import extract, sources
+from tlflax.features.cache import quota
+from tlflax.features.cache.keys import describe
 from tlflax.features.views import training_views, view_keys
-from tlflax.train import train_and_evaluate
-from tlflax.utils import trees
+from tlflax.train import setup, train_and_evaluate
+from tlflax.utils import assets, trees
 from tlflax.utils.errors import UserError
 
 
@@ -43,6 +53,36 @@ def computed(caplog):
     found = re.findall(r'(\w+): computing features of (\d+) of', caplog.text)
     caplog.clear()
     return {name: int(count) for name, count in found}
+
+
+def test_the_description_of_a_feature_space_stays_what_it_is():
+    """Its digest is the name of a folder in caches that exist."""
+    config = resolve(runpy.run_path(str(ROOT / 'configs/traffic.py'))['get_config']())
+
+    def described(background=(0, 0, 0)):
+        form = replace(ImageFormat.of(config.data), background=background)
+        return extract.describe_space(
+            form,
+            weights_digest='abc',
+            preprocess='caffe',
+            layer=config.features.layer,
+            dtype=config.model.dtype,
+        )
+
+    assert described() == {
+        'version': 1,
+        'weights': 'abc',
+        'preprocess': 'caffe',
+        'image_size': [224, 224],
+        'resize': 'stretch',
+        'antialias': True,
+        'layer': 'block5_pool',
+        'compute': 'float32',
+    }
+    name, text = describe(described(), (7, 7, 512), config.features.dtype, 2674)
+    assert name == 'be26eedebcb58408'
+    assert json.loads(text)['space'] == described()
+    assert describe(described((1, 2, 3)), (7, 7, 512), 'float32', 10)[0] == '979fa5b48a34f798'
 
 
 @pytest.mark.parametrize(
@@ -78,6 +118,35 @@ def test_streaming_equals_on_device_training(folders, tmp_path, monkeypatch):
     on_device, streamed = params_of(tmp_path / 'on_device'), params_of(tmp_path / 'streamed')
     for path, leaf in on_device.items():
         np.testing.assert_allclose(streamed[path], leaf, atol=1e-6, err_msg=path)
+
+
+def test_streamed_features_leave_no_thread_no_file_and_no_lock(folders, monkeypatch):
+    """Also where an epoch is abandoned, and where nobody closes the store."""
+    config = resolve(small_config(folders, train__epochs=20))
+    table = load_table(config.data.train, key='', data=config.data)
+    monkeypatch.setattr(sources, 'on_device_limit', lambda: 0)
+    root = assets.cache_folder() / 'features'
+
+    def run(epochs):
+        made = setup.build(config, setup.load(config))
+        source = made.sources.train(table)
+        assert isinstance(source, sources.StreamedFeatures)
+        for epoch in range(epochs):
+            batches = source.train_batches(epoch, 0)
+            next(batches)
+            if epoch % 2:
+                list(batches)
+        assert quota.info(root)[0].in_use
+
+    run(2)
+    gc.collect()
+    assert not quota.info(root)[0].in_use
+    threads, files = threading.enumerate(), len(os.listdir('/proc/self/fd'))
+    run(20)
+    gc.collect()
+    assert threading.enumerate() == threads
+    assert len(os.listdir('/proc/self/fd')) <= files
+    assert not quota.info(root)[0].in_use
 
 
 def test_each_view_of_each_image_is_computed_once_ever(folders, tmp_path, caplog):

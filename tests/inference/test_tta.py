@@ -10,6 +10,7 @@ from PIL import Image
 import tlflax
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import tf_data
 from tlflax.train import train_and_evaluate
 
@@ -35,8 +36,8 @@ def by_hand(work, root, views):
     total = 0
     for view in views:
         (batch,) = tf_data.eval_epoch(
-            table, augment=config.augment, view=view, image_size=config.data.image_size,
-            resize=config.data.resize, antialias=True, batch_size=len(table),
+            table, augment=config.augment, view=view, batch_size=len(table),
+            image_format=ImageFormat.of(config.data),
         )  # fmt: skip
         found = restored.predict(batch['image'])
         total = total + np.array([list(p.probabilities.values()) for p in found], np.float64)
@@ -109,7 +110,7 @@ def test_views_of_arrays_are_those_of_the_pipeline(tmp_path):
         Image.fromarray(noise).save(tmp_path / 'i' / name / 'x.png')
     table = scan_folder(tmp_path / 'i')
     settings = AugmentConfig(right_angles=True)
-    fmt = {'image_size': (16, 16), 'resize': 'stretch', 'antialias': True, 'batch_size': 2}
+    fmt = {'image_format': ImageFormat((16, 16)), 'batch_size': 2}
     (plain,) = tf_data.eval_epoch(table, **fmt)
     for view in sampling.outcomes(settings) + sampling.outcomes(AugmentConfig(vertical_flip=True)):
         (batch,) = tf_data.eval_epoch(table, view=view, **fmt)

@@ -32,7 +32,7 @@ import absl.flags
 import absl.logging
 from ml_collections import ConfigDict, config_flags
 
-from tlflax.config import flags
+from tlflax.config import flags, tensorflow_notices
 from tlflax.config.flags import Argument, ConfigFile
 from tlflax.config.parse import default_config
 from tlflax.utils import assets
@@ -211,6 +211,7 @@ def _define(argument: Argument, parser: absl.flags.FlagValues, command_line: lis
 def setup_logging() -> None:
     """Shows our own lines, without prefixes, and only errors of other libraries, all on stderr."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    tensorflow_notices.hold_back()
     warnings.filterwarnings('ignore', module=r'(?!tlflax)')
     absl.flags.FLAGS.mark_as_parsed()  # absl warns when it logs before that
     absl.logging.use_absl_handler()

@@ -64,10 +64,12 @@ def _audit(config: Config, accepted: tuple[str, ...], report: str | None) -> int
 
 
 def _show(config: Config, path: str) -> int:
+    from tlflax.data.images.format import ImageFormat
     from tlflax.data.pipeline import preview
     from tlflax.data.splits import load
 
-    preview.draw_grid(load.load_train(config.data), config, path)
+    settings = ImageFormat.of(config.data), config.augment, config.train.seed
+    preview.draw_grid(load.load_train(config.data), path, *settings)
     print(f'{path} shows training images, and how the first epochs augment them')
     return 0
 

@@ -1,14 +1,14 @@
-"""What a source of batches is: the protocol that training and evaluation rely on."""
+"""What a source of batches is: the two protocols that training and evaluation rely on."""
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-HostBatch = dict[str, Any]
-"""NumPy arrays [b, ...] (features may be on the device): 'image' or 'features', 'label', 'mask',
-'index' and, where images have weights, 'weight'."""
+from tlflax.data.augment import sampling
+from tlflax.data.pipeline.batch import Batch
 
 
 class OnDevice(NamedTuple):
@@ -25,29 +25,69 @@ class OnDevice(NamedTuple):
     weight: Float[Array, ' rows'] | None = None
 
 
-class Source(Protocol):
-    """Images or features of one split, in batches of a fixed shape.
+class StreamedSource(Protocol):
+    """Images or features of one split that come from the host in batches of one shape."""
 
-    Attributes:
-        num_examples: Examples in an epoch.
-        on_device: All features, where they fit on the device; None: they come in batches.
-    """
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch."""
+        ...
 
-    num_examples: int
-    on_device: OnDevice | None
-
-    def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
+    def train_batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yields an epoch's shuffled, augmented batches, from `start_step` on."""
         ...
 
-    def eval_batches(self) -> Iterator[HostBatch]:
+    def eval_batches(self) -> Iterator[Batch]:
         """Yields every example once, in order."""
         ...
 
+
+@runtime_checkable
+class OnDeviceSource(Protocol):
+    """Features of one split that are all on the device; a batch is a choice of their rows."""
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch."""
+        ...
+
+    @property
+    def on_device(self) -> OnDevice:
+        """The features."""
+        ...
+
     def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        """The on-device rows of an epoch's batches; -1 is padding."""
+        """Returns the rows of an epoch's batches; -1 is padding."""
         ...
 
     def eval_rows(self) -> Int[np.ndarray, 'steps b']:
-        """The on-device rows of every example once, in order; -1 is padding."""
+        """Returns the rows of every example once, in order; -1 is padding."""
         ...
+
+
+Source = StreamedSource | OnDeviceSource
+"""Where the batches of one split come from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """How the examples of a split are put into batches.
+
+    Attributes:
+        batch_size: Examples of a batch over all processes.
+        seed: The run's seed.
+        balanced: Draw classes equally often; see `tlflax.data.augment.sampling.epoch_order`.
+    """
+
+    batch_size: int
+    seed: int
+    balanced: bool = False
+
+    def train(self, epoch: int, labels: Int[np.ndarray, ' n']) -> Int[np.ndarray, 'steps b']:
+        """Returns the positions of an epoch's examples, shuffled; -1 is padding."""
+        order = sampling.epoch_order(self.seed, epoch, labels, balanced=self.balanced)
+        return sampling.batch_rows(order, self.batch_size)
+
+    def eval(self, n: int) -> Int[np.ndarray, 'steps b']:
+        """Returns the positions of all examples in order; -1 is padding."""
+        return sampling.batch_rows(np.arange(n), self.batch_size)

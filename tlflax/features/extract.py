@@ -1,25 +1,26 @@
-"""Features of a frozen backbone: computed once for each (image, view), ever, and kept."""
+"""Features of a frozen backbone: computed once for each (image, view), and kept."""
 
+import contextlib
 import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt64
 
-from tlflax.config.schema import Config
+from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
+from tlflax.data.images.format import ImageFormat
+from tlflax.data.pipeline.batch import Batches
 from tlflax.data.table import ImageTable
 from tlflax.features.cache import quota
 from tlflax.features.cache.store import Store
 from tlflax.features.views import Views, view_keys
-from tlflax.models import classifier as classifiers
 from tlflax.models import preprocess
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.vgg import autotune, fast_cpu
@@ -27,50 +28,56 @@ from tlflax.utils import assets
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import put_batch
 
-BATCH = 32  # images computed at once on a CPU, where more would leave the cache
+BATCH = 32  # images computed at once on a CPU: the activations of more do not fit its cache
 ACCELERATOR_BATCH = 256  # on each accelerator, to fill it
-_VERSION = 1  # of the arithmetic from file to feature: raise it when their values change
+_VERSION = 1  # of the arithmetic from file to feature: raise it when values of features change
 _WORTH_MEASURING = 20_000 * 224**2  # pixels, about half an hour on two cores
 Compute = Callable[[UInt8[np.ndarray, 'b h w 3']], jax.Array]
 """Turns a batch of images into features on the device, f[b, ...]."""
 
 
-def describe_space(config: Config, *, weights_digest: str, preprocess: str) -> dict[str, Any]:
-    """Returns everything that determines a feature apart from the image and its view."""
-    background = config.data.background
+def describe_space(
+    image_format: ImageFormat, *, weights_digest: str, preprocess: str, layer: str, dtype: str
+) -> dict[str, object]:
+    """Returns everything that determines a feature apart from the image and its view.
+
+    Args:
+        image_format: How image files are read.
+        weights_digest: The digest of the backbone's parameters.
+        preprocess: What is done to pixels before the backbone.
+        layer: The backbone output that is kept.
+        dtype: The backbone's compute type.
+    """
+    background = image_format.background
     return {
         'version': _VERSION,
         'weights': weights_digest,
         'preprocess': preprocess,
-        'image_size': list(config.data.image_size),
-        'resize': config.data.resize,
-        'antialias': config.data.antialias,
-        'layer': config.features.layer,
-        'compute': config.model.dtype,
-        # Features computed before this was a choice stay valid.
+        'image_size': list(image_format.image_size),
+        'resize': image_format.resize,
+        'antialias': image_format.antialias,
+        'layer': layer,
+        'compute': dtype,
+        # Features computed before there was a choice of backgrounds stay valid.
         **({'background': list(background)} if any(background) else {}),
     }
 
 
-def open_store(config: Config, *, weights_digest: str, preprocess: str, backbone: Params) -> Store:
-    """Opens the store of the features that a configuration asks for."""
-    shape = classifiers.feature_shape(
-        backbone, image_size=config.data.image_size, layer=config.features.layer
-    )
-    described = describe_space(config, weights_digest=weights_digest, preprocess=preprocess)
-    return Store(assets.cache_folder() / 'features', described, shape, config.features.dtype)
+def open_store(space: Mapping[str, object], row_shape: Sequence[int], dtype: str) -> Store:
+    """Opens the store of a feature space in the user's cache folder; see `Store`."""
+    return Store(assets.cache_folder() / 'features', space, row_shape, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
 def backbone_step(
     backbone: Params, image: Shaped[Array, 'b h w 3'], *, classifier: Classifier
 ) -> Float[Array, 'b ...']:
-    """Returns a batch's features, for the cache."""
+    """Returns the features of a batch of RGB images in 0..255."""
     return classifier.features(backbone, image)
 
 
 def batch_size() -> int:
-    """Returns how many images are computed at once here."""
+    """Returns how many images are computed at once on the devices of this process."""
     on_cpu = jax.default_backend() == 'cpu'
     return BATCH if on_cpu else ACCELERATOR_BATCH * jax.device_count()
 
@@ -83,13 +90,13 @@ def backbone_program(
     images: int,
     mesh: Mesh,
 ) -> Compute:
-    """Returns the fastest way to compute features here.
+    """Returns the fastest program for features on these devices.
 
     Args:
-        backbone: Its parameters.
-        classifier: Says what is computed, with which preprocessing and up to which layer.
+        backbone: The backbone's parameters.
+        classifier: The preprocessing, the layer and the compute type.
         image_size: (height, width) in pixels.
-        images: How many there will be; for many, it pays to measure what is fastest.
+        images: Number of images to come; for many, it pays to measure what is fastest.
         mesh: The devices over which batches are split.
     """
     if jax.default_backend() == 'cpu' and classifier.dtype != 'bfloat16':
@@ -107,51 +114,67 @@ def backbone_program(
 
 
 def fill(
-    opened: Store,
+    store: Store,
     table: ImageTable,
     views: Views,
     wanted: Bool[np.ndarray, 'views n'],
     program: Callable[[int], Compute],
-    config: Config,
+    *,
+    image_format: ImageFormat,
+    max_bytes: float,
     name: str,
 ) -> Int[np.ndarray, 'views n']:
-    """Computes what is missing and returns the row number of every wanted view, -1 elsewhere.
+    """Computes the features that are missing and returns the row number of every wanted view.
 
-    Whatever was computed before an interruption or error stays in the store.
+    What was computed before an interruption or error stays in the store.
+
+    Args:
+        store: Where features are kept.
+        table: The images.
+        views: Their views.
+        wanted: Which view of which image is needed.
+        program: Number of images to the program that computes their features.
+        image_format: How images are read.
+        max_bytes: The limit of all stores together.
+        name: The split, for the log.
+
+    Returns:
+        Row numbers in the store; -1 for views that are not wanted.
     """
-    all_keys = np.stack([view_keys(table.digests, view) for view in views.names])
-    rows = np.stack([opened.lookup(row_keys) for row_keys in all_keys])
+    keys = np.stack([view_keys(table.digests, view) for view in views.names])
+    rows = np.stack([store.lookup(view) for view in keys])
     view, index = np.nonzero(wanted & (rows < 0))
     if len(index):
-        size = quota.predict_bytes(len(index), opened.row_shape, config.features.dtype)
+        size = quota.predict_bytes(len(index), store.row_shape, store.dtype.name)
         logging.info(
             '%s: computing features of %d of %d views of %d images (%.0f MB)',
             *(name, len(index), int(wanted.sum()), len(table), size / 1e6),
         )
-        quota.reserve(opened.root, size, config.features.max_gb * 1e9)
+        quota.reserve(store.root, size, max_bytes)
         compute = program(len(index))
-        draws = {
-            parameter: np.stack([draws[parameter] for draws in views.draws])[view, index]
-            for parameter in views.draws[0]
-        }
-        began = time.perf_counter()
-        with progress(f'{name} features', len(index)) as tick:
-            done = 0
-            for values in _compute_all(_images(table, index, draws, config), compute):
-                last = done + len(values)
-                opened.append(all_keys[view[done:last], index[done:last]], values)
-                tick(len(values))
-                done = last
-        opened.flush()
-        logging.info('%s: %.1f images/s', name, len(index) / (time.perf_counter() - began))
-        rows = np.stack([opened.lookup(row_keys) for row_keys in all_keys])
+        images = _images(table, index, views.drawn(view, index), views.augment, image_format)
+        _append(store, keys[view, index], images, compute, name)
+        rows = np.stack([store.lookup(view) for view in keys])
     return np.where(wanted, rows, -1)
 
 
-def _compute_all(
-    batches: Iterator[dict[str, np.ndarray]], compute: Compute
-) -> Iterator[Float[np.ndarray, 'b ...']]:
-    """Yields each batch's features, while the next batch is under way."""
+def _append(
+    store: Store, keys: UInt64[np.ndarray, 'm 2'], images: Batches, compute: Compute, name: str
+) -> None:
+    """Computes the features of images and stores each under its key."""
+    began, done = time.perf_counter(), 0
+    with progress(f'{name} features', len(keys)) as tick, contextlib.closing(images):
+        for values in _compute_all(images, compute):
+            last = done + len(values)
+            store.append(keys[done:last], values)
+            tick(len(values))
+            done = last
+    store.flush()
+    logging.info('%s: %.1f images/s', name, len(keys) / (time.perf_counter() - began))
+
+
+def _compute_all(batches: Batches, compute: Compute) -> Iterator[Float[np.ndarray, 'b ...']]:
+    """Yields each batch's features while the next batch is being computed."""
     before: tuple[int, jax.Array] | None = None
     for batch in itertools.chain(batches, [None]):
         after = None if batch is None else (int(batch['mask'].sum()), compute(batch['image']))
@@ -163,21 +186,18 @@ def _compute_all(
 
 def _images(
     table: ImageTable,
-    indices: Int[np.ndarray, ' m'],
+    rows: Int[np.ndarray, ' m'],
     draws: sampling.Draws,
-    config: Config,
-) -> Iterator[dict[str, np.ndarray]]:
-    from tlflax.data.pipeline import tf_data  # TensorFlow is imported only where images are read
+    augment: AugmentConfig,
+    image_format: ImageFormat,
+) -> Batches:
+    from tlflax.data.pipeline import tf_data  # imports TensorFlow, which cached runs spare
 
     return tf_data.batches(
         table,
-        indices,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        antialias=config.data.antialias,
-        background=config.data.background,
-        max_pixels=config.data.max_pixels,
-        batch_size=batch_size(),
+        rows,
         draws=draws,
-        augment=config.augment,
+        augment=augment,
+        image_format=image_format,
+        batch_size=batch_size(),
     )

@@ -1,7 +1,6 @@
-"""Which source serves a split: images anew in every epoch, or features from the cache."""
+"""Which source serves a split: images in every epoch, or features from the cache."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,16 +9,26 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
-from tlflax.config.schema import Config
+from tlflax.config.schema import AugmentConfig, FeaturesConfig, TrainConfig
 from tlflax.data.augment import mixup, sampling
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
 from tlflax.features import extract
-from tlflax.features.batches import Source
-from tlflax.features.sources import ComputedSource, FeatureSource, ImageSource, require_on_device
+from tlflax.features.batches import Order, Source
+from tlflax.features.cache.store import Store
+from tlflax.features.live_sources import ComputedSource, ImageSource
+from tlflax.features.sources import (
+    CachedFeatures,
+    FeatureSource,
+    OnDeviceFeatures,
+    evaluating,
+    feature_source,
+    reordered,
+    require_on_device,
+)
 from tlflax.features.views import Views, fixed_views, joined, needed, training_views
-from tlflax.models.classifier import Classifier, Params
+from tlflax.models.classifier import Classifier, Params, feature_shape
 from tlflax.utils.errors import UserError
-from tlflax.utils.sharding import replicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +36,21 @@ class SourceSelector:
     """Chooses the source of each split: live, or from the feature cache.
 
     Attributes:
-        config: The experiment.
-        weights_digest: Of the pretrained backbone.
+        image_format: How images are read.
+        augment: The augmentations of training.
+        features: Whether and how features are kept.
+        train_config: Epochs, batch size, seed and balance of the classes.
+        weights_digest: The digest of the pretrained backbone.
         frozen: The parameters that never change, replicated over the mesh.
         classifier: The static half of the model.
         mesh: The devices.
-        backbone_learns: No features are kept of what changes.
+        backbone_learns: Whether any of the backbone is trained, so that no features are kept.
     """
 
-    config: Config
+    image_format: ImageFormat
+    augment: AugmentConfig
+    features: FeaturesConfig
+    train_config: TrainConfig
     weights_digest: str
     frozen: Params
     classifier: Classifier
@@ -45,98 +60,113 @@ class SourceSelector:
 
     def train(self, table: ImageTable) -> Source:
         """Returns the source of augmented training examples."""
-        config, n = self.config, len(table)
-        exact = sampling.outcomes(config.augment) is not None
-        if not self._cached(exact, mixed=mixup.active(config.augment)):
-            self._say_why_live(exact)
+        if not self._cached(exact=self._exact, mixed=mixup.active(self.augment)):
+            self._say_why_live()
             return self.live(table)
-        views = training_views(
-            config.augment, seed=config.train.seed, n=n, samples=config.features.views
-        )
+        views = self._training_views(table, self.train_config.seed)
         if not views.exact:
-            logging.info('augmentation is approximated by %d views', config.features.views)
-        wanted = self._needed(table, views, config.train.seed)
+            logging.info('augmentation is approximated by %d views', self.features.views)
+        wanted = self._needed(table, views, self.train_config.seed)
         return self._from_features(table, views, wanted, 'training')
 
-    def _say_why_live(self, exact: bool) -> None:
-        if self.config.features.cache != 'auto' or self.backbone_learns:
+    @property
+    def _exact(self) -> bool:
+        """Whether the augmentation has finitely many outcomes."""
+        return sampling.outcomes(self.augment) is not None
+
+    def _say_why_live(self) -> None:
+        if self.features.cache != 'auto' or self.backbone_learns:
             return
-        if mixup.active(self.config.augment):
+        if mixup.active(self.augment):
             logging.info(
-                'mixed images (augment.mixup, augment.cutmix) have no features of their own to '
-                'keep, so the backbone runs on every batch'
+                'mixed images (augment.mixup, augment.cutmix) differ in every epoch, so their '
+                'features are not kept and the backbone runs on every batch'
             )
-        elif not exact:
+        elif not self._exact:
             logging.info(
                 'augmentation has endless outcomes, so the backbone runs on every batch; '
                 'features.cache=True would draw from %d views of each image',
-                self.config.features.views,
+                self.features.views,
             )
 
-    def train_on_device(self, table: ImageTable, seeds: Sequence[int]) -> dict[int, FeatureSource]:
+    def train_on_device(
+        self, table: ImageTable, seeds: Sequence[int]
+    ) -> dict[int, OnDeviceFeatures]:
         """Returns a source for each seed; all share one array of features on the device.
 
         Raises:
             UserError: See `require_on_device`.
         """
-        config, n = self.config, len(table)
-        exact = sampling.outcomes(config.augment) is not None
-        if not self._cached(exact, mixed=mixup.active(config.augment)):
-            require_on_device(ImageSource(table, config))
-        sampled = [
-            training_views(config.augment, seed=seed, n=n, samples=config.features.views)
-            for seed in seeds
-        ]
-        views = joined(sampled)
+        if not self._cached(exact=self._exact, mixed=mixup.active(self.augment)):
+            require_on_device(self._images(table))
+        views = joined([self._training_views(table, seed) for seed in seeds])
         wanted = np.logical_or.reduce(
             [self._needed(table, v, seed) for seed, v in zip(seeds, views, strict=True)], axis=0
         )
-        shared = self._from_features(table, views[0], wanted, 'training')
-        require_on_device(shared)
+        shared = require_on_device(self._from_features(table, views[0], wanted, 'training'))
         return {
-            seed: shared.reordered(seed, v.choose) for seed, v in zip(seeds, views, strict=True)
+            seed: reordered(shared, seed, v.choose) for seed, v in zip(seeds, views, strict=True)
         }
+
+    def _training_views(self, table: ImageTable, seed: int) -> Views:
+        return training_views(self.augment, seed=seed, n=len(table), samples=self.features.views)
 
     def eval(self, table: ImageTable, name: str) -> Source:
         """Returns the source of a split that is not augmented."""
-        return self.eval_views(table, name, [sampling.plain(self.config.augment)])[0]
+        return self.eval_views(table, name, [sampling.plain(self.augment)])[0]
 
     def eval_views(
         self, table: ImageTable, name: str, views: Sequence[sampling.View]
     ) -> list[Source]:
-        """Returns a source for each view of a split's images, see `sampling.test_views`."""
+        """Returns a source for each view of a split's images; see `sampling.test_views`."""
         if not self._cached(exact=True):
             return self.live_views(table, views)
-        fixed = fixed_views(views, self.config.augment, len(table))
+        fixed = fixed_views(views, self.augment, len(table))
         wanted = np.ones((len(views), len(table)), bool)
         shared = self._from_features(table, fixed, wanted, name)
-        return [shared.viewed(number) for number in range(len(views))]
+        return [evaluating(shared, number) for number in range(len(views))]
 
     def live(self, table: ImageTable) -> Source:
-        """Returns a source that reads the images anew and keeps nothing."""
+        """Returns a source that reads the images in every epoch and keeps nothing."""
         return self.live_views(table, [None])[0]
 
     def live_views(self, table: ImageTable, views: Sequence[sampling.View | None]) -> list[Source]:
         """Returns `live` sources, each of which evaluates one view; None: the plain one."""
-        images = [ImageSource(table, self.config, view) for view in views]
+        images = [self._images(table, view) for view in views]
         if self.backbone_learns:
             return list(images)
         return [ComputedSource(source, self._compute(len(table))) for source in images]
 
+    def _images(self, table: ImageTable, view: sampling.View | None = None) -> ImageSource:
+        return ImageSource(table, self.image_format, self.augment, self._order, view)
+
+    @property
+    def _order(self) -> Order:
+        train = self.train_config
+        return Order(train.batch_size, train.seed, train.balanced_sampling)
+
     def _needed(self, table: ImageTable, views: Views, seed: int) -> Bool[np.ndarray, 'views n']:
-        """Which view of which image some epoch draws."""
-        train, everything = self.config.train, np.arange(len(table))
+        """Returns which view of which image is drawn by any epoch."""
+        train, everything = self.train_config, np.arange(len(table))
 
         def order(epoch: int) -> Int[np.ndarray, ' n']:
             if not train.balanced_sampling:
-                return everything  # in whatever order
+                return everything  # the order does not matter
             return sampling.epoch_order(seed, epoch, table.labels, balanced=True)
 
         return needed(views, train.epochs, len(table), order)
 
-    def _cached(self, exact: bool, *, mixed: bool = False) -> bool:
-        """Says whether features are kept of a split whose views are all known, or `mixed`."""
-        wish = self.config.features.cache
+    def _cached(self, *, exact: bool, mixed: bool = False) -> bool:
+        """Returns whether the features of a split are kept.
+
+        Args:
+            exact: Whether the split has finitely many views.
+            mixed: Whether its images are mixed with each other.
+
+        Raises:
+            UserError: The configuration asks for features that cannot be kept.
+        """
+        wish = self.features.cache
         if wish == 'True' and self.backbone_learns:
             raise UserError(
                 'features of a backbone that learns cannot be kept',
@@ -154,12 +184,12 @@ class SourceSelector:
         return exact or wish == 'True'
 
     def _compute(self, images: int) -> extract.Compute:
-        """Returns the backbone's program, which all splits share."""
+        """Returns the program of the backbone, which all splits share."""
         if not self._programs:
             program = extract.backbone_program(
                 self.frozen['backbone'],
                 self.classifier,
-                image_size=self.config.data.image_size,
+                image_size=self.image_format.image_size,
                 images=images,
                 mesh=self.mesh,
             )
@@ -167,26 +197,34 @@ class SourceSelector:
         return self._programs[0]
 
     def _from_features(
-        self,
-        table: ImageTable,
-        views: Views,
-        wanted: Bool[np.ndarray, 'views n'],
-        name: str,
+        self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str
     ) -> FeatureSource:
-        opened = extract.open_store(
-            self.config,
+        """Computes the features that are missing, and returns the source of all."""
+        store = self.open_store()
+        rows = extract.fill(
+            store,
+            table,
+            views,
+            wanted,
+            self._compute,
+            image_format=self.image_format,
+            max_bytes=self.features.max_gb * 1e9,
+            name=name,
+        )
+        cached = CachedFeatures(store, table, rows, views.choose, self._order)
+        return feature_source(cached, self.mesh)
+
+    def open_store(self) -> Store:
+        """Opens the store of the features of this backbone and image format."""
+        layer = self.classifier.layer
+        space = extract.describe_space(
+            self.image_format,
             weights_digest=self.weights_digest,
             preprocess=self.classifier.preprocess,
-            backbone=self.frozen['backbone'],
+            layer=layer,
+            dtype=self.classifier.dtype,
         )
-        rows = extract.fill(opened, table, views, wanted, self._compute, self.config, name)
-        return FeatureSource(
-            opened,
-            table,
-            rows,
-            choose=views.choose,
-            batch_size=self.config.train.batch_size,
-            seed=self.config.train.seed,
-            balanced=self.config.train.balanced_sampling,
-            put=functools.partial(replicate, mesh=self.mesh),
+        shape = feature_shape(
+            self.frozen['backbone'], image_size=self.image_format.image_size, layer=layer
         )
+        return extract.open_store(space, shape, self.features.dtype)

@@ -1,22 +1,24 @@
-"""Where batches come from: images through the pipeline, or features from the cache."""
+"""Batches of features from the cache: on the device if they fit there, or streamed to it."""
 
-import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int
+from jax.sharding import Mesh
+from jaxtyping import Int, Shaped
 
-from tlflax.config.schema import Config
-from tlflax.data.augment import sampling
+from tlflax.data.pipeline.batch import Batches
 from tlflax.data.table import ImageTable
-from tlflax.features import extract
-from tlflax.features.batches import HostBatch, OnDevice, Source
+from tlflax.features.batches import OnDevice, Order, Source
 from tlflax.features.cache.store import Store
+from tlflax.features.live_sources import weighted
 from tlflax.utils.errors import UserError
+from tlflax.utils.sharding import replicate
 
-_HOST_BYTES = 4 * 2**30  # beyond, on a CPU, the memory map serves as well as a copy of it
+_HOST_BYTES = 4 * 2**30  # beyond it, on a CPU, the memory map serves as well as a copy
 
 
 def on_device_limit() -> int:
@@ -27,216 +29,153 @@ def on_device_limit() -> int:
     return (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) // 2  # the rest is for the steps
 
 
-class ImageSource:
-    """Decodes, resizes and augments images anew for every epoch.
+@dataclasses.dataclass(frozen=True, eq=False)
+class CachedFeatures:
+    """Views of a split's images, all of whose features are in the store, and their order.
 
-    Args:
+    Attributes:
+        store: The features.
         table: The images.
-        config: Says how they are read, augmented and put into batches.
-        view: In which evaluation sees them; None: the plain one.
+        rows: Row numbers in the store; -1 for views that are never drawn.
+        choose: Epoch to the number of each image's view, i64[n].
+        order: How examples are put into batches.
+        evaluated: The number of the view that evaluation sees.
     """
 
-    on_device: OnDevice | None = None
+    store: Store
+    table: ImageTable
+    rows: Int[np.ndarray, 'views n']
+    choose: Callable[[int], Int[np.ndarray, ' n']]
+    order: Order
+    evaluated: int = 0
 
-    def __init__(
-        self, table: ImageTable, config: Config, view: sampling.View | None = None
-    ) -> None:
-        self.num_examples = len(table)
-        self._table, self._config, self._view = table, config, view
+    def train(self, epoch: int) -> tuple[Int[np.ndarray, 'steps b'], Int[np.ndarray, ' n']]:
+        """Returns the positions of an epoch's examples, and each image's view."""
+        return self.order.train(epoch, self.table.labels), self.choose(epoch)
 
-    def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
-        """See `tlflax.features.batches.Source`."""
-        from tlflax.data.pipeline import (
-            tf_data,  # TensorFlow is imported only where images are read
-        )
-
-        batches = tf_data.train_epoch(
-            self._table,
-            augment=self._config.augment,
-            seed=self._config.train.seed,
-            epoch=epoch,
-            balanced=self._config.train.balanced_sampling,
-            start_step=start_step,
-            image_size=self._config.data.image_size,
-            resize=self._config.data.resize,
-            antialias=self._config.data.antialias,
-            background=self._config.data.background,
-            max_pixels=self._config.data.max_pixels,
-            batch_size=self._config.train.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return _weighted(batches, self._table.weights)
-
-    def eval_batches(self) -> Iterator[HostBatch]:
-        """See `tlflax.features.batches.Source`."""
-        from tlflax.data.pipeline import tf_data
-
-        return tf_data.eval_epoch(
-            self._table,
-            augment=self._config.augment,
-            view=self._view,
-            image_size=self._config.data.image_size,
-            resize=self._config.data.resize,
-            antialias=self._config.data.antialias,
-            background=self._config.data.background,
-            max_pixels=self._config.data.max_pixels,
-            batch_size=self._config.train.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
-    def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        """Images are never on_device."""
-        raise NotImplementedError
-
-    def eval_rows(self) -> Int[np.ndarray, 'steps b']:
-        """Images are never on_device."""
-        raise NotImplementedError
+    def eval(self) -> tuple[Int[np.ndarray, 'steps b'], Int[np.ndarray, ' n']]:
+        """Returns the positions of all examples in order, and each image's view."""
+        n = len(self.table)
+        return self.order.eval(n), np.full(n, self.evaluated)
 
 
-class ComputedSource:
-    """Runs a frozen backbone on every batch of images.
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedFeatures:
+    """Reads the features of every batch from the store.
 
-    Args:
-        images: Where they come from.
-        compute: The backbone.
+    Attributes:
+        cached: Which views of which images they are, and their order.
     """
 
-    on_device: OnDevice | None = None
+    cached: CachedFeatures
 
-    def __init__(self, images: ImageSource, compute: extract.Compute) -> None:
-        self.num_examples = images.num_examples
-        self._images, self._compute = images, compute
-        self.train_rows, self.eval_rows = images.train_rows, images.eval_rows
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch."""
+        return len(self.cached.table)
 
-    def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
-        """See `tlflax.features.batches.Source`."""
-        return self._features(self._images.train_batches(epoch, start_step))
+    def train_batches(self, epoch: int, start_step: int) -> Batches:
+        """See `tlflax.features.batches.StreamedSource`."""
+        positions, view = self.cached.train(epoch)
+        return weighted(self._batches(positions[start_step:], view), self.cached.table.weights)
 
-    def eval_batches(self) -> Iterator[HostBatch]:
-        """See `tlflax.features.batches.Source`."""
-        return self._features(self._images.eval_batches())
-
-    def _features(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
-        for batch in batches:
-            yield {**batch, 'features': self._compute(batch.pop('image'))}
-
-
-class FeatureSource:
-    """Draws each image's view of the epoch from features computed before.
-
-    Args:
-        opened: The store.
-        table: The images.
-        rows: Row numbers in the store, i64[views, n].
-        choose: Epoch to each image's view, i64[n].
-        batch_size: Examples per batch.
-        seed: Of the order.
-        balanced: Draw classes equally often; see `tlflax.data.augment.sampling.epoch_order`.
-        put: Puts an array on every device.
-    """
-
-    def __init__(
-        self,
-        opened: Store,
-        table: ImageTable,
-        rows: Int[np.ndarray, 'views n'],
-        *,
-        choose: Callable[[int], Int[np.ndarray, ' n']],
-        batch_size: int,
-        seed: int,
-        balanced: bool,
-        put: Callable[[Any], Any],
-    ) -> None:
-        self.num_examples = len(table)
-        self._opened, self._table, self._rows = opened, table, rows
-        self._choose, self._batch_size = choose, batch_size
-        self._seed, self._balanced = seed, balanced
-        self._evaluated = 0
-        self._position = np.cumsum(rows.ravel() >= 0).reshape(rows.shape) - 1
-        self.on_device: OnDevice | None = None
-        wanted = rows[rows >= 0]
-        if len(wanted) * opened.row_bytes <= on_device_limit():
-            image = np.nonzero(rows >= 0)[1]
-            weight = None if table.weights is None else put(table.weights[image])
-            features, label = put(opened.read(wanted)), put(table.labels[image])
-            self.on_device = OnDevice(features, label, weight)
-            opened.close()  # others may evict what is in memory now
-
-    def reordered(
-        self, seed: int, choose: Callable[[int], Int[np.ndarray, ' n']]
-    ) -> 'FeatureSource':
-        """Returns a source of the same features in another order and choice of views."""
-        other = copy.copy(self)
-        other._seed, other._choose = seed, choose
-        return other
-
-    def viewed(self, number: int) -> 'FeatureSource':
-        """Returns a source of the same features that evaluates another view of each image."""
-        other = copy.copy(self)
-        other._evaluated = number
-        return other
-
-    def train_batches(self, epoch: int, start_step: int) -> Iterator[HostBatch]:
-        """See `tlflax.features.batches.Source`."""
-        batches = self._batches(self._train_order(epoch)[start_step:], self._choose(epoch))
-        return _weighted(batches, self._table.weights)
-
-    def eval_batches(self) -> Iterator[HostBatch]:
-        """See `tlflax.features.batches.Source`."""
-        view = np.full(self.num_examples, self._evaluated)
-        return self._batches(self._eval_order(), view)
-
-    def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        """See `tlflax.features.batches.Source`."""
-        order = self._train_order(epoch)
-        return np.where(order >= 0, self._position[self._choose(epoch)[order], order], -1)
-
-    def eval_rows(self) -> Int[np.ndarray, 'steps b']:
-        """See `tlflax.features.batches.Source`."""
-        order = self._eval_order()
-        return np.where(order >= 0, self._position[self._evaluated, order], -1)
-
-    def _train_order(self, epoch: int) -> Int[np.ndarray, 'steps b']:
-        labels = self._table.labels
-        order = sampling.epoch_order(self._seed, epoch, labels, balanced=self._balanced)
-        return sampling.batch_rows(order, self._batch_size)
-
-    def _eval_order(self) -> Int[np.ndarray, 'steps b']:
-        return sampling.batch_rows(np.arange(self.num_examples), self._batch_size)
+    def eval_batches(self) -> Batches:
+        """See `tlflax.features.batches.StreamedSource`."""
+        return self._batches(*self.cached.eval())
 
     def _batches(
-        self, order: Int[np.ndarray, 'steps b'], view: Int[np.ndarray, ' n']
-    ) -> Iterator[HostBatch]:
-        for indices in order:
-            mask = indices >= 0
-            real = indices[mask]
-            features = np.zeros((len(indices), *self._opened.row_shape), self._opened.dtype)
-            features[mask] = self._opened.read(self._rows[view[real], real])
-            label = np.where(mask, self._table.labels[indices], 0).astype(np.int32)
-            yield {'features': features, 'label': label, 'mask': mask, 'index': indices}
+        self, positions: Int[np.ndarray, 'steps b'], view: Int[np.ndarray, ' n']
+    ) -> Batches:
+        store, table, rows = self.cached.store, self.cached.table, self.cached.rows
+        for index in positions:
+            mask = index >= 0
+            real = index[mask]
+            features = np.zeros((len(index), *store.row_shape), store.dtype)
+            features[mask] = store.read(rows[view[real], real])
+            label = np.where(mask, table.labels[index], 0).astype(np.int32)
+            yield {'features': features, 'label': label, 'mask': mask, 'index': index}
 
 
-def _weighted(
-    batches: Iterator[HostBatch], weights: Float32[np.ndarray, ' n'] | None
-) -> Iterator[HostBatch]:
-    """Adds the images' weights, where there are any, as `weight` f32[b]."""
-    for batch in batches:
-        if weights is not None:
-            batch = {**batch, 'weight': np.where(batch['mask'], weights[batch['index']], 0)}
-        yield batch
+@dataclasses.dataclass(frozen=True, eq=False)
+class OnDeviceFeatures:
+    """Chooses the rows of every batch from features on the device.
+
+    Attributes:
+        cached: Which views of which images they are, and their order.
+        on_device: The features of all views that are ever drawn, in the order of `cached.rows`.
+    """
+
+    cached: CachedFeatures
+    on_device: OnDevice
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch."""
+        return len(self.cached.table)
+
+    def train_rows(self, epoch: int) -> Int[np.ndarray, 'steps b']:
+        """See `tlflax.features.batches.OnDeviceSource`."""
+        return self._rows(*self.cached.train(epoch))
+
+    def eval_rows(self) -> Int[np.ndarray, 'steps b']:
+        """See `tlflax.features.batches.OnDeviceSource`."""
+        return self._rows(*self.cached.eval())
+
+    def _rows(
+        self, positions: Int[np.ndarray, 'steps b'], view: Int[np.ndarray, ' n']
+    ) -> Int[np.ndarray, 'steps b']:
+        drawn = self.cached.rows >= 0
+        number = np.cumsum(drawn.ravel()).reshape(drawn.shape) - 1
+        return np.where(positions >= 0, number[view[positions], positions], -1)
 
 
-def require_on_device(source: Source) -> OnDevice:
-    """Returns a source's features on the device.
+FeatureSource = StreamedFeatures | OnDeviceFeatures
+
+
+def feature_source(cached: CachedFeatures, mesh: Mesh) -> FeatureSource:
+    """Returns a source of features, on every device of a mesh if they fit there.
+
+    The store is closed if they do, so that others may evict what is in memory now.
+    """
+    wanted = cached.rows >= 0
+    if int(wanted.sum()) * cached.store.row_bytes > on_device_limit():
+        return StreamedFeatures(cached)
+
+    def put(values: Shaped[np.ndarray, 'rows ...']) -> jax.Array:
+        return cast(jax.Array, replicate(values, mesh))
+
+    image, weights = np.nonzero(wanted)[1], cached.table.weights
+    on_device = OnDevice(
+        features=put(cached.store.read(cached.rows[wanted])),
+        label=put(cached.table.labels[image]),
+        weight=None if weights is None else put(weights[image]),
+    )
+    cached.store.close()
+    return OnDeviceFeatures(cached, on_device)
+
+
+def evaluating(source: FeatureSource, view: int) -> FeatureSource:
+    """Returns a source of the same features whose evaluation sees another view of each image."""
+    return replace(source, cached=replace(source.cached, evaluated=view))
+
+
+def reordered(
+    source: OnDeviceFeatures, seed: int, choose: Callable[[int], Int[np.ndarray, ' n']]
+) -> OnDeviceFeatures:
+    """Returns a source of the same features in another order and choice of views."""
+    order = replace(source.cached.order, seed=seed)
+    return replace(source, cached=replace(source.cached, order=order, choose=choose))
+
+
+def require_on_device(source: Source) -> OnDeviceFeatures:
+    """Returns a source that is on the device.
 
     Raises:
         UserError: The backbone runs on every batch, or its features are too many.
     """
-    if source.on_device is not None:
-        return source.on_device
-    if not isinstance(source, FeatureSource):
+    if isinstance(source, OnDeviceFeatures):
+        return source
+    if not isinstance(source, StreamedFeatures):
         raise UserError(
             'this needs features that are kept, and the backbone runs on every batch',
             where='config.features.cache, config.augment and config.optim.labels',

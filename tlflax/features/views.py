@@ -1,9 +1,8 @@
 """Which views of its images a split needs, and which of them each epoch draws.
 
-A *view* is what augmentation makes of an image. Where augmentation has finitely many outcomes
-(flips, right angles, corner crops) all that the epochs will draw are views, and training from
-them equals training from images; continuous augmentation is approximated by `features.views`
-sampled views.
+A *view* is one outcome of augmenting an image. If an augmentation has finitely many outcomes
+(flips, right angles, corner crops), they are the views, and training from their features equals
+training from images. Continuous augmentation is approximated by `features.views` sampled views.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Int, UInt64
 
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
-from tlflax.features.cache import store
+from tlflax.features.cache.keys import row_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,23 +22,33 @@ class Views:
     """The views of a table's images.
 
     Attributes:
-        names: For each view, what was done, the same for every image; or one name for each image.
-        draws: For each view, the augmentation parameters of every image.
-        choose: Epoch to each image's view, i64[n].
-        exact: Whether drawing from the views equals augmenting anew.
+        names: The name of each view, the same for every image; or one name for each image.
+        draws: The augmentation parameters of every image, for each view.
+        augment: The settings they were drawn with.
+        choose: Epoch to the number of each image's view, i64[n].
+        exact: Whether drawing from the views equals augmenting in every epoch.
     """
 
     names: Sequence[str | Sequence[str]]
     draws: Sequence[sampling.Draws]
+    augment: AugmentConfig
     choose: Callable[[int], Int[np.ndarray, ' n']]
     exact: bool
 
+    def drawn(self, view: Int[np.ndarray, ' m'], index: Int[np.ndarray, ' m']) -> sampling.Draws:
+        """Returns the augmentation parameters of view `view[j]` of image `index[j]` for each j."""
+        return {
+            name: np.stack([draws[name] for draws in self.draws])[view, index]
+            for name in self.draws[0]
+        }
+
 
 def fixed_views(views: Sequence[sampling.View], augment: AugmentConfig, n: int) -> Views:
-    """The given views of each of `n` images; every epoch shows the first."""
+    """Returns the given views of each of `n` images; every epoch shows the first."""
     return Views(
         names=[sampling.describe(view, augment) for view in views],
         draws=[sampling.repeat(view, n) for view in views],
+        augment=augment,
         choose=lambda epoch: np.zeros(n, np.int64),
         exact=True,
     )
@@ -52,7 +61,7 @@ def training_views(augment: AugmentConfig, *, seed: int, n: int, samples: int) -
         augment: The augmentations.
         seed: The run's seed.
         n: Number of images.
-        samples: Views of each image where the outcomes are endless.
+        samples: Views of each image if the outcomes are endless.
     """
     outcomes = sampling.outcomes(augment)
     if outcomes is not None:
@@ -62,19 +71,20 @@ def training_views(augment: AugmentConfig, *, seed: int, n: int, samples: int) -
                 sampling.draw(augment, seed, epoch, n), outcomes, n
             ),
         )
-    # Epochs beyond any real one, so that no view is what some live epoch would show.
+    # Epochs beyond any real one, so that no view equals what some epoch would draw.
     draws = [sampling.draw(augment, seed, 2**32 + k, n) for k in range(samples)]
     settings = _changed(augment)
     return Views(
         names=[[f'{settings} {row}' for row in _rows(view, n)] for view in draws],
         draws=draws,
+        augment=augment,
         choose=lambda epoch: sampling.choose(seed, epoch, n, samples),
         exact=False,
     )
 
 
 def _changed(augment: AugmentConfig) -> str:
-    """The settings that differ from their defaults, as text: draws do not hold all of them."""
+    """Returns as text the settings that differ from their defaults; draws do not hold them all."""
     return ' '.join(
         f'{field.name}={value}'
         for field in dataclasses.fields(augment)
@@ -84,7 +94,7 @@ def _changed(augment: AugmentConfig) -> str:
 
 def joined(separate: Sequence[Views]) -> list[Views]:
     """Returns views that choose as the given ones do, all from the same names and draws."""
-    if all(views.exact for views in separate):  # the outcomes of an augmentation are the same
+    if all(views.exact for views in separate):  # they have the same outcomes
         return list(separate)
     names = [name for views in separate for name in views.names]
     draws = [draw for views in separate for draw in views.draws]
@@ -100,7 +110,7 @@ def joined(separate: Sequence[Views]) -> list[Views]:
 
 
 def _rows(draws: sampling.Draws, n: int) -> list[str]:
-    """Each image's parameters as text."""
+    """Returns each image's parameters as text."""
     names = sorted(draws)
     columns = [draws[name].tolist() for name in names]
     return [str(list(zip(names, row, strict=True))) for row in zip(*columns, strict=True)] or [
@@ -113,18 +123,18 @@ def view_keys(
 ) -> UInt64[np.ndarray, 'n 2']:
     """Returns the store's keys of one view of some images."""
     if isinstance(name, str):
-        return store.row_keys(digests, name)
+        return row_keys(digests, name)
     mixed = [
         hashlib.sha256(f'{digest} {view}'.encode()).hexdigest()
         for digest, view in zip(digests, name, strict=True)
     ]
-    return store.row_keys(mixed, '')
+    return row_keys(mixed, '')
 
 
 def needed(
     views: Views, epochs: int, n: int, order: Callable[[int], Int[np.ndarray, ' n']]
 ) -> Bool[np.ndarray, 'views n']:
-    """Returns which view of which image some epoch draws; `order` says which images it visits."""
+    """Returns which view of which image any epoch draws; `order` gives the images it visits."""
     drawn = np.zeros((len(views.names), n), bool)
     for epoch in range(epochs):
         rows = order(epoch)

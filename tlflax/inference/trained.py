@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits import loose_files
 from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
@@ -168,7 +169,10 @@ class Trained:
 
     def _sources(self) -> SourceSelector:
         return SourceSelector(
-            config=self.config,
+            image_format=ImageFormat.of(self.config.data),
+            augment=self.config.augment,
+            features=self.config.features,
+            train_config=self.config.train,
             weights_digest=self.weights_digest,
             frozen=self.frozen,
             classifier=self.classifier,

@@ -135,11 +135,12 @@ def format_row(record: Record) -> str:
 
 def _rows(source: Source, head: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the inputs of a head's linear layer, f32[n, d], and the labels, in order."""
-    on_device, rows = require_on_device(source), source.eval_rows()
+    cached = require_on_device(source)
+    rows = cached.eval_rows()
     rows = rows[rows >= 0]
-    features = np.asarray(on_device.features)[rows].astype(np.float32)
+    features = np.asarray(cached.on_device.features)[rows].astype(np.float32)
     features = features.mean((1, 2)) if head == 'gap_linear' else features.reshape(len(rows), -1)
-    return features, np.asarray(on_device.label)[rows]
+    return features, np.asarray(cached.on_device.label)[rows]
 
 
 def _assess(

@@ -20,8 +20,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from tlflax.features.batches import Source
-from tlflax.features.sources import require_on_device
+from tlflax.features.batches import OnDeviceSource
 from tlflax.models.classifier import Params
 from tlflax.sweep import per_member
 from tlflax.sweep.program import Numbers, Program, is_counter
@@ -51,7 +50,7 @@ class Member:
     """
 
     run: Run
-    source: Source
+    source: OnDeviceSource
     position: Position = Position()
     best_position: Position = Position()
     records: list[Record] = dataclasses.field(default_factory=list)
@@ -84,7 +83,9 @@ class Replicas(NamedTuple):
     numbers: Numbers
 
 
-def train_group(members: Sequence[Member], val: Source, program: Program) -> Iterator[Member]:
+def train_group(
+    members: Sequence[Member], val: OnDeviceSource, program: Program
+) -> Iterator[Member]:
     """Trains members side by side until the last has stopped; yields each as it finishes.
 
     Where a smaller group would need another program, a member that has stopped keeps its replica
@@ -124,7 +125,7 @@ def _train_epoch(
 ) -> tuple[Replicas, list[steps.Sums]]:
     """Trains every replica for an epoch; the sums are on the host, [replicas, steps]."""
     state, parts = replicas.state, []
-    on_device = require_on_device(group[0].source)
+    on_device = group[0].source.on_device
     if program.shared_order:
         rows = _next_rows(group[0])[None]
     else:
@@ -147,9 +148,9 @@ def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
     return member.source.train_rows(member.position.epoch)
 
 
-def _evaluate_epoch(replicas: Replicas, val: Source, program: Program) -> steps.EvalSums:
+def _evaluate_epoch(replicas: Replicas, val: OnDeviceSource, program: Program) -> steps.EvalSums:
     rows = val.eval_rows()
-    sums = program.evaluate(replicas.state, replicas.frozen, require_on_device(val), rows)
+    sums = program.evaluate(replicas.state, replicas.frozen, val.on_device, rows)
     return jax.device_get(sums)
 
 

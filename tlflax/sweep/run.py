@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from tlflax.config.schema import Config
-from tlflax.features.batches import Source
+from tlflax.features.batches import OnDeviceSource
 from tlflax.features.sources import require_on_device
 from tlflax.sweep.group import Member, train_group
 from tlflax.sweep.program import compile_program
@@ -36,7 +36,7 @@ class Sweep:
 
     settings: Sequence[Setting]
     members: list[Member]
-    val: Source
+    val: OnDeviceSource
 
     def train(self) -> Iterator[int]:
         """Trains all members; yields the number, from 0, of each one that has finished."""
@@ -84,8 +84,7 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
             )
     seeds = sorted({one.train.seed for one in configs})
     train = base.sources.train_on_device(base.splits.train, seeds)
-    val = base.sources.eval(base.splits.val, 'validation')
-    require_on_device(val)
+    val = require_on_device(base.sources.eval(base.splits.val, 'validation'))
     members = [Member(one, train[one.config.train.seed]) for one in runs]
     return Sweep(settings, members, val)
 
@@ -175,7 +174,7 @@ def _train_all(sweep: Sweep) -> tuple[list[int], bool]:
     return sorted(finished, key=by_rank), interrupted
 
 
-def _publish_best(best: Member, val: Source, work: Workdir, seconds: float) -> None:
+def _publish_best(best: Member, val: OnDeviceSource, work: Workdir, seconds: float) -> None:
     """Writes the best member as a workdir of its own, unless training diverged."""
     if best.saved:
         publish(best.run, Workdir(work.path / 'best'), val, best.records, best.saved, seconds)

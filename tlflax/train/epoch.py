@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from tlflax.data.table import ImageTable
-from tlflax.features.batches import Source
+from tlflax.features.batches import OnDeviceSource, Source
 from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses, metrics, steps
 from tlflax.utils.files import JsonObject
@@ -80,7 +80,7 @@ class Runner:
         Returns:
             The new state, the sums of each step, and the number of completed steps.
         """
-        if source.on_device is not None:
+        if isinstance(source, OnDeviceSource):
             return self._train_on_device(state, source, epoch, start_step, stop, progress)
         sums: list[steps.Sums] = []
         waiting: collections.deque[steps.Sums] = collections.deque()
@@ -107,7 +107,7 @@ class Runner:
     def _train_on_device(
         self,
         state: steps.TrainState,
-        source: Source,
+        source: OnDeviceSource,
         epoch: int,
         start_step: int,
         stop: Callable[[], bool],
@@ -143,7 +143,7 @@ class Runner:
     ) -> Evaluation:
         """Evaluates every example of a split exactly once."""
         params = merge(trainable, self.frozen)
-        if source.on_device is not None:
+        if isinstance(source, OnDeviceSource):
             rows = source.eval_rows()
             sums, probabilities = steps.eval_scan(
                 params, source.on_device, put_rows(rows, self.mesh), classifier=self.classifier

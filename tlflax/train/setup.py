@@ -11,6 +11,7 @@ from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.data.audit import checks
 from tlflax.data.augment import ranges
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits.load import Splits, load_splits
 from tlflax.features.select import SourceSelector
 from tlflax.models import classifier as classifiers
@@ -119,7 +120,10 @@ def build(config: Config, inputs: Inputs) -> Run:
         ),
     )
     sources = SourceSelector(
-        config=config,
+        image_format=ImageFormat.of(config.data),
+        augment=config.augment,
+        features=config.features,
+        train_config=config.train,
         weights_digest=pretrained.digest,
         frozen=runner.frozen,
         classifier=runner.classifier,

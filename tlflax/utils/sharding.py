@@ -21,7 +21,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: Mapping[str, object], mesh: Mesh) -> dict[str, jax.Array]:
     """Splits a batch over the devices, padded to a multiple of their number.
 
     Args:
@@ -31,7 +31,7 @@ def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[s
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     local = len(mesh.local_devices)
 
-    def put(value: np.ndarray | jax.Array) -> jax.Array:
+    def put(value: object) -> jax.Array:
         if isinstance(value, jax.Array) and value.sharding.device_set == sharding.device_set:
             return value  # these features were computed on the mesh
         return jax.make_array_from_process_local_data(sharding, pad(np.asarray(value), local))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import scipy.ndimage
+import tensorflow as tf
 from helpers import picture
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import apply, sampling
 
 ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator

@@ -4,11 +4,11 @@ import colorsys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import picture
 from PIL import Image, ImageEnhance
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import apply, color_ops, sampling
 
 SIZE = (31, 40)

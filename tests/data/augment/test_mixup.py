@@ -4,22 +4,23 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import make_folders, picture, scan_folder, small_config
 from PIL import Image
 from scipy import stats
 
 from tlflax.config.parse import resolve
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import apply
 from tlflax.data.augment import mixup as mixing
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import tf_data
-from tlflax.features import sources
+from tlflax.features import live_sources
 from tlflax.train import setup, train_and_evaluate
 from tlflax.utils.errors import UserError
 
 SIZE = (24, 32)
-FORMAT = {'image_size': SIZE, 'resize': 'stretch', 'antialias': True, 'batch_size': 4}
+FORMAT = {'image_format': ImageFormat(SIZE), 'batch_size': 4}
 MIXUP = AugmentConfig(mixup=0.4, rotation_range=10.0)
 CUTMIX = AugmentConfig(cutmix=1.0, random_resized_crop=True)
 BOTH = AugmentConfig(mixup=0.2, cutmix=1.0, mix_probability=0.7)
@@ -198,7 +199,7 @@ def test_mixed_images_run_live_and_say_so(tmp_path, caplog):
     config = small_config(tmp_path / 'd', augment__mixup=0.2)
     prepared = setup.build(resolve(config), setup.load(resolve(config)))
     source = prepared.sources.train(prepared.splits.train)
-    assert isinstance(source, sources.ComputedSource)
+    assert isinstance(source, live_sources.ComputedSource)
     assert 'mixed images' in caplog.text
     assert 'endless' not in caplog.text
     batch = next(iter(source.train_batches(0, 0)))

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import picture
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import apply, policies, policy_ops, sampling
 
 SIZE = (37, 50)

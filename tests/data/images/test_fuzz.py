@@ -13,6 +13,7 @@ from image_samples import SAMPLES
 from PIL import Image
 
 from tlflax.data.images.decode import probe, read_image
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.images.scan import read_file
 from tlflax.data.pipeline import tf_data
 from tlflax.data.splits import loose_files
@@ -99,12 +100,8 @@ def test_the_pipeline_gives_the_decoders_pixels(tmp_path, name):
     assert table.paths[0].endswith('whole')
     batches = tf_data.eval_epoch(
         table,
-        image_size=SIZE,
-        resize='stretch',
-        antialias=True,
+        image_format=ImageFormat(SIZE, background=(10, 200, 90), max_pixels=LIMIT),
         batch_size=8,
-        background=(10, 200, 90),
-        max_pixels=LIMIT,
     )
     images = np.concatenate([batch['image'][batch['mask']] for batch in batches])
     for path, image in zip(table.paths, images, strict=True):
@@ -135,8 +132,4 @@ def test_files_that_are_damaged_after_the_scan_stop_the_pipeline(tmp_path, name)
     for data in (b'', SAMPLES[name][:100], SAMPLES[name][: len(SAMPLES[name]) // 2], b'<html>'):
         path.write_bytes(data)
         with pytest.raises(UserError, match=r'photo\.jpg: '):
-            list(
-                tf_data.eval_epoch(
-                    table, image_size=SIZE, resize='stretch', antialias=True, batch_size=1
-                )
-            )
+            list(tf_data.eval_epoch(table, image_format=ImageFormat(SIZE), batch_size=1))

@@ -13,6 +13,7 @@ from absl import logging
 from helpers import run_new_python, scan_folder
 from PIL import Image
 
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.ingest import tfds_writer
 from tlflax.data.ingest.tfds import materialize
 from tlflax.data.ingest.tfds_writer import tfds
@@ -92,9 +93,7 @@ def test_a_named_split_becomes_class_folders_of_the_original_bytes(lights, tmp_p
 def test_from_there_on_it_is_a_folder(lights, tmp_path):
     table = scan_folder(materialize('tfds:small_lights/train', tmp_path / 'cache'))
     assert table.class_names == ('%2Eodd', 'green', 'red', 'yellow%2Famber')
-    (batch,) = tf_data.eval_epoch(
-        table, image_size=(30, 20), resize='stretch', antialias=True, batch_size=8
-    )
+    (batch,) = tf_data.eval_epoch(table, image_format=ImageFormat((30, 20)), batch_size=8)
     pixels = np.asarray(Image.open(lights[0]), int)  # 20 wide: needs no resizing
     (row,) = [i for i, path in enumerate(table.paths) if path.endswith('00000000.jpg')]
     np.testing.assert_array_equal(batch['image'][row], pixels)

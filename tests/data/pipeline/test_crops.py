@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import picture
 from scipy import stats
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import apply, geometry, sampling
 from tlflax.data.pipeline import crops
 

@@ -7,10 +7,12 @@ from PIL import Image
 
 from tlflax.config.parse import resolve
 from tlflax.data.audit.checks import brief
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits import loose_files
 from tlflax.data.splits.load import load_splits, load_table, load_val, read_inputs
 from tlflax.features import extract
-from tlflax.features.sources import ImageSource
+from tlflax.features.batches import Order
+from tlflax.features.live_sources import ImageSource
 from tlflax.utils.errors import UserError
 
 
@@ -214,11 +216,12 @@ def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkey
         keys = {'train': str(tmp_path / 'icons'), 'background': color, 'image_size': (4, 4)}
         config = resolve({'data': keys})
         table = load_table(config.data.train, data=config.data)
-        images = ImageSource(table, config)
+        form = ImageFormat.of(config.data)
+        images = ImageSource(table, form, config.augment, Order(batch_size=32, seed=0))
         for batch in [*images.eval_batches(), *images.train_batches(0, 0)]:
             assert batch['mask'].sum() == 6
             assert (batch['image'][batch['mask']] == color).all()
-        spaces = extract.describe_space(config, weights_digest='', preprocess='')
+        spaces = extract.describe_space(form, weights_digest='', preprocess='', layer='', dtype='')
         assert spaces.get('background') == (list(color) if any(color) else None)
 
 

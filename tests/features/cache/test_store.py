@@ -21,7 +21,8 @@ import pytest
 from helpers import ROOT, TESTS
 
 from tlflax.features.cache import quota, segments
-from tlflax.features.cache.store import DamagedRows, Store, row_keys
+from tlflax.features.cache.keys import row_keys
+from tlflax.features.cache.store import DamagedRows, Store
 from tlflax.utils.errors import UserError
 
 SPACE = {'weights': 'abc', 'layer': 'block5_pool', 'image_size': [32, 48]}

@@ -489,7 +489,7 @@ def test_the_canonical_weights_are_known_by_their_digest(imagenet_weights_path, 
         (first['bias'][:4], [0.73429835, 0.09340367, 0.06775674, 0.8862966]),
     ):
         np.testing.assert_allclose(got, want, rtol=1e-6)
-    # Whatever the container; and they are another set if one number differs in its last bit.
+    # In any file format; and they are not the same weights if one number differs in its last bit.
     flat = trees.flatten(found.params)
     np.savez(tmp_path / 'same.npz', **flat)
     assert pretrained.load(tmp_path / 'same.npz').name == 'imagenet-caffe'

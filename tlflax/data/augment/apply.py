@@ -1,12 +1,12 @@
-"""Augmentations of one image as TensorFlow operations on explicit parameters: nothing random here.
+"""Augments one image by TensorFlow operations on explicit parameters; nothing here is random.
 
-First what Keras's ImageDataGenerator does with the same parameters, in its order: rotation, shift,
+First come the operations of Keras's ImageDataGenerator, in its order: rotation, shift,
 shear and zoom as one affine warp about the center (bilinear), channel shift, brightness. Three
 differences, all deliberate:
 
-- Keras 3 exchanges the axes of its matrix after centring it, so that its `height_shift_range` moves
-  an image sideways and the center of an image that is not square is off. Here shifts do what their
-  names say and the center is the center; on square images with the shifts exchanged both agree.
+- Keras 3 exchanges the axes of its matrix after centering it, so that its `height_shift_range`
+  moves an image sideways and the center of an image that is not square is wrong. Here shifts do
+  what their names say; on square images with the shifts exchanged both agree.
 - Keras truncates to integers before and after brightness; here an image is rounded, once, after
   color jitter.
 - A shift is always a fraction of the size, never a number of pixels.
@@ -17,10 +17,10 @@ Then color jitter, the operations of a policy, flips, right angles and erasing.
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import tensorflow as tf
 from jaxtyping import Shaped
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import color_ops, geometry, mixup, policies, policy_ops, sampling
 from tlflax.data.augment.warp import warp
 
@@ -35,7 +35,7 @@ def parameters(
     image_size: tuple[int, int],
     augment: AugmentConfig = _DEFAULT,
 ) -> dict[str, np.ndarray]:
-    """Turns draws into what `apply` takes: matrices, boxes and strengths.
+    """Turns draws into the parameters of `apply`: matrices, boxes and strengths.
 
     Args:
         draws: Arrays [n, ...] as `tlflax.data.augment.sampling.draw` returns them.
@@ -66,12 +66,12 @@ def parameters(
 def apply(
     image: tf.Tensor, parameters: Mapping[str, tf.Tensor], augment: AugmentConfig
 ) -> tf.Tensor:
-    """Augments one image that has its size.
+    """Augments one image of the network's size.
 
     Args:
         image: float32 [h, w, 3] with known h and w, values in 0..255.
-        parameters: One image's row of each array of `parameters`; none: rounding only.
-        augment: Says what stands outside the image after a warp and what is painted over it.
+        parameters: One image's row of each array of `parameters`; if empty, it is only rounded.
+        augment: The settings of what is outside the image after a warp and of what erases it.
 
     Returns:
         uint8 [h, w, 3].
@@ -105,7 +105,7 @@ def apply(
 
 
 def _mirror_and_turn(image: tf.Tensor, parameters: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Flips and right angles touch no value: they follow the rounding, where a pixel is 3 bytes."""
+    """Flips and turns by right angles after rounding: values stay, and a pixel is 3 bytes."""
     for name, axis in zip(sampling.FLIPS, (1, 0), strict=True):
         if name in parameters:
             image = tf.cond(
@@ -122,13 +122,13 @@ def _mirror_and_turn(image: tf.Tensor, parameters: Mapping[str, tf.Tensor]) -> t
 
 
 def erase(image: tf.Tensor, box: tf.Tensor, seed: tf.Tensor, fill: str) -> tf.Tensor:
-    """Paints over a rectangle (random erasing, Zhong et al. 2017, arXiv:1708.04896).
+    """Erases a rectangle (random erasing, Zhong et al. 2017, arXiv:1708.04896).
 
     Args:
         image: uint8 [h, w, 3] of known shape.
-        box: int32 [4], (top, left, height, width); nothing is done where it is empty.
-        seed: int32 [2], of the pixels of 'noise'.
-        fill: 'noise', 'mean' (the color that ImageNet has on average) or 'black'.
+        box: int32 [4], (top, left, height, width); if it is empty, nothing is erased.
+        seed: int32 [2], the seed of the pixels of 'noise'.
+        fill: 'noise', 'mean' (the mean color of ImageNet) or 'black'.
     """
     height, width, _ = image.shape
     _, _, rows, columns = tf.unstack(box)
@@ -154,14 +154,14 @@ def mix(
 
     Args:
         image: uint8 [h, w, 3] of known shape.
-        other: Makes the other one; not called where nothing of it would be seen.
-        part: float32 scalar, what is kept of `image` (MixUp).
-        box: int32 [4], what is replaced by the same part of the other one (CutMix), if not empty.
+        other: Makes the other image; not called if nothing of it would be seen.
+        part: float32 scalar, the fraction of `image` in the mixture (MixUp).
+        box: int32 [4], the box replaced by the same box of the other image (CutMix), if not empty.
     """
     top, left, rows, columns = tf.unstack(box)
 
     def mixed() -> tf.Tensor:
-        second = other()  # once: its graph is as large as all the rest
+        second = other()  # called once: its graph is as large as all the rest
 
         def cut() -> tf.Tensor:
             return paste(second[top : top + rows, left : left + columns], image, box)

@@ -1,13 +1,13 @@
 """Changes of brightness, contrast, saturation, hue and sharpness, as Pillow and torchvision.
 
 Each takes and returns float32 [h, w, 3] with values in 0..255. All but hue mix the image with a
-poorer one, as `PIL.ImageEnhance`: factor 0 gives that one, 1 the image, more than 1 exaggerates.
-Pillow rounds down where a result here keeps its fraction: they agree to within one level.
+degenerate one, as `PIL.ImageEnhance`: factor 0 gives that one, 1 the image, above 1 exaggerates.
+Pillow rounds results down, here they keep their fraction: both agree to within one level.
 """
 
 from collections.abc import Callable, Mapping
 
-from tlflax.data._tensorflow import tf
+import tensorflow as tf
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 
@@ -29,7 +29,7 @@ def brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Mixes with the gray that the image has on average."""
+    """Mixes with the mean gray of the image."""
     return _mix(tf.round(tf.reduce_mean(gray(image))), image, factor)
 
 
@@ -39,12 +39,12 @@ def saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def hue(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
-    """Turns the hue of HSV by a part of the color circle, -0.5 to 0.5."""
+    """Rotates the hue of HSV by a fraction of the color circle, -0.5..0.5."""
     return tf.raw_ops.AdjustHue(images=image, delta=turn)
 
 
 def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Mixes with what Pillow's SMOOTH filter makes of the image; its border stays as it is."""
+    """Mixes with the image smoothed by Pillow's SMOOTH filter; the border stays as it is."""
     height, width, _ = image.shape
     if min(height, width) < 3:
         return image
@@ -56,8 +56,8 @@ def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(image + tf.pad(change, [[1, 1], [1, 1], [0, 0]]), 0.0, 255.0)
 
 
-def _mix(poorer: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    return tf.clip_by_value(poorer + factor * (image - poorer), 0.0, 255.0)
+def _mix(degenerate: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(degenerate + factor * (image - degenerate), 0.0, 255.0)
 
 
 JITTER: Mapping[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {

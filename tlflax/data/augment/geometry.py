@@ -40,7 +40,7 @@ def affine_matrices(
 def _matrix(
     n: int, entries: Mapping[tuple[int, int], Float64[np.ndarray, ' n']]
 ) -> Float64[np.ndarray, 'n 3 3']:
-    """Identity matrices with some entries replaced."""
+    """Returns identity matrices with some entries replaced."""
     matrix = np.tile(np.eye(3), (n, 1, 1))
     for (row, column), values in entries.items():
         matrix[:, row, column] = values
@@ -54,15 +54,15 @@ def erasing_boxes(
     place: Float32[np.ndarray, 'n 2'],
     image_size: tuple[int, int],
 ) -> Int32[np.ndarray, 'n 4']:
-    """Returns the (top, left, height, width) that are painted over, as torchvision's RandomErasing.
+    """Returns the boxes (top, left, height, width) to erase, as torchvision's RandomErasing.
 
-    The first box that is smaller than the image counts; if there is none, nothing is erased.
+    The first box that is smaller than the image is used; if none is, nothing is erased.
 
     Args:
-        erase: Where anything is erased; elsewhere the box is empty.
-        area: Parts of the image's area.
-        ratio: Heights by widths.
-        place: Where the box is, 0 to 1 from top to bottom and from left to right.
+        erase: Whether anything is erased; if not, the box is empty.
+        area: Fractions of the image's area.
+        ratio: Aspect ratios, height / width.
+        place: Where the box is, 0..1 from top to bottom and from left to right.
         image_size: (height, width).
     """
     size = np.array(image_size)

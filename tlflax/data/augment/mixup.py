@@ -2,9 +2,9 @@
 
 MixUp (Zhang et al. 2017, arXiv:1710.09412) adds two images, CutMix (Yun et al. 2019,
 arXiv:1905.04899) puts a rectangle of one into the other; the label is mixed as the pixels are. The
-papers mix the images of a batch with each other. Here the partner comes from the whole table, as an
-order of its own in each epoch, so that pixels do not depend on the batch size or the processes; it
-is augmented as in its own turn in that epoch, and has to be read once more for it.
+papers mix the images of a batch with each other. Here the partner comes from the whole table, by a
+permutation for each epoch, so that pixels do not depend on the batch size or the processes. It is
+augmented as when it is visited itself in that epoch, and is read a second time for that.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Mixing:
 
     Attributes:
         partner: The row each is mixed with.
-        mix: The part that each keeps of itself, in pixels and label.
+        mix: The fraction of each image in the mixture, of its pixels and of its label.
         box: (top, left, height, width) of CutMix's rectangle; empty for MixUp.
     """
 
@@ -39,22 +39,22 @@ class Mixing:
 
 
 def active(augment: AugmentConfig) -> bool:
-    """Says whether images are mixed at all."""
+    """Returns whether any images are mixed."""
     return bool((augment.mixup or augment.cutmix) and augment.mix_probability)
 
 
 def draw(
     augment: AugmentConfig, seed: int, epoch: int, n: int, image_size: tuple[int, int]
 ) -> Mixing | None:
-    """Returns how each of `n` rows is mixed in an epoch; None: not at all.
+    """Draws how each of `n` rows is mixed in an epoch; returns None if no images are mixed.
 
     With both kinds active, each row has one or the other with probability 1/2.
 
     Args:
-        augment: Holds both alphas: the part is drawn from Beta(alpha, alpha).
+        augment: The alphas: the fraction is drawn from Beta(alpha, alpha).
         seed: The run's seed.
         epoch: Counted from 0.
-        n: Rows of the table. The partner depends on it, nothing else does.
+        n: Rows of the table; only the partner depends on it.
         image_size: (height, width) of the images.
     """
     if not active(augment):
@@ -81,13 +81,13 @@ def draw(
 def cutmix_boxes(
     keep: Float64[np.ndarray, ' n'], center: Float64[np.ndarray, 'n 2'], image_size: tuple[int, int]
 ) -> Int32[np.ndarray, 'n 4']:
-    """Returns rectangles of the part 1 - `keep` of the image's area, cut off at its edges.
+    """Returns rectangles of the fraction 1 - `keep` of the image's area, cut off at its edges.
 
-    As the paper's `rand_bbox`: their center is any pixel.
+    As in the paper's `rand_bbox`, any pixel can be their center.
 
     Args:
-        keep: What is left of the image, 0 to 1.
-        center: From top and left, 0 to 1.
+        keep: The fraction of the image that is not replaced, 0..1.
+        center: From top and left, 0..1.
         image_size: (height, width).
     """
     size = np.array(image_size)
@@ -98,10 +98,10 @@ def cutmix_boxes(
 
 
 def beta_quantile(uniform: Float64[np.ndarray, ' n'], alpha: float) -> Float64[np.ndarray, ' n']:
-    """Returns the values below which Beta(alpha, alpha) has these probabilities, to about 1e-6.
+    """Returns quantiles of Beta(alpha, alpha), to about 1e-6.
 
-    The density is integrated by trapezia from 0 to 1/2; the rest is symmetry. Where it is infinite
-    at 0 (alpha < 1), it is integrated over x^alpha, in which it is not.
+    The density is integrated by the trapezoidal rule from 0 to 1/2; the other half is symmetric. If
+    it is infinite at 0 (alpha < 1), it is integrated over x^alpha, in which it is finite.
     """
     power = min(alpha, 1.0)
     nodes = np.linspace(0.0, 0.5**power, _NODES)

@@ -1,8 +1,8 @@
-"""RandAugment and TrivialAugment: which operations, how strong; no TensorFlow.
+"""RandAugment and TrivialAugment: which operations, and how strong; no TensorFlow.
 
-RandAugment (Cubuk et al. 2019, arXiv:1909.13719) applies some operations one after another, all of
-one strength. TrivialAugment (Müller & Hutter 2021, arXiv:2103.10158, its 'wide' set) applies a
-single one of any strength. Operations and strengths are those of torchvision's `RandAugment` and
+RandAugment (Cubuk et al. 2019, arXiv:1909.13719) applies some operations one after another, all
+with one strength. TrivialAugment (Müller & Hutter 2021, arXiv:2103.10158, its 'wide' set) applies a
+single one with any strength. Operations and strengths are those of torchvision's `RandAugment` and
 `TrivialAugmentWide`, which draw an operation, 31 levels of strength and a sign, all uniformly.
 """
 
@@ -24,7 +24,7 @@ STRONGEST = 30  # the highest level
 def draw(
     augment: AugmentConfig, seed: int, epoch: int, n: int
 ) -> dict[str, Int64[np.ndarray, 'n k']]:
-    """Returns `policy_op` (position in `OPS`) and `policy_level` (-30..30), see `sampling.draw`."""
+    """Draws `policy_op` (position in `OPS`) and `policy_level` (-30..30); see `sampling.draw`."""
     each = augment.randaugment_ops if augment.policy == 'randaugment' else 1
     level = np.full((n, each), augment.randaugment_magnitude)
     if augment.policy == 'trivialaugment':
@@ -42,12 +42,12 @@ def values(
     level: Int64[np.ndarray, '...'],
     image_size: tuple[int, int],
 ) -> Float32[np.ndarray, '...']:
-    """Returns what each operation is done with.
+    """Returns the argument of each operation.
 
     Args:
         policy: 'randaugment' or 'trivialaugment'.
         op: Positions in `OPS`.
-        level: -30..30; the sign counts where an operation has two directions.
+        level: -30..30; the sign matters if an operation has two directions.
         image_size: (height, width).
 
     Returns:
@@ -80,7 +80,7 @@ def matrices(
 ) -> Float64[np.ndarray, '... 2 3']:
     """Returns the maps from output to input pixels of the geometric operations; else identities.
 
-    As Pillow: a shear leaves the upper and the left edge of the image where they are.
+    As in Pillow, a shear leaves the upper and the left edge of the image where they are.
     """
     amount = {name: np.where(op == OPS.index(name), value, 0.0).ravel() for name in GEOMETRIC}
     result = geometry.affine_matrices({'rotation': amount['rotate']}, image_size)

@@ -2,24 +2,24 @@
 
 They are Pillow's (ImageOps, ImageEnhance, affine transforms), which the papers used, with two
 differences: resampling is bilinear, and `augment.fill_mode` says what stands outside the image,
-where Pillow leaves black. Each operation takes and returns whole numbers, as there.
+where Pillow leaves black. Each operation takes and returns integers, as in Pillow.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 from jaxtyping import Int32, Int64
 
-from tlflax.data._tensorflow import tf
 from tlflax.data.augment import color_ops, policies
 from tlflax.data.augment.warp import warp
 
-# All geometric operations are one branch, told apart by their matrices.
+# All geometric operations are one branch; their matrices tell them apart.
 _BRANCHES = ('identity', 'warp', *(op for op in policies.OPS[1:] if op not in policies.GEOMETRIC))
 
 
 def branches(op: Int64[np.ndarray, '...']) -> Int32[np.ndarray, '...']:
-    """Returns what `apply` takes for positions in `policies.OPS`."""
+    """Returns the branch of `apply` for each position in `policies.OPS`."""
     names = ['warp' if name in policies.GEOMETRIC else name for name in policies.OPS]
     return np.array([_BRANCHES.index(name) for name in names], np.int32)[op]
 
@@ -49,7 +49,7 @@ def apply(
         done = _one(image, branch[number], value[number], matrix[number], fill_mode, cval)
         return number + 1, tf.ensure_shape(done, shape)
 
-    # A loop, so that the graph, which every epoch builds anew, holds the branches once.
+    # In a loop, the graph holds the branches once.
     count = branch.shape[0]
     return tf.while_loop(lambda number, _: number < count, one, [tf.constant(0), image])[1]
 
@@ -63,7 +63,7 @@ def _one(
     cval: float,
 ) -> tf.Tensor:
     def rounded(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[[], tf.Tensor]:
-        # The conversion stands in the branch, so that it is done only there.
+        # The conversion is inside the branch, so that other branches do not pay for it.
         return lambda: color_ops.to_uint8(function(tf.cast(image, tf.float32), value))
 
     functions: dict[str, Callable[[], tf.Tensor]] = {
@@ -82,19 +82,19 @@ def _one(
 
 
 def posterize(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-    """Keeps the highest bits of each value."""
+    """Keeps the highest bits of each value, as `PIL.ImageOps.posterize`."""
     kept = tf.bitwise.left_shift(255, 8 - tf.cast(bits, tf.int32))
     return tf.bitwise.bitwise_and(image, tf.cast(kept & 255, tf.uint8))
 
 
 def solarize(image: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    """Inverts the values from `threshold` on."""
+    """Inverts values of at least `threshold`, as `PIL.ImageOps.solarize`."""
     lowest = tf.cast(tf.math.ceil(threshold), tf.uint8)
     return tf.where(image < lowest, image, 255 - image)
 
 
 def autocontrast(image: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel's values to 0..255, rounding down."""
+    """Stretches each channel to 0..255, rounding down, as `PIL.ImageOps.autocontrast`."""
     values = tf.cast(image, tf.float32)
     low, high = tf.reduce_min(values, [0, 1]), tf.reduce_max(values, [0, 1])
     stretched = (values - low) * 255.0 / tf.maximum(high - low, 1.0)
@@ -102,7 +102,7 @@ def autocontrast(image: tf.Tensor) -> tf.Tensor:
 
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
-    """Makes each channel's values about equally frequent, as `PIL.ImageOps.equalize`."""
+    """Equalizes the histogram of each channel, as `PIL.ImageOps.equalize`."""
     # The three channels as one histogram of 768.
     index = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
     counts = tf.math.bincount(tf.reshape(index, [-1]), minlength=768, maxlength=768)

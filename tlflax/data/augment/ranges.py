@@ -1,6 +1,6 @@
-"""The continuous augmentations as ranges, and settings of augmentation that cannot be.
+"""The ranges of the continuous augmentations, and checks of the settings.
 
-Without TensorFlow, so that mistakes are found before it is loaded.
+The module does not import TensorFlow, so mistakes are found before it is loaded.
 """
 
 import math
@@ -10,10 +10,10 @@ from tlflax.utils.errors import UserError
 
 
 def check(augment: AugmentConfig, image_size: tuple[int, int]) -> None:
-    """Refuses settings that contradict each other or the size of the images.
+    """Checks that the settings do not contradict each other or the size of the images.
 
     Raises:
-        UserError: What is wrong, by its key.
+        UserError: They do; names the key.
     """
     continuous(augment)
     if augment.right_angles and image_size[0] != image_size[1]:
@@ -24,7 +24,7 @@ def check(augment: AugmentConfig, image_size: tuple[int, int]) -> None:
         )
     if augment.crops and augment.random_resized_crop:
         raise UserError(
-            'fixed crops and random ones are both asked for',
+            'fixed crops and random crops cannot be combined',
             where='config.augment.crops and config.augment.random_resized_crop',
             fix='keep one of them',
         )
@@ -38,7 +38,7 @@ def check(augment: AugmentConfig, image_size: tuple[int, int]) -> None:
 
 
 def continuous(augment: AugmentConfig) -> dict[str, tuple[float, float]]:
-    """Returns the active augmentations that are one uniform number each, and their (low, high).
+    """Returns the (low, high) of each active augmentation that is one uniform number.
 
     Raises:
         UserError: `augment.brightness_range` is not a range.

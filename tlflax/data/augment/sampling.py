@@ -1,14 +1,13 @@
-"""Every random choice of the data side: the order of an epoch and the draws of its augmentations.
+"""Every random choice of the data: the order of an epoch and the draws of its augmentations.
 
-All of it is a function of (seed, epoch, row), see `tlflax.data.augment.random_bits`. There is no
-TensorFlow here, so that the live pipeline and the feature cache, which runs without it, share the
+All are functions of (seed, epoch, row); see `tlflax.data.augment.random_bits`. The module does not
+import TensorFlow, so the live pipeline and the feature cache, which runs without it, share the
 same draws.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int64, Shaped
@@ -18,8 +17,8 @@ from tlflax.data.augment import policies, random_bits, ranges
 from tlflax.utils.errors import UserError
 
 Draws = dict[str, Shaped[np.ndarray, 'n ...']]
-View = dict[str, Any]
-"""One value for each array of `Draws`: what is done to an image."""
+View = dict[str, bool | int]
+"""One value for each array of `Draws`: one outcome of augmenting an image."""
 
 FLIPS = ('horizontal_flip', 'vertical_flip')
 TRIES = 10  # for a box that fits, as torchvision
@@ -29,7 +28,7 @@ CROPS = (
     'bottom_left',
     'bottom_right',
     'centre',
-)  # as stored keys spell it
+)  # spelled as in stored keys
 
 
 def permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, ' n']:
@@ -46,10 +45,10 @@ def epoch_order(
         seed: The run's seed.
         epoch: Counted from 0.
         labels: The class of each row.
-        balanced: False: a `permutation`. True: each of the n places draws a class, all that have
-            rows being equally likely, and takes the next of its rows in the permutation's order,
-            from the start again where they run out. So the rows of one class are drawn equally
-            often, but for one time.
+        balanced: False: the order is a `permutation`. True: each of the n places draws one of the
+            classes that have rows, all equally likely, and takes its next row in the order of the
+            permutation, from the first again after the last. The numbers of times that two rows of
+            a class are drawn differ by one at most.
     """
     n = len(labels)
     order = permutation(seed, epoch, n)
@@ -77,11 +76,11 @@ def batch_rows(
     """Cuts an order into batches of one size, the last padded with -1.
 
     Args:
-        order: Rows in the order they are visited.
+        order: Rows in the order in which they are visited.
         batch_size: Rows of a batch over all processes.
-        start_step: Batches left out at the start.
-        process_index: Which contiguous part of each batch to return.
-        process_count: Into how many equal parts each batch is cut; b = batch_size / process_count.
+        start_step: Batches to skip at the start.
+        process_index: The contiguous part of each batch to return.
+        process_count: Number of equal parts of each batch; b = batch_size / process_count.
 
     Raises:
         UserError: Batches cannot be cut into so many equal parts.
@@ -147,7 +146,7 @@ def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:
 def _boxes(
     name: str, seed: int, epoch: int, n: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> Draws:
-    """Areas, aspect ratios and places; the first pair that fits the image is for use."""
+    """Draws areas, aspect ratios and places; the first pair that fits the image will be used."""
     area = random_bits.units(seed, epoch, f'{name}_area', n, TRIES)
     aspect = random_bits.units(seed, epoch, f'{name}_ratio', n, TRIES)
     low, high = np.log(ratio)
@@ -159,18 +158,18 @@ def _boxes(
 
 
 def choose(seed: int, epoch: int, n: int, views: int) -> Int64[np.ndarray, ' n']:
-    """Returns, for each of `n` rows, one of `views` stored views, all equally likely.
+    """Draws one of `views` stored views for each of `n` rows, all equally likely.
 
-    For approximating a continuous augmentation by a fixed number of sampled views.
+    Used to approximate a continuous augmentation by a fixed number of sampled views.
     """
     return random_bits.below(seed, epoch, 'view', n, 1, views)[:, 0]
 
 
 def outcomes(augment: AugmentConfig) -> list[View] | None:
-    """Returns every view of an image that `augment` can produce, or None where they are endless.
+    """Returns every view of an image that `augment` can produce; None if they are endless.
 
-    A policy's are too many to tell them from endless ones. All that are returned are equally
-    likely; without augmentation there is one view, `{}`.
+    Those of a policy are so many that they count as endless. All views returned are equally likely;
+    without augmentation there is one view, `{}`.
 
     Raises:
         UserError: `augment.brightness_range` is not a range.
@@ -180,30 +179,30 @@ def outcomes(augment: AugmentConfig) -> list[View] | None:
 
 
 def plain(augment: AugmentConfig) -> View:
-    """Returns the view that evaluation has of an image: the center crop where crops are trained on.
+    """Returns the view that evaluation sees: the center crop if training sees crops.
 
-    So objects are as large in evaluation as in training.
+    Objects then have the same size in evaluation as in training.
     """
     return {'crop': CROPS.index('centre')} if augment.crops else {}
 
 
 def test_views(augment: AugmentConfig) -> list[View]:
-    """Returns the views over which test-time augmentation takes the mean.
+    """Returns the views over which test-time augmentation averages.
 
-    All that the finite part of `augment` can produce, and the mirror images even without it.
+    They are those that the discrete part of `augment` can produce, always with their mirror images.
     """
     return _views(dataclasses.replace(augment, horizontal_flip=True))
 
 
 def show(images: Shaped[np.ndarray, 'b h w 3'], view: View) -> Shaped[np.ndarray, 'b h w 3']:
-    """Returns images of the network's size in a view; crops, which are of larger ones, are not."""
+    """Returns images of the network's size in a view; crops need larger images and are ignored."""
     rows = slice(None, None, -1 if view.get('vertical_flip') else 1)
     columns = slice(None, None, -1 if view.get('horizontal_flip') else 1)
     return np.rot90(images[:, rows, columns], view.get('quarter_turns', 0), axes=(1, 2))
 
 
 def describe(view: View, augment: AugmentConfig) -> str:
-    """Returns a view's name, in which every setting that decides its pixels appears."""
+    """Returns the name of a view, which contains every setting that decides its pixels."""
     words = []
     for name, value in view.items():
         if name == 'crop':
@@ -221,7 +220,7 @@ def outcome_numbers(
     Args:
         draws: Arrays [n], from `draw` of the same augmentations.
         views: The views, from `outcomes`.
-        n: Number of rows, for there may be no array in `draws`.
+        n: Number of rows; `draws` may be empty.
     """
     numbers = np.zeros(n, np.int64)
     for number, view in enumerate(views):
@@ -235,11 +234,11 @@ def repeat(view: View, n: int) -> Draws:
     return {name: np.full(n, value) for name, value in view.items()}
 
 
-def _finite(augment: AugmentConfig) -> dict[str, list[Any]]:
-    """The active augmentations with finitely many values, all equally likely."""
+def _finite(augment: AugmentConfig) -> dict[str, list[int]]:
+    """Returns the values of the active discrete augmentations, all equally likely."""
     turned = augment.right_angles
-    # With quarter turns, one mirror image or two give the same eight outcomes, equally likely.
-    active: dict[str, list[Any]] = {}
+    # With quarter turns, one flip or two give the same eight outcomes, equally likely.
+    active: dict[str, list[int]] = {}
     if augment.horizontal_flip or augment.crops == 'ten' or (augment.vertical_flip and turned):
         active['horizontal_flip'] = [False, True]
     if augment.vertical_flip and not turned:

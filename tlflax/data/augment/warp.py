@@ -1,18 +1,18 @@
-"""Bilinear resampling of an image at affinely mapped positions, as SciPy has it."""
+"""Bilinear resampling of an image at affinely mapped positions, as in SciPy."""
 
-from tlflax.data._tensorflow import tf
+import tensorflow as tf
 
 
 def warp(image: tf.Tensor, matrix: tf.Tensor, *, fill_mode: str, cval: float) -> tf.Tensor:
     """Resamples an image bilinearly at `matrix` times each output pixel's (row, column, 1).
 
     TensorFlow's own projective transform blends the border with the fill value and wraps with
-    another period than SciPy, on which Keras builds; hence the sampling here.
+    a period other than that of SciPy, on which Keras builds, so pixels are sampled here.
 
     Args:
         image: float32 [h, w, c] with known shape.
         matrix: float64 [2, 3].
-        fill_mode: What stands outside the image: 'nearest', 'constant', 'reflect' or 'wrap',
+        fill_mode: What is outside the image: 'nearest', 'constant', 'reflect' or 'wrap',
             each as in `scipy.ndimage.affine_transform`.
         cval: The value for 'constant'.
     """
@@ -38,7 +38,7 @@ def warp(image: tf.Tensor, matrix: tf.Tensor, *, fill_mode: str, cval: float) ->
 
 
 def _neighbors(position: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The pixels before and after each position [h, w], and the weight [h, w, 1] of the latter."""
+    """Returns the pixels before and after positions [h, w], and the weight of the latter."""
     before = tf.cast(position, tf.int32)
     weight = tf.cast(position - tf.cast(before, tf.float64), tf.float32)
     return before, tf.minimum(before + 1, size - 1), weight[..., None]
@@ -50,7 +50,7 @@ def _inside(position: tf.Tensor, size: int, fill_mode: str) -> tf.Tensor:
     if fill_mode == 'reflect':  # d c b a | a b c d | d c b a
         position = tf.math.floormod(position + 0.5, 2.0 * size)
         position = tf.minimum(position, 2.0 * size - position) - 0.5
-    elif fill_mode == 'wrap' and size > 1:  # SciPy lets the last pixel and the first coincide
+    elif fill_mode == 'wrap' and size > 1:  # in SciPy the last pixel and the first coincide
         beyond = (position < 0) | (position > last)
         position = tf.where(beyond, tf.math.floormod(position, last), position)
     return tf.clip_by_value(position, 0.0, last)

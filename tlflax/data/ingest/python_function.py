@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
-from tlflax.data._tensorflow import tf
+from tlflax.data._tensorflow import on_cpu
 from tlflax.data.images.decode import printable
 from tlflax.data.ingest import class_folders
 from tlflax.utils.errors import UserError, as_user_error, did_you_mean
@@ -47,7 +48,7 @@ def materialize(spec: str, cache_dir: Path) -> Path:
     if not (place and name):
         raise UserError(f'{spec!r} names no function', fix=f'give {_FORM}')
     function = _find(place, name)
-    with _explaining(spec):
+    with _explaining(spec), on_cpu():
         dataset = function()
     if not isinstance(dataset, tf.data.Dataset):
         what = f'{spec} returns a {type(dataset).__name__}, not a tf.data.Dataset'

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
 from absl import logging
 
-from tlflax.data._tensorflow import tf
+from tlflax.data._tensorflow import on_cpu
 from tlflax.data.images.sniff import HEAD_BYTES, READABLE, sniff
 from tlflax.data.ingest import class_folders
 from tlflax.utils.errors import UserError, as_user_error, did_you_mean
-
-import tensorflow_datasets as tfds  # isort: skip  # after TensorFlow was imported quietly
 
 _EXTENSIONS = {name: f'.{name.lower()}' for name in READABLE} | {'JPEG': '.jpg', 'TIFF': '.tif'}
 
@@ -73,15 +73,17 @@ class Split:
     def examples(self) -> Iterator[tuple[bytes | np.ndarray, int]]:
         """Yields images, encoded where they are stored so, and labels, in a fixed order."""
         skip = isinstance(self.builder.info.features[self.image], tfds.features.Image)
-        dataset = self.builder.as_dataset(
-            split=self.name,
-            shuffle_files=False,
-            decoders=tfds.decode.PartialDecoding(
-                {self.image: True, self.label: True},
-                decoders={self.image: tfds.decode.SkipDecoding()} if skip else None,
-            ),
-        )
-        for example in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        with on_cpu():
+            dataset = self.builder.as_dataset(
+                split=self.name,
+                shuffle_files=False,
+                decoders=tfds.decode.PartialDecoding(
+                    {self.image: True, self.label: True},
+                    decoders={self.image: tfds.decode.SkipDecoding()} if skip else None,
+                ),
+            )
+            examples = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+        for example in examples:
             yield example[self.image], int(example[self.label])
 
 

@@ -1,36 +1,35 @@
-"""From an image of any size to one of the network's: resized as a whole, or a part of it."""
+"""From an image of any size to one of the network's size: all of it resized, or a part."""
 
 from collections.abc import Mapping
 
+import tensorflow as tf
+
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline.resize import resize_image
 
 
 def resize(
     image: tf.Tensor,
     parameters: Mapping[str, tf.Tensor],
-    *,
-    size: tuple[int, int],
-    mode: str,
-    antialias: bool,
+    image_format: ImageFormat,
     augment: AugmentConfig,
 ) -> tf.Tensor:
-    """Resizes an image, or the part that its parameters ask for.
+    """Resizes an image, or the part of it that its parameters choose.
 
     Args:
         image: uint8 [h, w, 3], of any h and w.
         parameters: One image's row of `tlflax.data.augment.apply.parameters`. With `crop`, the
-            image is resized to more than `size`, of which a corner or the center is cut out. With
-            `crop_area`, a random part of it is resized (see `random_box`), and `mode` is not used.
-        size: (height, width) to come out.
-        mode: See `tlflax.data.pipeline.resize.resize_image`.
-        antialias: Widen the filter when shrinking, as Pillow does.
-        augment: Says how large a crop is.
+            image is resized to more than `image_size`, and a corner or the center is cut out of it.
+            With `crop_area`, a random part of it is resized (see `random_box`), and
+            `image_format.resize` is not used.
+        image_format: The size, and how it is reached.
+        augment: The size of a crop and the limits of a random one's aspect ratio.
 
     Returns:
-        float32 [*size, 3].
+        float32 [*image_size, 3].
     """
+    size, mode, antialias = image_format.image_size, image_format.resize, image_format.antialias
     if 'crop' in parameters:
         larger = larger_size(size, augment.crop_fraction)
         image = resize_image(image, larger, mode, antialias=antialias)
@@ -60,16 +59,16 @@ def random_box(
     *,
     bounds: tuple[float, ...],
 ) -> tf.Tensor:
-    """Returns the part of an image that Szegedy et al. 2014 (arXiv:1409.4842) train on.
+    """Returns a random box of an image, as Szegedy et al. 2014 (arXiv:1409.4842) crop it.
 
-    As torchvision's `RandomResizedCrop.get_params`: the first box that fits the image; if none
-    does, the largest central one whose aspect ratio is within bounds.
+    As in torchvision's `RandomResizedCrop.get_params`, it is the first box that fits the image; if
+    none does, it is the largest central one whose aspect ratio is within bounds.
 
     Args:
         shape: int32 [2], (height, width) of the image.
-        area: float32 [tries], parts of the image's area.
-        ratio: float32 [tries], widths by heights.
-        place: float32 [2], where the box is, 0 to 1 from top to bottom and from left to right.
+        area: float32 [tries], fractions of the image's area.
+        ratio: float32 [tries], aspect ratios, width / height.
+        place: float32 [2], where the box is, 0..1 from top to bottom and from left to right.
         bounds: (low, high) of `ratio`.
 
     Returns:
@@ -91,7 +90,7 @@ def random_box(
 
 
 def larger_size(size: tuple[int, int], fraction: float) -> tuple[int, int]:
-    """Returns the (height, width) of which a crop of `size` is the fraction."""
+    """Returns the (height, width) of the image from which crops of `size` are cut."""
     return round(size[0] / fraction), round(size[1] / fraction)
 
 

@@ -1,29 +1,34 @@
-"""A picture of what augmentation does: examples beside what some epochs make of them, with values.
+"""A picture of the augmentation: images beside what epochs make of them, with the values drawn.
 
-For people: the first column is what evaluation sees, each further one an epoch's training image.
+The first column shows images as evaluation sees them, each further column as one epoch does.
 """
 
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from tlflax.config.schema import Config
+from tlflax.config.schema import AugmentConfig
+from tlflax.data._tensorflow import on_cpu
 from tlflax.data.augment import apply as augmentation
 from tlflax.data.augment import mixup, policies, ranges, sampling
 from tlflax.data.images.decode import printable, read_image
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import crops, tf_data
 from tlflax.data.table import ImageTable
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import as_user_error
+from tlflax.utils.files import replacing
 
-_MARGIN, _TEXT, _LINE = 12, 13, 16  # pixels; of the font its height
-_SMALLEST = 200  # pixels across a cell: smaller images are enlarged by a whole factor
-_SAME = {  # how plain numbers are shown
+_MARGIN, _TEXT, _LINE = 12, 13, 16  # pixels; _TEXT is the height of the font
+_SMALLEST = 200  # pixels across a cell; smaller images are enlarged by a whole factor
+Cell = tuple[UInt8[np.ndarray, 'h w 3'], list[str]]
+"""An image and the lines of text under it."""
+
+_FORMATS = {  # of draws that are one number
     'rotation': 'rotation {:+.1f}°',
     'width_shift': 'width shift {:+.3f}',
     'height_shift': 'height shift {:+.3f}',
@@ -40,36 +45,50 @@ _SAME = {  # how plain numbers are shown
 
 
 def draw_grid(
-    table: ImageTable, config: Config, path: str | Path, *, images: int = 6, epochs: int = 5
+    table: ImageTable,
+    path: str | Path,
+    image_format: ImageFormat,
+    augment: AugmentConfig,
+    seed: int,
+    *,
+    images: int = 6,
+    epochs: int = 5,
 ) -> None:
     """Writes a PNG of some training images, one a row, as they are and as epochs augment them.
 
     Args:
-        table: The training images; all classes take turns.
-        config: Says how they are read and augmented.
+        table: The training images; the rows show all classes in turn.
         path: The PNG; it is written whole or not at all.
+        image_format: How the images are read.
+        augment: The augmentations.
+        seed: The run's seed.
         images: Rows of the picture.
-        epochs: Columns beside the first: epochs 0 to `epochs` - 1.
+        epochs: Columns after the first: epochs 0 to `epochs` - 1.
 
     Raises:
-        UserError: `path` cannot be written, or `config.augment` contradicts itself.
+        UserError: `path` cannot be written, or `augment` contradicts itself.
     """
-    ranges.check(config.augment, config.data.image_size)
-    rows = _examples(table, config.train.seed, images)
-    columns = [_column(table, rows, config, epoch) for epoch in (None, *range(epochs))]
+    ranges.check(augment, image_format.image_size)
+    rows = _examples(table, seed, images)
+    columns = [
+        _column(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
+    ]
     heads = ['as evaluation sees it', *(f'epoch {epoch}' for epoch in range(epochs))]
     grid = _draw(columns, heads)
-    partial = f'{path}.partial'
-    try:
+    with (
+        as_user_error(
+            'the picture cannot be written: {reason}',
+            where=str(path),
+            fix='name a file in a folder of yours',
+            of=(OSError,),
+        ),
+        replacing(Path(path)) as partial,
+    ):
         grid.save(partial, format='PNG')
-        os.replace(partial, path)
-    except OSError as error:
-        what = f'the picture cannot be written: {error.strerror or error}'
-        raise UserError(what, where=str(path), fix='name a file in a folder of yours') from error
 
 
 def _examples(table: ImageTable, seed: int, count: int) -> Int64[np.ndarray, ' m']:
-    """Random rows, the classes taking turns."""
+    """Returns random rows, of all classes in turn."""
     order = sampling.permutation(seed, 0, len(table))
     seen: dict[int, int] = {}
     turn = []
@@ -81,39 +100,42 @@ def _examples(table: ImageTable, seed: int, count: int) -> Int64[np.ndarray, ' m
 
 
 def _column(
-    table: ImageTable, rows: Int64[np.ndarray, ' m'], config: Config, epoch: int | None
-) -> list[tuple[UInt8[np.ndarray, 'h w 3'], list[str]]]:
-    """Each row's image and what is written under it; epoch None: as evaluation sees it."""
-    form: tf_data.BatchFormat = {
-        'image_size': config.data.image_size,
-        'resize': config.data.resize,
-        'antialias': config.data.antialias,
-        'batch_size': len(rows),
-        'background': config.data.background,
-        'max_pixels': config.data.max_pixels,
-    }
-    augment, seed = config.augment, config.train.seed
+    table: ImageTable,
+    rows: Int64[np.ndarray, ' m'],
+    image_format: ImageFormat,
+    augment: AugmentConfig,
+    seed: int,
+    epoch: int | None,
+) -> list[Cell]:
+    """Returns each row's image and the lines under it; epoch None: as evaluation sees it."""
+    size = image_format.image_size
+    form: tf_data.BatchFormat = {'image_format': image_format, 'batch_size': len(rows)}
     if epoch is None:
         (batch,) = tf_data.eval_epoch(table.select(rows), augment=augment, **form)
         texts = [[_class(table, row), _name(table, row)] for row in rows]
     else:
         (batch,) = tf_data.augmented(table, rows, augment=augment, seed=seed, epoch=epoch, **form)
         draws = sampling.draw(augment, seed, epoch, len(table))
-        mixed = mixup.draw(augment, seed, epoch, len(table), config.data.image_size)
+        mixed = mixup.draw(augment, seed, epoch, len(table), size)
         texts = [
-            [*_label(table, row, mixed), *_values(table, row, _one(draws, row), config)]
+            [*_label(table, row, mixed), *_values(table, row, _one(draws, row), size, augment)]
             for row in rows
         ]
     return list(zip(batch['image'], texts, strict=True))
 
 
-def _one(draws: sampling.Draws, row: int) -> dict[str, Any]:
+def _one(draws: sampling.Draws, row: int) -> dict[str, np.ndarray]:
     return {name: values[row] for name, values in draws.items()}
 
 
-def _values(table: ImageTable, row: int, drawn: dict[str, Any], config: Config) -> Iterator[str]:
-    """What was drawn for one image, a line for each augmentation that did something."""
-    size, augment = config.data.image_size, config.augment
+def _values(
+    table: ImageTable,
+    row: int,
+    drawn: Mapping[str, np.ndarray],
+    size: tuple[int, int],
+    augment: AugmentConfig,
+) -> Iterator[str]:
+    """Yields what was drawn for one image, a line for each augmentation that changed it."""
     for flip in sampling.FLIPS:
         if drawn.get(flip):
             yield flip.replace('_', ' ')
@@ -124,9 +146,10 @@ def _values(table: ImageTable, row: int, drawn: dict[str, Any], config: Config) 
     if 'crop_area' in drawn:
         shape = read_image(table.paths[row]).shape[:2]
         numbers = (drawn[f'crop_{name}'] for name in ('area', 'ratio', 'place'))
-        box = crops.random_box(shape, *numbers, bounds=augment.random_crop_ratio)
+        with on_cpu():
+            box = crops.random_box(shape, *numbers, bounds=augment.random_crop_ratio)
         yield f'crop {_box(box.numpy())} of {shape[1]}x{shape[0]}'
-    for name, form in _SAME.items():
+    for name, form in _FORMATS.items():
         if name in drawn:
             yield form.format(drawn[name])
     one_row = {name: value[None] for name, value in drawn.items()}
@@ -146,7 +169,7 @@ def _box(box: Sequence[int]) -> str:
 
 
 def _label(table: ImageTable, row: int, mixed: mixup.Mixing | None) -> Iterator[str]:
-    """The label as the loss sees it, and of which image the other part is."""
+    """Yields the label as the loss sees it and, if the image is mixed, the other image."""
     if mixed is None or mixed.mix[row] == 1:
         yield _class(table, row)
         return
@@ -164,10 +187,8 @@ def _name(table: ImageTable, row: int) -> str:
     return name if len(name) <= 20 else f'{name[:8]}…{name[-11:]}'
 
 
-def _draw(
-    columns: Sequence[Sequence[tuple[UInt8[np.ndarray, 'h w 3'], list[str]]]], heads: Sequence[str]
-) -> Image.Image:
-    """Puts the cells together: an image with its lines under it, columns under their heads."""
+def _draw(columns: Sequence[Sequence[Cell]], heads: Sequence[str]) -> Image.Image:
+    """Draws the cells: each an image with its lines under it, in columns under their heads."""
     height, width, _ = columns[0][0][0].shape
     factor = max(1, -(-_SMALLEST // width))
     font = ImageFont.load_default(_TEXT)

@@ -1,6 +1,6 @@
 """One documented resize, the same in training, evaluation and prediction: bilinear, float32."""
 
-from tlflax.data._tensorflow import tf
+import tensorflow as tf
 
 
 def resize_image(
@@ -10,10 +10,11 @@ def resize_image(
 
     Args:
         image: uint8 or float32 [h, w, 3], of any h and w.
-        size: (height, width) to come out.
+        size: (height, width) of the result.
         mode: 'stretch' ignores the aspect ratio; 'pad' fits the image inside, with zeros around it,
-            as `PIL.ImageOps.pad`; 'crop' covers, and cuts the center out, as `PIL.ImageOps.fit`.
-        antialias: Widen the filter when shrinking, as Pillow does.
+            as `PIL.ImageOps.pad`; 'crop' covers `size` and cuts the center out, as
+            `PIL.ImageOps.fit`.
+        antialias: Whether to widen the filter when shrinking, as Pillow does.
 
     Returns:
         float32 [*size, 3].
@@ -42,7 +43,7 @@ def _scale(image: tf.Tensor, size: tf.Tensor, *, antialias: bool) -> tf.Tensor:
     source = tf.shape(image)[:2]
     if not antialias:
         return _interpolate(image, size)
-    # What grows needs no wider filter, and this operation is faster, above all on floats.
+    # An image that grows needs no wider filter, and this operation is faster, most so on floats.
     return tf.cond(
         tf.reduce_all(size >= source),
         lambda: _interpolate(tf.cast(image, tf.float32), size),
@@ -57,10 +58,11 @@ def _interpolate(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 def _resample(
     image: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, antialias: bool
 ) -> tf.Tensor:
-    """Output pixel = scale * input pixel + offset, through a triangle as wide as it takes.
+    """Resamples with a triangle filter: output position = scale * input position + offset.
 
-    The operation's loop is over the last axis. With rows of pixels there, and not three colors,
-    it takes a third of the time for the same result, to the bit; so columns are made rows.
+    Resizes rows and columns separately, columns as rows of the transposed image. The operation
+    loops over the last axis; with a row of pixels there, not three colors, it takes a third of the
+    time and the result is the same to the bit.
     """
 
     def rows(image: tf.Tensor, axis: int) -> tf.Tensor:

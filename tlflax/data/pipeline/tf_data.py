@@ -1,44 +1,43 @@
-"""The one image pipeline: files to batches of uint8 RGB, by tf.data.
+"""The image pipeline: files to batches of uint8 RGB, by tf.data.
 
-Decode, resize and augment run in float32 and are rounded once. Batches come in the order asked for,
-all of one shape, as NumPy arrays; nothing here is random, so any step can be the first.
+Decoding, resizing and augmentation run in float32 and are rounded once. Batches come in the order
+asked for, all of one shape, as NumPy arrays. Nothing here is random, so an epoch can start at any
+step. Closing an iterator of batches, or reading it to its end, ends its threads.
 """
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NotRequired, TypedDict, Unpack
+from collections.abc import Callable, Mapping
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
+import tensorflow as tf
 from jaxtyping import Int64, Shaped
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data._tensorflow import tf
+from tlflax.data._tensorflow import on_cpu
 from tlflax.data.augment import apply as augmentation
 from tlflax.data.augment import mixup, ranges, sampling
-from tlflax.data.images.decode import MAX_PIXELS, read_image
+from tlflax.data.images.decode import read_image
+from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import crops, tf_decode
+from tlflax.data.pipeline.batch import Batches
+from tlflax.data.pipeline.examples import Examples, make_batch, make_items, pick
 from tlflax.data.table import ImageTable
 from tlflax.utils import cpu
 
-Batch = dict[str, np.ndarray]
-
 _DEFAULT = AugmentConfig()
-_IN_FLIGHT = 8  # images begun for each core, lest a slow one holds up the others
-_AHEAD = 2  # batches ready before they are asked for: what this pipeline holds is bounded
+_IN_FLIGHT = 8  # images in progress for each core, so that a slow one does not hold up the others
+_AHEAD = 2  # batches ready before they are asked for, which bounds the memory
 
 
 class BatchFormat(TypedDict):
-    """What all batches have in common; see `batches`."""
+    """What all batches of a run have in common; see `batches`."""
 
-    image_size: tuple[int, int]
-    resize: str
-    antialias: bool
+    image_format: ImageFormat
     batch_size: int
     process_index: NotRequired[int]
     process_count: NotRequired[int]
-    background: NotRequired[tuple[int, int, int]]
-    max_pixels: NotRequired[int]
 
 
 def train_epoch(
@@ -50,22 +49,22 @@ def train_epoch(
     balanced: bool = False,
     start_step: int = 0,
     **batch_format: Unpack[BatchFormat],
-) -> Iterator[Batch]:
-    """Yields an epoch's batches, shuffled and augmented as (seed, epoch) decide.
+) -> Batches:
+    """Yields the batches of one epoch, shuffled and augmented as (seed, epoch) decide.
 
     Args:
         table: The training images.
-        augment: What is done to them.
+        augment: The augmentations.
         seed: The run's seed.
         epoch: Counted from 0.
         balanced: Draw classes equally often; see `tlflax.data.augment.sampling.epoch_order`.
-        start_step: Batches left out at the start.
-        **batch_format: See `batches`, and for what is yielded.
+        start_step: Batches to skip at the start.
+        **batch_format: See `batches`.
 
     Raises:
         UserError: See `batches`; or `augment` contradicts itself.
     """
-    ranges.check(augment, batch_format['image_size'])
+    ranges.check(augment, batch_format['image_format'].image_size)
     order = sampling.epoch_order(seed, epoch, table.labels, balanced=balanced)
     return augmented(
         table,
@@ -87,20 +86,16 @@ def augmented(
     epoch: int,
     start_step: int = 0,
     **batch_format: Unpack[BatchFormat],
-) -> Iterator[Batch]:
-    """Yields rows of the table as they are augmented in an epoch; see `train_epoch`."""
+) -> Batches:
+    """Yields rows of the table as an epoch augments them; see `train_epoch`."""
+    size = batch_format['image_format'].image_size
     draws = sampling.draw(augment, seed, epoch, len(table.labels))
-    mixed = mixup.draw(augment, seed, epoch, len(table.labels), batch_format['image_size'])
-    return batches(
-        table,
-        rows,
-        draws=_pick(draws, rows),
-        augment=augment,
-        mixed=mixed.select(rows) if mixed else None,
-        partner_draws=_pick(draws, mixed.partner[rows]) if mixed else None,
-        start_step=start_step,
-        **batch_format,
-    )
+    mixing = mixup.draw(augment, seed, epoch, len(table.labels), size)
+    examples = Examples(rows, pick(draws, rows))
+    if mixing is not None:
+        mixing = mixing.select(rows)
+        examples = Examples(rows, examples.draws, mixing, pick(draws, mixing.partner))
+    return _batches(table, examples, augment, start_step, **batch_format)
 
 
 def eval_epoch(
@@ -109,13 +104,13 @@ def eval_epoch(
     augment: AugmentConfig = _DEFAULT,
     view: sampling.View | None = None,
     **batch_format: Unpack[BatchFormat],
-) -> Iterator[Batch]:
+) -> Batches:
     """Yields every image once, in the table's order, all in one view; see `batches`.
 
     Args:
         table: The images.
-        augment: What training does to them, which decides how evaluation sees them.
-        view: What is done to all of them; None: what `tlflax.data.augment.sampling.plain` says.
+        augment: The augmentations of training, which decide the default view.
+        view: How every image is shown; None: as `tlflax.data.augment.sampling.plain` says.
         **batch_format: See `batches`.
     """
     n = len(table.labels)
@@ -125,194 +120,131 @@ def eval_epoch(
 
 def batches(
     table: ImageTable,
-    indices: Int64[np.ndarray, ' m'],
+    rows: Int64[np.ndarray, ' m'],
     *,
-    image_size: tuple[int, int],
-    resize: str,
-    antialias: bool,
-    batch_size: int,
-    draws: Mapping[str, Shaped[np.ndarray, ' m']] | None = None,
+    draws: Mapping[str, Shaped[np.ndarray, 'm ...']] | None = None,
     augment: AugmentConfig = _DEFAULT,
-    mixed: mixup.Mixing | None = None,
-    partner_draws: sampling.Draws | None = None,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    background: tuple[int, int, int] = (0, 0, 0),
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[Batch]:
-    """Yields images in the order of `indices`, in batches of one shape.
+    **batch_format: Unpack[BatchFormat],
+) -> Batches:
+    """Yields images in the order of `rows`, in batches of one shape.
 
     Args:
         table: The images.
-        indices: Rows of the table; a row may come more than once.
-        image_size: (height, width) of a batch's images.
-        resize: 'stretch', 'pad' or 'crop'; see `tlflax.data.pipeline.resize.resize_image`.
-        antialias: Widen the filter when shrinking, as Pillow does.
-        batch_size: Images of a batch over all processes.
+        rows: Rows of the table; a row may occur more than once.
         draws: Augmentation parameters, as from `tlflax.data.augment.sampling.draw`; entry j is for
-            `indices[j]`. None: images are not augmented.
+            `rows[j]`. None: images are not augmented.
         augment: The settings that `draws` do not hold, such as `fill_mode`.
-        mixed: How entry j is mixed with another row of the table; None: not at all.
-        partner_draws: That row's augmentation parameters.
-        start_step: Batches left out at the start; those that follow do not depend on it.
-        process_index: This process, whose contiguous part of each batch is returned.
-        process_count: Processes among which each batch is shared.
-        background: RGB, 0..255, behind transparent pixels.
-        max_pixels: Larger images are refused, as when they were found.
+        start_step: Batches to skip at the start; those that follow do not depend on it.
+        **batch_format: `image_format`, how images are read; `batch_size`, images of a batch over
+            all processes; `process_index` and `process_count`, which part of each batch to yield
+            (default: all of it).
 
     Yields:
-        `image` u8[b, h, w, 3], `label` i32[b], `mask` bool[b], `index` i64[b] (the row), where b is
-        batch_size / process_count. Padding: image 0, label 0, mask False, index -1. Of images that
-        are mixed also `mix_label` i32[b] and `mix` f32[b]: the part `mix` belongs to `label`, the
-        rest to `mix_label`. Padding: 0 and 1.
+        Batches of b = batch_size / process_count examples; see `tlflax.data.pipeline.batch.Batch`.
 
     Raises:
         UserError: A file cannot be read or decoded; names it. Batches cannot be shared equally.
     """
-    draws = draws or {}
-    if any(len(values) != len(indices) for values in draws.values()):
-        raise ValueError('draws and indices differ in length')
+    draws = dict(draws or {})
+    if any(len(values) != len(rows) for values in draws.values()):
+        raise ValueError('draws and rows differ in length')
+    return _batches(table, Examples(rows, draws), augment, start_step, **batch_format)
+
+
+def _batches(
+    table: ImageTable,
+    examples: Examples,
+    augment: AugmentConfig,
+    start_step: int,
+    *,
+    image_format: ImageFormat,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Builds the pipeline of some examples; see `batches`."""
     plan = sampling.batch_rows(
-        np.arange(len(indices)),
+        np.arange(len(examples.rows)),
         batch_size,
         start_step=start_step,
         process_index=process_index,
         process_count=process_count,
     )
-    # Padding stands at the end of the last batch only: `positions` are the plan without it.
-    positions = plan[plan >= 0]
-    items = _items(table, indices[positions], _pick(draws, positions), image_size, augment)
-    rows = np.append(indices, -1)[plan]
-    reads, extra = rows, {}
-    if mixed is not None:
-        part = mixed.select(positions)
-        others = _pick(partner_draws or {}, positions)
-        items |= {'mix': part.mix, 'box': part.box}
-        items['partner'] = _items(table, part.partner, others, image_size, augment)
-        reads = np.concatenate([rows, np.append(mixed.partner, -1)[plan]], axis=1)
-        label = np.append(table.labels[mixed.partner], 0)[plan].astype(np.int32)
-        extra = {'mix_label': label, 'mix': np.append(mixed.mix, np.float32(1))[plan]}
-    dataset = _dataset(
-        items,
-        image_size=image_size,
-        resize=resize,
-        antialias=antialias,
-        batch_size=plan.shape[1],
-        augment=augment,
-        background=background,
-        max_pixels=max_pixels,
-    )
-    return _assemble(table, rows, dataset, image_size, max_pixels, reads, extra)
-
-
-def _pick(draws: Mapping[str, np.ndarray], entries: Int64[np.ndarray, ' k']) -> sampling.Draws:
-    return {name: values[entries] for name, values in draws.items()}
-
-
-def _items(
-    table: ImageTable,
-    rows: Int64[np.ndarray, ' m'],
-    draws: sampling.Draws,
-    image_size: tuple[int, int],
-    augment: AugmentConfig,
-) -> dict[str, Any]:
-    """What it takes to make an image of each of these rows."""
-    return {
-        # File names are bytes that need not be UTF-8.
-        'path': np.array([os.fsencode(path) for path in table.paths[rows]], object),
-        'plain_jpeg': table.plain_jpeg[rows],
-        'parameters': augmentation.parameters(draws, image_size, augment),
-    }
+    # The last batch alone is padded, at its end: without padding the plan is one sequence.
+    items = make_items(table, examples.select(plan[plan >= 0]), image_format.image_size, augment)
+    with on_cpu():
+        dataset = tf.data.Dataset.from_tensor_slices(items)
+    dataset = dataset.map(_loader(image_format, augment), num_parallel_calls=in_flight())
+    dataset = dataset.batch(plan.shape[1]).prefetch(_AHEAD).with_options(options())
+    return _assemble(table, examples, plan, dataset, image_format)
 
 
 def _assemble(
     table: ImageTable,
+    examples: Examples,
     plan: Int64[np.ndarray, 'steps b'],
     dataset: tf.data.Dataset,
-    image_size: tuple[int, int],
-    max_pixels: int,
-    reads: Int64[np.ndarray, 'steps r'],
-    extra: Mapping[str, Shaped[np.ndarray, 'steps b']],
-) -> Iterator[Batch]:
-    """Puts the images beside their labels and `extra`, and pads; `reads` are the rows to blame."""
-    images = dataset.as_numpy_iterator()
-    for step, rows in enumerate(plan):
-        mask = rows >= 0
-        try:
-            # A process may have nothing but padding in the last batch.
-            image = next(images) if mask.any() else np.zeros((0, *image_size, 3), np.uint8)
-        except tf.errors.OpError:
-            tf_decode.explain(table, reads[step][reads[step] >= 0], max_pixels)
-            raise
-        if len(image) < len(rows):
-            missing = np.zeros((len(rows) - len(image), *image_size, 3), np.uint8)
-            image = np.concatenate([image, missing])
-        label = np.where(mask, table.labels[rows], 0).astype(np.int32)
-        more = {name: values[step] for name, values in extra.items()}
-        yield {'image': image, 'label': label, 'mask': mask, 'index': rows, **more}
-
-
-def _dataset(
-    items: dict[str, Any],
-    *,
-    image_size: tuple[int, int],
-    resize: str,
-    antialias: bool,
-    batch_size: int,
-    augment: AugmentConfig,
-    background: tuple[int, int, int],
-    max_pixels: int,
-) -> tf.data.Dataset:
-    """A tf.data pipeline over images u8[b, h, w, 3]; the last batch may be short."""
-    load = _loader(image_size, resize, antialias, augment, background, max_pixels)
-    dataset = tf.data.Dataset.from_tensor_slices(items).map(load, num_parallel_calls=in_flight())
-    return dataset.batch(batch_size).prefetch(_AHEAD).with_options(options())
+    image_format: ImageFormat,
+) -> Batches:
+    """Adds labels to the images of a pipeline, and padding."""
+    with on_cpu():
+        images = dataset.as_numpy_iterator()
+    nothing = np.zeros((0, *image_format.image_size, 3), np.uint8)
+    try:
+        for step in plan:
+            mask = step >= 0
+            real = examples.select(step[mask])
+            failure = None
+            try:
+                # In the last batch, a process may have nothing but padding.
+                image = next(images) if mask.any() else nothing
+            except tf.errors.OpError as error:
+                failure = error.with_traceback(None)  # its frames refer to the iterator
+                failure.__context__ = None
+            if failure is not None:
+                tf_decode.explain(table, real.files, image_format.max_pixels)
+                raise failure
+            yield make_batch(table, real, mask, image)
+    finally:
+        del images, dataset  # their threads end now, even if an exception refers to this frame
 
 
 def in_flight() -> int:
-    """How many images are begun at a time."""
+    """Returns how many images are in progress at a time."""
     return _IN_FLIGHT * cpu.cores()
 
 
 def options() -> tf.data.Options:
-    """How the pipeline is run."""
+    """Returns the options under which the pipeline runs."""
     how = tf.data.Options()
     how.deterministic = True
-    how.autotune.enabled = False  # nothing here is left to it, and at times it halts the rest
+    how.autotune.enabled = False  # it has nothing to decide here, and at times it stalls the rest
     how.experimental_optimization.apply_default_optimizations = False  # slower to start
     how.threading.private_threadpool_size = cpu.cores() + 2  # some wait for others
     how.threading.max_intra_op_parallelism = 1  # one image, one thread
     return how
 
 
-@functools.lru_cache(maxsize=16)  # tracing it takes longer than a few batches
+@functools.lru_cache(maxsize=16)  # tracing the function takes longer than a few batches
 def _loader(
-    image_size: tuple[int, int],
-    resize: str,
-    antialias: bool,
-    augment: AugmentConfig,
-    background: tuple[int, int, int],
-    max_pixels: int,
-) -> Callable[[dict[str, Any]], tf.Tensor]:
-    """What makes one image u8[h, w, 3] of one of `_items`."""
+    image_format: ImageFormat, augment: AugmentConfig
+) -> Callable[[Mapping[str, tf.Tensor]], tf.Tensor]:
+    """Returns the function that makes one image u8[h, w, 3] of one of `make_items`."""
 
     def by_pillow(path: bytes) -> np.ndarray:
-        return read_image(os.fsdecode(path), background=background, max_pixels=max_pixels)
-
-    def view(item: dict[str, Any]) -> tf.Tensor:
-        image = tf_decode.decode_file(item['path'], item['plain_jpeg'], by_pillow)
-        image = crops.resize(
-            image,
-            item['parameters'],
-            size=image_size,
-            mode=resize,
-            antialias=antialias,
-            augment=augment,
+        return read_image(
+            os.fsdecode(path),
+            background=image_format.background,
+            max_pixels=image_format.max_pixels,
         )
+
+    def view(item: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        image = tf_decode.decode_file(item['path'], item['plain_jpeg'], by_pillow)
+        image = crops.resize(image, item['parameters'], image_format, augment)
         return augmentation.apply(image, item['parameters'], augment)
 
-    def load(item: dict[str, Any]) -> tf.Tensor:
+    def load(item: Mapping[str, tf.Tensor]) -> tf.Tensor:
         image = view(item)
         if 'partner' not in item:
             return image

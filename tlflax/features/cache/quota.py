@@ -1,7 +1,7 @@
-"""The feature store's size: predicted, limited, shown and cleared.
+"""The size of the feature store: predicted, limited, shown and cleared.
 
-What goes first is the segment that was looked up or written least recently, of whatever space;
-what a live process uses never goes.
+The segment that was looked up or written least recently, of any space, is evicted first; a segment
+that a live process uses is never evicted.
 """
 
 import contextlib
@@ -12,16 +12,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
 from tlflax.features.cache import segments
 from tlflax.features.cache.rows import RECORD, Layout
 from tlflax.features.cache.segments import Segment
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, as_user_error
 
 _DAY = 86400.0
 _WAYS_OUT = 'set TLFLAX_CACHE to a folder on another disk, or features.cache=False'
@@ -32,16 +31,16 @@ class Space:
     """One space on disk.
 
     Attributes:
-        name: Its folder.
-        description: Contents of its space.json; empty where that is damaged.
-        rows: Written so far.
-        bytes: On disk.
-        used: When it was last looked up or written, in seconds since the epoch.
-        in_use: By a live process.
+        name: The name of its folder.
+        description: Contents of its space.json; empty if that is damaged.
+        rows: Number of rows written.
+        bytes: Size on disk.
+        used: When it was last looked up or written, in seconds since 1970.
+        in_use: Whether a live process uses it.
     """
 
     name: str
-    description: dict[str, Any]
+    description: Mapping[str, object]
     rows: int
     bytes: int
     used: float
@@ -49,24 +48,24 @@ class Space:
 
 
 def predict_bytes(rows: int, row_shape: Sequence[int], dtype: str) -> int:
-    """Returns what so many new rows take on disk."""
+    """Returns how many bytes so many new rows take on disk."""
     layout = Layout(tuple(row_shape), dtype, max(rows, 1))
     return rows * (layout.row_bytes + RECORD)
 
 
 def reserve(root: str | os.PathLike[str], need: int, max_bytes: float) -> int:
-    """Makes room for `need` more bytes before they are computed; returns how many it evicted.
+    """Makes room for `need` more bytes before they are computed; returns how many were evicted.
 
-    Look up first: what an open `Store` has found is in use and stays.
+    Look up first: rows that an open `Store` has found are in use and are not evicted.
 
     Args:
         root: The folder of all spaces.
         need: Bytes, from `predict_bytes`.
-        max_bytes: What all spaces together may take.
+        max_bytes: The limit of all spaces together.
 
     Raises:
-        UserError: The folder cannot be written, or they do not fit even without all that is not in
-            use; nothing is evicted then.
+        UserError: The folder cannot be written; or the rows do not fit even without everything that
+            is not in use, and then nothing is evicted.
     """
     root = Path(root)
     _prepare(root)
@@ -100,17 +99,17 @@ def info(root: str | os.PathLike[str]) -> list[Space]:
 
 
 def clear(root: str | os.PathLike[str], name: str = '') -> tuple[int, int]:
-    """Deletes all that is not in use.
+    """Deletes everything that is not in use.
 
     Args:
         root: The folder of all spaces.
-        name: Only of the space of this name; '': of all.
+        name: The space to clear; '': all of them.
 
     Returns:
         Bytes freed, and bytes kept because they are in use.
 
     Raises:
-        UserError: There is no such space.
+        UserError: No space has this name.
     """
     spaces = _spaces(Path(root))
     if name and name not in [folder.name for folder in spaces]:
@@ -139,7 +138,8 @@ def format_info(root: str | os.PathLike[str]) -> str:
         used = datetime.datetime.fromtimestamp(space.used).strftime('%Y-%m-%d %H:%M')
         state = ', in use' if space.in_use else ''
         lines.append(f'\n{space.name}  {space.rows} rows, {_gb(space.bytes)}, used {used}{state}')
-        whole = {**space.description, **space.description.get('space', {})}
+        parts = space.description.get('space')
+        whole = {**space.description, **(parts if isinstance(parts, dict) else {})}
         lines += [
             f'  {key}: {json.dumps(value)}'
             for key, value in sorted(whole.items())
@@ -165,15 +165,16 @@ def _refuse(root: Path, need: int, used: int, max_bytes: float, free: int) -> No
 
 
 def _prepare(root: Path) -> None:
-    """Makes the folder and asks whether it can be written, before anything is computed."""
-    try:
+    """Creates the folder and checks that it can be written, before anything is computed."""
+    with as_user_error(
+        'features cannot be stored there ({reason})',
+        where=str(root),
+        fix=_WAYS_OUT,
+        of=(OSError,),
+    ):
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK):
             raise PermissionError(errno.EACCES, 'it is read-only')
-    except OSError as error:
-        raise UserError(
-            f'features cannot be stored there ({error.strerror})', where=str(root), fix=_WAYS_OUT
-        ) from error
 
 
 def _spaces(root: Path) -> list[Path]:
@@ -226,7 +227,7 @@ def _describe(space: Path) -> Space:
 
 
 def _remove_empty(space: Path) -> None:
-    """Deletes the folder of a space without segments; whoever writes one makes it again."""
+    """Deletes the folder of a space without segments; its next writer creates it again."""
     if not segments.names(space):
         (space / 'space.json').unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -234,8 +235,8 @@ def _remove_empty(space: Path) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Deletes what processes killed long ago left half made or half removed."""
-    for partial in root.glob(f'*/{segments.PARTIAL}*'):
+    """Deletes what processes that were killed long ago left half written or half removed."""
+    for partial in (*root.glob(f'*/{segments.PARTIAL}*'), *root.glob('*/.space.json.*')):
         with contextlib.suppress(OSError):
             if partial.stat().st_mtime < time.time() - _DAY:
                 if partial.is_dir():

@@ -1,10 +1,9 @@
-"""A row of the feature store: its bytes, its checksum, its record, how records are searched."""
+"""A row of the feature store: its bytes, its checksum, its record, and the search of records."""
 
 import dataclasses
 import functools
 import io
 import math
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,13 +12,15 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
+from tlflax.utils import cpu
+
 DTYPES = {
     'float16': np.dtype(np.float16),
     'bfloat16': np.dtype(ml_dtypes.bfloat16),
     'float32': np.dtype(np.float32),
 }
 RECORD = 24  # bytes of a row's record: two words of key, one of checksum
-LONG = 2**13  # bytes from which a row is worth a step of Python
+LONG = 2**13  # bytes from which a row is worth a step of a Python loop
 _PART = 2**23  # bytes checked at once
 _BLOCK = 2**20  # keys searched at once: bounds the memory; much fewer would be slower per key
 
@@ -29,7 +30,7 @@ class Layout:
     """What all segments of a space have in common.
 
     Attributes:
-        row_shape: Of one row.
+        row_shape: The shape of one row.
         dtype: A key of `DTYPES`.
         capacity: Rows of a segment.
     """
@@ -45,18 +46,18 @@ class Layout:
 
     @functools.cached_property
     def rows_header(self) -> bytes:
-        """What rows.npy starts with."""
+        """The first bytes of rows.npy."""
         kind = '<u2' if self.dtype == 'bfloat16' else DTYPES[self.dtype].str
         return _header(kind, (self.capacity, *self.row_shape))
 
     @functools.cached_property
     def keys_header(self) -> bytes:
-        """What keys.npy starts with."""
+        """The first bytes of keys.npy."""
         return _header('<u8', (self.capacity, 3))
 
     @property
     def rows_size(self) -> int:
-        """Bytes of rows.npy, most of them sparse at first."""
+        """Bytes of rows.npy, sparse until they are written."""
         return len(self.rows_header) + self.capacity * self.row_bytes
 
 
@@ -74,14 +75,14 @@ class Index(NamedTuple):
     numbers: Int[np.ndarray, ' n']
 
     def find(self, keys: UInt64[np.ndarray, 'm 2']) -> Int[np.ndarray, ' m']:
-        """Returns a row number for each key, -1 where there is none."""
+        """Returns the row number of each key; -1 if it has no row."""
         rows = np.full(len(keys), -1, np.int64)
         for start in range(0, len(keys) if len(self.first) else 0, _BLOCK):
             block = keys[start : start + _BLOCK]
-            order = np.argsort(block[:, 0])  # needles in order keep the search in the CPU's cache
+            order = np.argsort(block[:, 0])  # a search in order stays in the CPU's cache
             wanted = block[order]
             at = np.searchsorted(self.first, wanted[:, 0]).clip(max=len(self.first) - 1)
-            # Two keys that share the first word are not worth more: one of them is a miss.
+            # If two keys share the first word, one of them is a miss; that is rare enough.
             hit = (self.first[at] == wanted[:, 0]) & (self.second[at] == wanted[:, 1])
             rows[start + order] = np.where(hit, self.numbers[at], -1)
         return rows
@@ -109,7 +110,7 @@ def checksums(
     spans = [slice(start, start + step) for start in range(0, len(picks), step)] or [slice(0)]
     if rows.shape[1] < LONG or len(spans) == 1:
         return np.concatenate([part(span) for span in spans])
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # zlib lets go of the interpreter lock
+    with ThreadPoolExecutor(cpu.cores()) as threads:  # zlib releases the interpreter lock
         return np.concatenate(list(threads.map(part, spans)))
 
 

@@ -7,13 +7,13 @@ Both have their full size from the beginning and are sparse, so that they are ma
 only the disk blocks that were written, and open with `np.load(..., mmap_mode='r')`. A row exists
 once its record in keys.npy does; the record is written after the row. The checksum is the CRC-32
 of the row's bytes, started from the low half of the key's first word, so a torn row, a torn record,
-a flipped bit and a row in another's place all fail it. Nothing else is trusted: the NumPy headers
-are for other programs, and a key that was damaged is a key that nobody asks for.
+a flipped bit and a row in the place of another all fail it. Nothing else is trusted: the NumPy
+headers are for other programs, and a key that was damaged is a key that nobody asks for.
 
 Two advisory locks (`flock`, released by the kernel however a process ends) keep processes apart:
 a shared one on keys.npy says that somebody uses the segment, so that it must not be removed; an
-exclusive one on rows.npy belongs to its only writer. A killed writer's segment is continued by the
-next one behind its last record. Folders appear and disappear by renaming.
+exclusive one on rows.npy belongs to its only writer. The next writer continues the segment of a
+killed one behind its last record. Folders appear and disappear by renaming.
 """
 
 import errno
@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 
+from tlflax.features.cache import files
 from tlflax.features.cache.rows import LONG, RECORD, Layout, checksums
-from tlflax.utils.errors import UserError
 
 PARTIAL = '.partial-'
 _BLOCK = 2**16  # records read at once
@@ -39,11 +39,11 @@ class Segment:
 
     Args:
         folder: The segment's own.
-        layout: Of its space.
+        layout: The layout of its space.
 
     Attributes:
         bad: bool[capacity], rows that failed their checksum.
-        checked: bool[capacity], rows that passed it in this process.
+        checked: bool[capacity], rows that passed their checksum in this process.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -57,7 +57,7 @@ class Segment:
 
     @property
     def records(self) -> UInt64[np.ndarray, 'n 3']:
-        """What was read or written so far; zeros where there is no row."""
+        """The records read or written so far; zeros where a row is missing."""
         return self._records[: self._count]
 
     @property
@@ -71,7 +71,7 @@ class Segment:
         return self._count == self.layout.capacity
 
     def scan(self) -> bool:
-        """Reads the records written since the last scan; True where there were any.
+        """Reads the records written since the last scan; returns whether there were any.
 
         Raises:
             FileNotFoundError: The segment was removed, which pinning would have prevented.
@@ -92,22 +92,24 @@ class Segment:
         return self._count > before
 
     def pin(self) -> bool:
-        """Maps the rows and keeps others from removing them; False where it is too late."""
+        """Maps the rows and keeps others from removing them; returns False if they are gone."""
         if self.pinned:
             return True
         try:
-            self._keys = _lock(self.folder / 'keys.npy', os.O_RDONLY, fcntl.LOCK_SH)
+            self._keys = files.lock(self.folder / 'keys.npy', os.O_RDONLY, fcntl.LOCK_SH)
             self._map_rows()
         except (FileNotFoundError, ValueError):
             self.close()
             return False
-        _touch(self._keys)
+        files.touch(self._keys)
         return True
 
     def adopt(self) -> bool:
-        """Becomes the writer; False where the segment is full, gone, or has a writer already."""
+        """Becomes the writer; returns False if it is full, gone, or has a writer already."""
         try:
-            self._rows = _lock(self.folder / 'rows.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._rows = files.lock(
+                self.folder / 'rows.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )
             if self.pin():
                 self.scan()
                 if not self.full:
@@ -124,17 +126,17 @@ class Segment:
 
         Raises:
             OSError: They could not be written, for example because the disk is full. The segment
-                is as it was.
+                stays as it was.
         """
         first = self._count
         count = min(len(keys), self.layout.capacity - first)
         keys, rows = keys[:count], rows[:count]
         records = np.column_stack([keys, checksums(keys, rows, np.arange(count))])
         start = len(self.layout.rows_header) + first * self.layout.row_bytes
-        _write(self._rows, rows, start)
+        files.write(self._rows, rows, start)
         with open(self.folder / 'keys.npy', 'r+b', buffering=0) as file:
             start = len(self.layout.keys_header) + first * RECORD
-            _write(file.fileno(), np.ascontiguousarray(records, '<u8'), start)
+            files.write(file.fileno(), np.ascontiguousarray(records, '<u8'), start)
         self._records[first : first + count] = records
         self._count += count
         slots = np.arange(first, first + count)
@@ -142,7 +144,7 @@ class Segment:
         return slots
 
     def check(self, slots: Int[np.ndarray, ' n']) -> Bool[np.ndarray, ' n']:
-        """Says which rows of a pinned segment are whole, looking at each once per process."""
+        """Returns which rows of a pinned segment are whole; each is checked once per process."""
         new = np.sort(slots[~(self.checked[slots] | self.bad[slots])])
         if len(new):
             new = new[np.diff(new, prepend=-1) > 0]
@@ -173,17 +175,17 @@ class Segment:
             os.fsync(self._keys)
 
     def yield_writing(self) -> None:
-        """Lets another process write on; rows remain readable here."""
+        """Lets another process continue writing; rows stay readable here."""
         if self._rows >= 0:
             os.close(self._rows)
             self._rows = -1
 
     def close(self) -> None:
-        """Gives up the locks and the map."""
+        """Releases the locks and the map."""
         self.yield_writing()
         self._map = None
         if self._keys >= 0:
-            _touch(self._keys)
+            files.touch(self._keys)
             os.close(self._keys)
             self._keys = -1
 
@@ -204,8 +206,8 @@ def create(space: Path, layout: Layout) -> Segment:
     name = uuid.uuid4().hex[:16]
     partial = space / f'{PARTIAL}{name}'
     partial.mkdir()
-    _allocate(partial / 'keys.npy', layout.keys_header, layout.capacity * RECORD)
-    _allocate(partial / 'rows.npy', layout.rows_header, layout.capacity * layout.row_bytes)
+    files.allocate(partial / 'keys.npy', layout.keys_header, layout.capacity * RECORD)
+    files.allocate(partial / 'rows.npy', layout.rows_header, layout.capacity * layout.row_bytes)
     segment = Segment(partial, layout)
     if not segment.adopt():
         raise FileNotFoundError(errno.ENOENT, 'deleted while it was made', str(partial))
@@ -215,7 +217,7 @@ def create(space: Path, layout: Layout) -> Segment:
 
 
 def names(space: Path) -> list[str]:
-    """Returns the segments of a space, which may not exist, or be no folder at all."""
+    """Returns the segments of a space; none if it does not exist or is not a folder."""
     try:
         entries = os.listdir(space)
     except (FileNotFoundError, NotADirectoryError):
@@ -224,12 +226,12 @@ def names(space: Path) -> list[str]:
 
 
 def claim(folder: Path) -> int | None:
-    """Locks a segment that nobody uses; None: it is in use, gone, or not ours to remove.
+    """Locks a segment that nobody uses; returns None if it is in use, gone or not ours to remove.
 
     Closing the returned file descriptor releases it; until then `pin` waits.
     """
     try:
-        return _lock(folder / 'keys.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return files.lock(folder / 'keys.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (FileNotFoundError, BlockingIOError, PermissionError):
         return None
 
@@ -239,50 +241,3 @@ def remove(folder: Path) -> None:
     partial = folder.with_name(f'{PARTIAL}{folder.name}')
     os.rename(folder, partial)
     shutil.rmtree(partial)
-
-
-def _allocate(path: Path, header: bytes, size: int) -> None:
-    with open(path, 'xb') as file:
-        file.write(header)
-        file.truncate(len(header) + size)
-
-
-def _lock(path: Path, mode: int, kind: int) -> int:
-    """Opens and locks a file.
-
-    Raises:
-        FileNotFoundError: It is not there, or was deleted meanwhile.
-        BlockingIOError: LOCK_NB, and another process has a lock that excludes this one.
-        UserError: The file system has no locks.
-    """
-    descriptor = os.open(path, mode | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, kind)
-        if os.fstat(descriptor).st_nlink == 0:
-            raise FileNotFoundError(path)
-    except (FileNotFoundError, BlockingIOError):
-        os.close(descriptor)
-        raise
-    except OSError as error:
-        os.close(descriptor)
-        raise UserError(
-            f'the file system cannot lock files ({error.strerror})',
-            where=str(path.parent),
-            fix='set TLFLAX_CACHE to a folder on a local disk, or features.cache=False',
-        ) from error
-    return descriptor
-
-
-def _touch(descriptor: int) -> None:
-    """Marks as just used; a read-only store stays as it is."""
-    try:
-        os.utime(descriptor)
-    except OSError:
-        return
-
-
-def _write(descriptor: int, values: np.ndarray, start: int) -> None:
-    view = values.view(np.uint8).reshape(-1).data
-    while view:
-        written = os.pwrite(descriptor, view, start)
-        view, start = view[written:], start + written

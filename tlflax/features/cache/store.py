@@ -1,55 +1,39 @@
 """The feature store: rows of numbers on disk, found by the content they were computed from.
 
 A *space* is everything that determines a feature apart from the image (weights, preprocessing,
-size, layer, types, ...): a folder named by the digest of its description, which lies in it as
-space.json. In a space a row's *key* is the image's SHA-256 and the view of it. So renaming images
-computes nothing, adding ten computes ten, and whoever asks for the same finds the same, from any
-run, config or process. A space is a set of segments (`tlflax.features.cache.segments`);
-`tlflax.features.cache.quota` keeps the whole within its limits.
-
-Why plain .npy files under a thin index, and not a storage library: because rows are written once
-and gathered at random in every epoch. Random batches of 32 from the page cache, GB/s (medians of 3,
-on 2 cores shared with other work; this store checks every row's checksum once, before):
-
-    rows of           50 KB     128 B
-    this store          8.6     0.12
-    bare .npy map      12.0     1.1      no look-up, no checks: the ceiling
-    ArrayRecord         1.3     0.013
-    TensorStore OCDBT   1.1     0.005
-    zarr3, a row a chunk 1.1    0.011    TensorStore; 0.06 at 50 KB with 32 rows a chunk
-
-Appending is slower here (0.41 GB/s at 50 KB) than in ArrayRecord (1.5) and sharded zarr3 (0.54), at
-8,000 rows a second no matter beside computing them. And a file of ArrayRecord's whose writer was
-killed read as empty. What NumPy lacks, look-up, checksums and locks, is what is here.
+size, layer, types, ...): a folder named by the digest of its description, which it contains as
+space.json. In a space, the *key* of a row is the SHA-256 of the image and the view of it. So after
+images were renamed nothing is computed, after ten were added ten are, and every run, config and
+process that asks for the same features finds them. A space is a set of segments
+(`tlflax.features.cache.segments`); `tlflax.features.cache.quota` limits the size of all spaces.
 """
 
-import contextlib
-import hashlib
-import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int, Shaped, UInt8, UInt64
 
 from tlflax.features.cache import segments
+from tlflax.features.cache.keys import describe
 from tlflax.features.cache.rows import DTYPES, Index, Layout, build_index
 from tlflax.features.cache.segments import Segment
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.files import atomic_write
 
 SEGMENT_BYTES = 2**28
-_SYNC_SECONDS = 5.0  # between forced writes to disk, which bounds what a power cut can cost
-_VERSION = 1
+_SYNC_SECONDS = 5.0  # between forced writes to disk: bounds what a power cut can cost
 
 
 class DamagedRows(Exception):
-    """Rows that failed their checksum when they were read: look their keys up again.
+    """Rows that failed their checksum when they were read; look up their keys again.
 
     Args:
         rows: i64[n], the row numbers.
@@ -60,55 +44,29 @@ class DamagedRows(Exception):
         super().__init__(f'{len(rows)} damaged rows')
 
 
-def row_keys(digests: Sequence[str] | np.ndarray, view: str) -> UInt64[np.ndarray, 'n 2']:
-    """Returns the keys of one view of some images.
-
-    Args:
-        digests: SHA-256 of each image's bytes, in hex.
-        view: What was done to the images; '' for nothing.
-    """
-    images = np.frombuffer(bytes.fromhex(''.join(digests)), '<u8').reshape(-1, 4)
-    salt = np.frombuffer(hashlib.sha256(view.encode()).digest(), '<u8')
-    return images[:, :2] ^ salt[:2]
-
-
-def describe(
-    space: dict[str, Any], row_shape: Sequence[int], dtype: str, segment_rows: int
-) -> tuple[str, str]:
-    """Returns the name of a space (16 hex digits) and the contents of its space.json."""
-    whole = {
-        'space': space,
-        'row_shape': list(row_shape),
-        'dtype': dtype,
-        'segment_rows': segment_rows,
-        'version': _VERSION,
-    }
-    text = json.dumps(whole, sort_keys=True, indent=2) + '\n'
-    return hashlib.sha256(text.encode()).hexdigest()[:16], text
-
-
 class Store:
     """One space, as one process sees it. Reading is thread-safe; appending is for one thread.
 
-    Row numbers hold as long as the object; what they stand for is never removed by others.
+    Row numbers are valid as long as the object, and other processes never remove their rows. Use it
+    as a context manager, or call `close`; a store that is garbage-collected releases its files too.
 
     Args:
         root: The folder of all spaces.
-        space: Whatever determines a row apart from the image; values that JSON knows.
-        row_shape: Of one row.
+        space: Everything that determines a row apart from the image; values that JSON knows.
+        row_shape: The shape of one row.
         dtype: 'float16', 'bfloat16' or 'float32'.
         segment_bytes: Rows are kept in files of at most this size.
 
     Attributes:
         root: As given.
-        folder: The space's own.
-        dtype: NumPy's type of the rows.
+        folder: The folder of the space.
+        dtype: The NumPy type of the rows.
     """
 
     def __init__(
         self,
         root: str | os.PathLike[str],
-        space: dict[str, Any],
+        space: Mapping[str, object],
         row_shape: Sequence[int],
         dtype: str,
         *,
@@ -124,6 +82,7 @@ class Store:
         self._index: Index | None = None
         self._writing: int | None = None
         self._synced = time.monotonic()
+        weakref.finalize(self, _release, self._segments).atexit = False
         self.refresh()
 
     def __enter__(self) -> Self:
@@ -148,7 +107,7 @@ class Store:
         return self._layout.row_bytes
 
     def refresh(self) -> None:
-        """Takes note of what other processes have written since."""
+        """Looks for rows that other processes have written in the meantime."""
         known = {segment.folder.name for segment in self._segments}
         for name in segments.names(self.folder):
             if name not in known:
@@ -158,20 +117,22 @@ class Store:
                 if number not in self._gone and segment.scan():
                     self._index = None
             except FileNotFoundError:
-                if not segment.pinned:  # else somebody deleted files by hand; they live on, mapped
+                if (
+                    not segment.pinned
+                ):  # a pinned one lives on, mapped, if somebody deletes its files
                     self._drop(number)
 
     def lookup(
         self, keys: UInt64[np.ndarray, 'n 2'], *, verify: bool = True
     ) -> Int[np.ndarray, ' n']:
-        """Returns the row number of each key, -1 where there is none.
+        """Returns the row number of each key; -1 if it has no row.
 
-        What is found stays: nobody evicts it while this object is open.
+        No process evicts the rows that were found while this object is open.
 
         Args:
             keys: From `row_keys`.
-            verify: Check the rows found now, those not yet checked, and take damaged ones for
-                missing. Otherwise `read` checks them.
+            verify: Whether to check the rows found that were not checked before, and to treat
+                damaged ones as missing. Otherwise `read` checks them.
         """
         while True:
             self._index = self._index or self._sorted()
@@ -186,7 +147,7 @@ class Store:
         """Writes rows and returns their numbers; they survive the process from now on.
 
         Args:
-            keys: From `row_keys`, usually of what `lookup` did not find.
+            keys: From `row_keys`, usually those that `lookup` did not find.
             values: One row for each key, of any float type.
 
         Raises:
@@ -197,7 +158,7 @@ class Store:
         rows = np.empty(len(keys), np.int64)
         done = 0
         try:
-            with _sentence(self.folder):
+            with _storing(self.folder):
                 while done < len(keys):
                     number = self._writer()
                     slots = self._segments[number].append(keys[done:], stored[done:])
@@ -216,10 +177,10 @@ class Store:
 
         Args:
             rows: Numbers from `lookup` or `append`.
-            out: Where to put them, C-contiguous, of the store's type and shape; None: a new array.
+            out: The array to fill, C-contiguous, of the store's type and shape; None: a new one.
 
         Raises:
-            IndexError: A number that stands for no row.
+            IndexError: A number has no row.
             ValueError: `out` does not fit.
             DamagedRows: Some fail their checksum.
         """
@@ -244,16 +205,15 @@ class Store:
             UserError: It cannot be written.
         """
         if self._writing is not None:
-            with _sentence(self.folder):
+            with _storing(self.folder):
                 self._segments[self._writing].sync()
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Flushes, and lets others evict what this object used."""
+        """Flushes, and lets other processes evict the rows that this object used."""
         self.flush()
-        for segment in self._segments:
-            segment.close()
-        self._segments, self._index, self._writing = [], None, None
+        _release(self._segments)
+        self._index, self._writing = None, None
 
     def __len__(self) -> int:
         """The number of rows that can be looked up, each key counted as often as it was written."""
@@ -276,7 +236,7 @@ class Store:
     def _by_segment(
         self, rows: Int[np.ndarray, ' n']
     ) -> list[tuple[int, Int[np.ndarray, ' m'], Int[np.ndarray, ' m']]]:
-        """Returns each segment's number, the places in `rows` that are its, and their slots."""
+        """Returns each segment's number, the positions of its rows in `rows`, and their slots."""
         numbers, slots = np.divmod(rows, self._layout.capacity)
         return [
             (int(number), where, slots[where])
@@ -285,7 +245,7 @@ class Store:
         ]
 
     def _pin(self, rows: Int[np.ndarray, ' n']) -> bool:
-        """Keeps the rows from being evicted; False where some were, and nobody has them now."""
+        """Keeps the rows from being evicted; returns False if some were evicted before."""
         lost = [
             int(number)
             for number in np.flatnonzero(np.bincount(rows // self._layout.capacity))
@@ -296,7 +256,7 @@ class Store:
         return not lost
 
     def _damaged(self, rows: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' m']:
-        """Returns the row numbers that fail their checksum, which no look-up finds any more."""
+        """Returns the row numbers that fail their checksum; no look-up finds them any more."""
         damaged = [
             rows[where[~good]]
             for number, where, slots in self._by_segment(rows)
@@ -306,7 +266,9 @@ class Store:
             return np.zeros(0, np.int64)
         self._index = None
         found = np.unique(np.concatenate(damaged))
-        logging.warning('%d features in %s are damaged and not used', len(found), self.folder)
+        logging.warning(
+            '%d features in %s are damaged and will not be used', len(found), self.folder
+        )
         return found
 
     def _drop(self, number: int) -> None:
@@ -324,7 +286,7 @@ class Store:
             segment.yield_writing()
             self._writing = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        _publish(self.folder / 'space.json', self._description)
+        self._describe()
         self.refresh()
         for number, segment in enumerate(self._segments):
             if number not in self._gone and not segment.full and segment.adopt():
@@ -333,6 +295,12 @@ class Store:
         self._segments.append(segments.create(self.folder, self._layout))
         self._writing = len(self._segments) - 1
         return self._writing
+
+    def _describe(self) -> None:
+        """Writes space.json, unless it is there."""
+        path = self.folder / 'space.json'
+        if not path.exists() or path.read_text() != self._description:
+            atomic_write(path, self._description)
 
     def _stored(self, values: Shaped[np.ndarray, 'n ...']) -> UInt8[np.ndarray, 'n bytes']:
         """Returns the rows as bytes of the store's type."""
@@ -350,25 +318,17 @@ class Store:
         return stored.view(np.uint8).reshape(len(values), self._layout.row_bytes)
 
 
-@contextlib.contextmanager
-def _sentence(folder: Path) -> Iterator[None]:
+def _release(segments: list[Segment]) -> None:
+    while segments:
+        segments.pop().close()
+
+
+def _storing(folder: Path) -> AbstractContextManager[None]:
     """Turns what the operating system refuses into something the user can fix."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f'features cannot be stored ({error.strerror}), those stored before are kept',
-            where=str(folder),
-            fix='fix that and run again, set TLFLAX_CACHE to a folder on another disk, or '
-            'features.cache=False',
-        ) from error
-
-
-def _publish(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all, unless it is there already."""
-    if path.exists() and path.read_text() == text:
-        return
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=segments.PARTIAL)
-    with open(descriptor, 'w') as file:
-        file.write(text)
-    os.replace(partial, path)
+    return as_user_error(
+        'features cannot be stored ({reason}), those stored before are kept',
+        where=str(folder),
+        fix='fix that and run again, set TLFLAX_CACHE to a folder on another disk, or '
+        'features.cache=False',
+        of=(OSError,),
+    )

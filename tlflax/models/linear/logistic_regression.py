@@ -69,9 +69,9 @@ def solve(
 
     def objective(params: _Params) -> Array:
         kernel, bias = params
-        log_p = jax.nn.log_softmax(product(features, kernel) + bias)
-        own = jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
-        return -own.mean() + l2 / 2 * jnp.sum(kernel**2)
+        costs = -jax.nn.log_softmax(product(features, kernel) + bias)
+        losses = jnp.take_along_axis(costs, label[:, None], axis=-1)[:, 0]
+        return losses.mean() + l2 / 2 * jnp.sum(kernel**2)
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)

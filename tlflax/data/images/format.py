@@ -1,0 +1,37 @@
+"""The settings by which an image file becomes an array."""
+
+import dataclasses
+from typing import Self
+
+from tlflax.config.schema import DataConfig
+from tlflax.data.images.decode import MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFormat:
+    """How image files become uint8 RGB arrays of one size.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        resize: 'stretch', 'pad' or 'crop'; see `tlflax.data.pipeline.resize.resize_image`.
+        antialias: Whether the bilinear filter is widened when an image shrinks, as in Pillow.
+        background: RGB, 0..255, behind transparent pixels.
+        max_pixels: Images of more pixels are refused.
+    """
+
+    image_size: tuple[int, int]
+    resize: str = 'stretch'
+    antialias: bool = True
+    background: tuple[int, int, int] = (0, 0, 0)
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Self:
+        """Returns the format that the section `data` of a configuration asks for."""
+        return cls(
+            image_size=data.image_size,
+            resize=data.resize,
+            antialias=data.antialias,
+            background=data.background,
+            max_pixels=data.max_pixels,
+        )
