@@ -2,12 +2,12 @@
 
     python -m tlflax.train --config=configs/traffic.py
 
-Fetches the weights and 1,484 photographs at its first use. The recipe: VGG16 without its top,
-frozen; conv 32, pool, conv 64, pool, flatten, dense, dropout, softmax; Adam; random horizontal
-flips in training; early stopping on validation loss. The Test folder serves for validation.
+Downloads the weights and 1,484 photographs at the first run. The recipe: frozen VGG16 without its
+top; conv 32, pool, conv 64, pool, flatten, dense, dropout, softmax; Adam; random horizontal flips
+in training; early stopping on validation loss. The Test folder serves for validation.
 
-The first run takes 5 to 8 minutes on two cores, later ones 10 seconds. Result with seeds 0, 1 and
-2: 100, 99.7 and 100 % of 297 photographs.
+The first run takes 5 to 8 minutes on two cores, later ones 10 seconds. Validation accuracy with
+seeds 0, 1 and 2: 100, 99.7 and 100 % of 297 photographs.
 """
 
 from ml_collections import ConfigDict
