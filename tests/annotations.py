@@ -3,12 +3,12 @@
 import typing
 from collections.abc import Callable
 
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 
 _CONF = BeartypeConf(
     is_pep484_tower=True,  # an int is a float, as for mypy
     # The hook decorates methods, not classes, so beartype cannot know what `Self` is.
-    hint_overrides=BeartypeHintOverrides({typing.Self: object}),
+    hint_overrides=FrozenDict({typing.Self: object}),
 )
 
 

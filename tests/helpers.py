@@ -80,14 +80,14 @@ def run_script(path: Path, *arguments: object, timeout: float = 120, **environme
     return server().run('script', str(path), *map(str, arguments), timeout=timeout, env=env)
 
 
-def run_new_python(*command: str, timeout: float = 120, **environment: str):
+def run_new_python(*command: str, stdin: str = '', timeout: float = 120, **environment: str):
     """Runs `python *command` with changes of the environment, in a Python that starts from nothing.
 
     For tests of imports and of what libraries read from the environment while they are imported.
     """
     return subprocess.run(
         [sys.executable, *command],
-        capture_output=True, text=True, check=False, timeout=timeout,
+        capture_output=True, text=True, check=False, input=stdin, timeout=timeout,
         env={**os.environ, **environment},
     )  # fmt: skip
 
