@@ -211,7 +211,7 @@ def create(space: Path, layout: Layout) -> Segment:
     segment = Segment(partial, layout)
     if not segment.adopt():
         raise FileNotFoundError(errno.ENOENT, 'deleted while it was made', str(partial))
-    segment.folder = space / name  # the locks belong to the files, whatever they are called
+    segment.folder = space / name  # locks belong to files, not to names
     os.rename(partial, segment.folder)
     return segment
 
