@@ -3,12 +3,19 @@
 import typing
 from collections.abc import Callable
 
+import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 
 _CONF = BeartypeConf(
-    is_pep484_tower=True,  # an int is a float, as for mypy
     # The hook decorates methods, not classes, so beartype cannot know what `Self` is.
-    hint_overrides=FrozenDict({typing.Self: object}),
+    # An int is a float, as for mypy, and NumPy's scalars are numbers.
+    hint_overrides=FrozenDict(
+        {
+            typing.Self: object,
+            int: int | np.integer,
+            float: float | int | np.floating | np.integer,
+        }
+    ),
 )
 
 

@@ -21,7 +21,8 @@ HOMES = {
     'tensorflow': ('data',),
     'tensorflow_datasets': ('data',),
     'orbax': ('workdir',),
-    'absl.flags': ('config.cli', *COMMANDS),
+    'absl.flags': ('config.cli',),
+    'ml_collections.config_flags': ('config.cli',),
 }
 TOP = 18  # most entries of the package
 FOLDER = 12  # most modules of a room

@@ -11,10 +11,10 @@ from helpers import Stops, make_folders, small_config
 import tlflax
 from tlflax.config.parse import resolve
 from tlflax.data.augment import sampling
-from tlflax.data.splits import load as loading
+from tlflax.data.splits.load import load_splits
 from tlflax.features import sources
 from tlflax.sweep import run
-from tlflax.train import loop, train_and_evaluate
+from tlflax.train import loop, setup, train_and_evaluate
 from tlflax.utils import trees
 
 TIMES = {'epoch_seconds', 'images_per_second'}
@@ -63,14 +63,14 @@ def assert_same_run(workdir, other, tolerance):
 
 def with_weights(monkeypatch, weight_of):
     """Gives the training images the weights that a manifest would."""
-    real = loading.load_splits
+    real = setup.load_splits
 
     def load(data):
         splits = real(data)
         weights = np.array([weight_of(path) for path in splits.train.paths], np.float32)
         return dataclasses.replace(splits, train=dataclasses.replace(splits.train, weights=weights))
 
-    monkeypatch.setattr(loading, 'load_splits', load)
+    monkeypatch.setattr(setup, 'load_splits', load)
 
 
 def test_live_on_device_and_streamed_training_are_one(folders, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_only_what_balanced_epochs_draw_is_computed(folders, tmp_path, caplog):
     config = small_config(folders, train__epochs=1, train__balanced_sampling=True)
     config.augment.horizontal_flip = False
     train_and_evaluate(config, tmp_path / 'w')
-    labels = loading.load_splits(resolve(config).data).train.labels
+    labels = load_splits(resolve(config).data).train.labels
     drawn = np.unique(sampling.epoch_order(0, 0, labels, balanced=True))
     assert len(drawn) < 20
     assert f'computing features of {len(drawn)} of {len(drawn)} views of 20' in caplog.text

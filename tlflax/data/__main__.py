@@ -1,8 +1,8 @@
 """Audits images before training: finds what would spoil a result.
 
-That is: images (or near-duplicates of them) in two splits or under two labels, files that cannot be
-decoded, classes that differ between splits. The last line is one JSON object. Exit code 1: such a
-problem was found; 2: the audit could not be carried out.
+Images (or near-duplicates) in two splits or under two labels, files that cannot be decoded, classes
+that differ between splits. The last line is one JSON object. Exit code: 1 if such a problem was
+found, 2 if the audit could not be carried out.
 """
 
 import dataclasses
@@ -58,8 +58,7 @@ def _audit(config: Config, accepted: tuple[str, ...], report: str | None) -> int
     if report:
         audit_report.write(report, found.problems, found.summary)
         logging.info('every finding is in %s', report)
-    figures = found.figures(accepted)
-    print(dump_json(figures))
+    print(dump_json(figures := found.figures(accepted)))
     return 1 if figures['spoilt'] else 0
 
 

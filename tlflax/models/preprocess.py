@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-Image = UInt8[Array, '*b h w 3'] | Float[Array, '*b h w 3']
+Image = UInt8[Array | np.ndarray, '*b h w 3'] | Float[Array | np.ndarray, '*b h w 3']
 Preprocessed = Float[Array, '*b h w 3']
 
 

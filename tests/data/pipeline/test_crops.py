@@ -44,7 +44,8 @@ def test_random_boxes_are_torchvisions(size):
     for row in range(60):
         area, ratio, place = (draws[f'crop_{name}'][row] for name in ('area', 'ratio', 'place'))
         bounds = settings.random_crop_ratio
-        box = crops.random_box(tf.constant(size), area, ratio, place, bounds=bounds).numpy()
+        numbers = map(tf.constant, (area, ratio, place))
+        box = crops.random_box(tf.constant(size), *numbers, bounds=bounds).numpy()
         assert tuple(box) == torchvision_box(*size, area, ratio, place, bounds)
         top, left, height, width = box
         assert 0 <= top <= top + height <= size[0]
@@ -97,7 +98,8 @@ def test_a_place_rounded_to_one_stays_inside():
     one = np.ones((1, 2), np.float32)
     box = geometry.erasing_boxes(np.array([True]), one[:, :1] / 4, one[:, :1], one, (8, 8))
     assert box.tolist() == [[4, 4, 4, 4]]
-    box = crops.random_box(tf.constant((8, 8)), one[0, :1] / 4, one[0, :1], one[0], bounds=(1, 1))
+    numbers = map(tf.constant, (one[0, :1] / 4, one[0, :1], one[0]))
+    box = crops.random_box(tf.constant((8, 8)), *numbers, bounds=(1.0, 1.0))
     assert box.numpy().tolist() == [4, 4, 4, 4]
 
 

@@ -366,7 +366,8 @@ def test_random_crops_are_pillows(photos):
     for row, path in enumerate(photos.paths):
         file = Image.open(path).convert('RGB')
         numbers = (draws[f'crop_{name}'][row] for name in ('area', 'ratio', 'place'))
-        box = crops.random_box(file.size[::-1], *numbers, bounds=augment.random_crop_ratio)
+        size = tf.constant(file.size[::-1])
+        box = crops.random_box(size, *map(tf.constant, numbers), bounds=augment.random_crop_ratio)
         top, left, height, width = box.numpy().tolist()
         part = file.crop((left, top, left + width, top + height))
         expected = np.asarray(part.resize(SIZE[::-1], Image.BILINEAR), int)

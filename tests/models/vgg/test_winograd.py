@@ -89,8 +89,9 @@ def test_a_convolution_equals_direct(way, size, pool):
 def test_a_strip_takes_its_neighbors_rows(way):
     arrays = layer(3, 4)
     x = images(1, 20, 11, 3)
-    prepared = arrays | {'kernel': winograd.transform_kernel(arrays['kernel'], way)}
-    got = winograd.conv3x3(x[:, 4:15], prepared, way, border=0)
+    kernel = winograd.transform_kernel(arrays['kernel'], way)
+    prepared = {'kernel': kernel, 'bias': jnp.asarray(arrays['bias'])}
+    got = winograd.conv3x3(jnp.asarray(x[:, 4:15]), prepared, way, border=0)
     want = exact_conv(x, arrays['kernel'], arrays['bias'])[:, 5:14]
     assert relative_error(got, want) < 1e-5
 
@@ -201,7 +202,7 @@ def test_a_measured_plan_computes_the_same_and_is_kept(params, tmp_path, monkeyp
     gc.enable()
     assert not left('autotune')
     x = images(2, 32, 32, 3)
-    got = fast_cpu.features(fast_cpu.prepare(params, found), x, found)
+    got = fast_cpu.features(fast_cpu.prepare(params, found), jnp.asarray(x), found)
     assert relative_error(got, exact_blocks(params, x)['block5_pool']) < 1e-5
     kept = json.loads(next(tmp_path.glob('*.json')).read_text())
     assert kept['key']['shape'] == [2, 32, 32]

@@ -16,7 +16,7 @@ from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import policies, random_bits, ranges
 from tlflax.utils.errors import UserError
 
-Draws = dict[str, Shaped[np.ndarray, 'n ...']]
+Draws = dict[str, Shaped[np.ndarray, '_n ...']]
 View = dict[str, bool | int]
 """One value for each array of `Draws`: one outcome of augmenting an image."""
 
