@@ -115,7 +115,7 @@ def refuse(arguments):
         (lambda arguments: 1, [], 1, ''),
         (refuse, [], 2, 'error: here: it is broken; repair it\n'),
         (interrupt, ['--names=saved'], 130, 'interrupted: saved\n'),
-        (interrupt, ['--names='], 130, 'interrupted: what was computed is kept, and the same'),
+        (interrupt, ['--names='], 130, 'interrupted: what was computed is kept; run the same'),
     ],
 )
 def test_exit_codes(monkeypatch, capsys, main, arguments, code, said):

@@ -149,7 +149,7 @@ def test_signal_saves_and_the_same_command_goes_on(folders, tmp_path, number):
         stderr = (tmp_path / 'stderr').read_text()
     assert process.returncode == 130, stderr
     assert 'saved at step' in stderr
-    assert 'the same command goes on' in stderr
+    assert 'run the same command to continue' in stderr
     assert 'Traceback' not in stderr
     with Checkpoints(tmp_path / 'w' / 'checkpoints', read_only=True) as saved:
         assert saved.latest() > 0

@@ -90,7 +90,9 @@ class Command(Generic[T]):
             print(f'error: {error}', file=sys.stderr)
             sys.exit(EXIT_CODE)
         except KeyboardInterrupt as interrupt:
-            outcome = str(interrupt) or 'what was computed is kept, and the same command goes on'
+            outcome = (
+                str(interrupt) or 'what was computed is kept; run the same command to continue'
+            )
             print(f'interrupted: {outcome}', file=sys.stderr)
             sys.exit(_INTERRUPTED)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Key(NamedTuple):
-    """What is known of a key besides its type and default.
+    """What the schema says of a key, in addition to its type and default.
 
     Attributes:
         doc: Its meaning.

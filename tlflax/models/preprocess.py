@@ -19,7 +19,9 @@ def caffe(image: Image) -> Preprocessed:
     Returns:
         float32 of the same shape, as `keras.applications.vgg16.preprocess_input`.
     """
-    return image.astype(jnp.float32)[..., ::-1] - jnp.array([103.939, 116.779, 123.68], jnp.float32)
+    return jnp.asarray(image, jnp.float32)[..., ::-1] - jnp.array(
+        [103.939, 116.779, 123.68], jnp.float32
+    )
 
 
 def torch(image: Image) -> Preprocessed:
@@ -45,7 +47,7 @@ def rescale(image: Image) -> Preprocessed:
     Returns:
         float32 of the same shape.
     """
-    return image.astype(jnp.float32) / 255
+    return jnp.asarray(image, jnp.float32) / 255
 
 
 PREPROCESS: dict[str, Callable[[Image], Preprocessed]] = {

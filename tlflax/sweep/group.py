@@ -1,10 +1,9 @@
-"""Many heads side by side: what one compiled program does for all members of a group.
+"""Trains a group of heads side by side with one compiled program.
 
-Members of a group share everything static (head, optimizer, schedule, batch size); what differs is
-a number (seed, learning rates, weight decay, those of the loss), so that one program serves all:
-`jax.vmap` of one head's epoch on accelerators, that epoch itself on a CPU
-(`tlflax.sweep.per_member`). Each member sees its own order of examples, drops its own units, stops
-by itself and ends as it would alone. On several devices, members are spread over them.
+On accelerators the program is `jax.vmap` of one head's epoch; on a CPU it is that epoch, called for
+each member (`tlflax.sweep.per_member`). Each member has its own order of examples and its own
+dropout, stops by its own rule and ends as it would alone. On several devices, members are spread
+over them.
 """
 
 import dataclasses
@@ -36,17 +35,17 @@ Saved = tuple[steps.TrainState, Position]
 
 @dataclasses.dataclass(eq=False)
 class Member:
-    """One head under way; changes from epoch to epoch.
+    """One head of a group during training; changes from epoch to epoch.
 
     Attributes:
         run: Its configuration, first parameters and model.
-        source: Its training examples, on_device.
-        position: After the last epoch.
-        best_position: After the best one.
-        records: One for each epoch, as in metrics.jsonl.
-        diverged: The epoch, counted from 1, whose loss was not finite; None: all were.
-        saved: Once finished: the best and the last epoch's state, on the host, with the position
-            after it; one entry where they are the same, none if training diverged.
+        source: Its training examples, on the device.
+        position: The position after the last epoch.
+        best_position: The position after the best epoch.
+        records: The record of each epoch, as in metrics.jsonl.
+        diverged: The epoch, counted from 1, whose loss was not finite; None if all were finite.
+        saved: After training, the states of the best and the last epoch, on the host, with the
+            positions after them; one entry if they are the same, none if training diverged.
     """
 
     run: Run
@@ -67,12 +66,12 @@ class Member:
 class Replicas(NamedTuple):
     """Arrays with a leading axis of members.
 
-    The counters in `state` have none: members march in step, and with scalar counters Adam's bias
-    corrections are computed as in a solo run, to the last bit.
+    The counters in `state` have no such axis: all members take the same steps, and with scalar
+    counters Adam's bias corrections equal those of a solo run to the last bit.
 
     Attributes:
-        state: After the last step.
-        best: After the best epoch.
+        state: The state after the last step.
+        best: The state after the best epoch.
         frozen: The frozen part of the heads; mostly empty.
         numbers: See `Numbers`.
     """
@@ -261,6 +260,6 @@ def _log(
     epoch = member.diverged or member.position.epoch
     images = len(running) * member.source.num_examples / seconds[0]
     logging.info(
-        'epoch %d/%d  %d heads, %d go on  %.0f images/s  %.1f s',
+        'epoch %d/%d  %d heads, %d continue  %.0f images/s  %.1f s',
         *(epoch, member.run.config.train.epochs, len(running), len(going), images, sum(seconds)),
     )

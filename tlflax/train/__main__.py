@@ -1,7 +1,7 @@
-"""Trains a classifier, or goes on with a training that was interrupted.
+"""Trains a classifier, or continues a training that was interrupted.
 
 Writes the configuration, metrics, checkpoints and the result to the workdir, and prints the metrics
-of the best epoch by class. The same command goes on after an interruption; a finished run is not
+of the best epoch by class. The same command continues after an interruption; a finished run is not
 trained again.
 """
 
@@ -30,7 +30,7 @@ def main(arguments: Arguments) -> None:
         result = train_and_evaluate(arguments.config.values, workdir)
     except Interrupted as interrupted:
         raise KeyboardInterrupt(
-            f'saved at step {interrupted.step} in {workdir}; the same command goes on from there'
+            f'saved at step {interrupted.step} in {workdir}; run the same command to continue'
         ) from None
     print(metrics.format_table(result['val']))
     if result['test']:

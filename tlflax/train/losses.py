@@ -1,8 +1,8 @@
 """Losses: cross-entropy for evaluation; for training also focal loss, class weights, logit shifts.
 
-A batch's training loss is the sum of its examples' weighted losses divided by the number of its
-examples, not by the sum of their weights: Keras's mean, not PyTorch's, so that an example counts
-the same whatever it shares a batch with.
+A batch's training loss is the sum of its examples' weighted losses divided by the number of
+examples, as in Keras, not by the sum of their weights, as in PyTorch: an example counts the same in
+every batch.
 """
 
 import collections

@@ -1,7 +1,7 @@
 """The optimizer: one `optax.multi_transform` over labeled parameters.
 
-Parameters labeled 'frozen' never change. Whatever acts on the others (moments, weight decay, the
-clipping norm) is part of their own branch and never sees a frozen parameter.
+Parameters labeled 'frozen' never change. Moments, weight decay and the clipping norm belong to the
+branches of the other labels and never see a frozen parameter.
 """
 
 import dataclasses

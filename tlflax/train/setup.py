@@ -43,7 +43,7 @@ class Run:
         learner: Labeled parameters and their optimizer.
         runner: The steps.
         sources: Chooses the splits' sources.
-        meta: What every checkpoint's metadata holds besides the position.
+        meta: The metadata that every checkpoint has in addition to the position.
     """
 
     config: Config
@@ -142,7 +142,7 @@ def build(config: Config, inputs: Inputs) -> Run:
 
 
 def _metadata(config: Config, inputs: Inputs) -> JsonObject:
-    """Returns what a checkpoint needs besides arrays and position, to be used and resumed."""
+    """Returns the metadata needed to use and resume a checkpoint, except the position."""
     return {
         'config': to_dict(config),
         'classes': list(inputs.splits.train.class_names),

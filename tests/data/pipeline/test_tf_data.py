@@ -420,9 +420,11 @@ def test_an_unshareable_batch_is_refused(photos):
 
 
 def alive():
-    """Threads of the process, threads that Python knows, and objects it keeps."""
+    """Threads of the process, threads that Python knows, and objects of ours and TensorFlow's."""
     tasks = len(os.listdir('/proc/self/task')) if os.path.exists('/proc/self/task') else 0
-    return tasks, threading.enumerate(), len(gc.get_objects())
+    modules = [str(type(thing).__module__).partition('.')[0] for thing in gc.get_objects()]
+    ours = sum(module in ('tensorflow', 'tlflax') for module in modules)
+    return tasks, threading.enumerate(), ours
 
 
 def test_epochs_that_end_or_are_abandoned_leave_nothing_behind(photos):

@@ -5,11 +5,13 @@ The first column shows images as evaluation sees them, each further column as on
 
 import os
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+import tensorflow as tf
+from jaxtyping import Int, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from tlflax.config.schema import AugmentConfig
@@ -26,6 +28,7 @@ from tlflax.utils.files import replacing
 _MARGIN, _TEXT, _LINE = 12, 13, 16  # pixels; _TEXT is the height of the font
 _SMALLEST = 200  # pixels across a cell; smaller images are enlarged by a whole factor
 Cell = tuple[UInt8[np.ndarray, 'h w 3'], list[str]]
+Drawn = dict[str, Any]  # NumPy scalars and arrays: one image's row of `sampling.Draws`
 """An image and the lines of text under it."""
 
 _FORMATS = {  # of draws that are one number
@@ -124,14 +127,14 @@ def _column(
     return list(zip(batch['image'], texts, strict=True))
 
 
-def _one(draws: sampling.Draws, row: int) -> dict[str, np.ndarray]:
+def _one(draws: sampling.Draws, row: int) -> Drawn:
     return {name: values[row] for name, values in draws.items()}
 
 
 def _values(
     table: ImageTable,
     row: int,
-    drawn: Mapping[str, np.ndarray],
+    drawn: Drawn,
     size: tuple[int, int],
     augment: AugmentConfig,
 ) -> Iterator[str]:
@@ -147,7 +150,8 @@ def _values(
         shape = read_image(table.paths[row]).shape[:2]
         numbers = (drawn[f'crop_{name}'] for name in ('area', 'ratio', 'place'))
         with on_cpu():
-            box = crops.random_box(shape, *numbers, bounds=augment.random_crop_ratio)
+            tensors = map(tf.constant, (shape, *numbers))
+            box = crops.random_box(*tensors, bounds=augment.random_crop_ratio)
         yield f'crop {_box(box.numpy())} of {shape[1]}x{shape[0]}'
     for name, form in _FORMATS.items():
         if name in drawn:
@@ -163,7 +167,7 @@ def _values(
         yield f'erased {_box(made["erase_box"][0])}'
 
 
-def _box(box: Sequence[int]) -> str:
+def _box(box: Int[np.ndarray, '4']) -> str:
     top, left, height, width = box
     return f'{width}x{height} at ({left}, {top})'
 

@@ -12,7 +12,7 @@ from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 
 from tlflax.config.schema import AugmentConfig
 from tlflax.data._tensorflow import on_cpu
@@ -122,7 +122,7 @@ def batches(
     table: ImageTable,
     rows: Int64[np.ndarray, ' m'],
     *,
-    draws: Mapping[str, Shaped[np.ndarray, 'm ...']] | None = None,
+    draws: sampling.Draws | None = None,
     augment: AugmentConfig = _DEFAULT,
     start_step: int = 0,
     **batch_format: Unpack[BatchFormat],
