@@ -123,7 +123,7 @@ def test_streaming_equals_on_device_training(folders, tmp_path, monkeypatch):
 def test_streamed_features_leave_no_thread_no_file_and_no_lock(folders, monkeypatch):
     """Also where an epoch is abandoned, and where nobody closes the store."""
     config = resolve(small_config(folders, train__epochs=20))
-    table = load_table(config.data.train, key='', data=config.data)
+    table = load_table(config.data.train, data=config.data)
     monkeypatch.setattr(sources, 'on_device_limit', lambda: 0)
     root = assets.cache_folder() / 'features'
 

@@ -267,7 +267,7 @@ BAD = [
     ([{'optim.learning_rate': 'fast'}], 'config.optim.learning_rate'),
     ([{'model.head': 'conf'}], "did you mean 'conv'"),
     ([{'optim.weight_decay': 0.1}], 'adamw'),
-    ([{'optim.labels': (('.*', 'all'),)}], 'the backbone learns'),
+    ([{'optim.labels': (('.*', 'all'),)}], 'the backbone is trained'),
 ]
 
 
@@ -290,7 +290,7 @@ def test_features_must_be_kept(config):
 
 
 SWEEP_FILES = [
-    (None, 'no such sweep file'),
+    (None, 'the sweep file does not exist'),
     ('def get_sweep(:', 'SyntaxError'),
     ('settings = []', 'get_sweep'),
     ('def get_sweep():\n    return []', 'list of'),
@@ -351,7 +351,10 @@ def test_command_on_one_device_and_on_two(root, tmp_path):
 
 @pytest.mark.parametrize(
     ('arguments', 'hint'),
-    [([], '--sweep'), (['--config=configs/traffic.py', '--sweep=none.py'], 'no such sweep file')],
+    [
+        ([], '--sweep'),
+        (['--config=configs/traffic.py', '--sweep=none.py'], 'the sweep file does not exist'),
+    ],
 )
 def test_bad_command_line_is_one_sentence(arguments, hint):
     done = run_module('sweep', *arguments)

@@ -6,7 +6,7 @@ import importlib.machinery
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 
 _NOTICES = b'oneDNN custom operations', b'absl::InitializeLog'  # of no use to the user
@@ -27,12 +27,14 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds TensorFlow, to be loaded by `_Loader`."""
 
     def find_spec(
-        self, fullname: str, path: object, target: ModuleType | None = None
+        self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Returns TensorFlow's specification; None for every other module."""
         if fullname != 'tensorflow':
             return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, None, target)
+        spec = importlib.machinery.PathFinder.find_spec(
+            fullname, None if path is None else list(path), target
+        )
         if spec is not None and spec.origin is not None:
             spec.loader = _Loader(fullname, spec.origin)
         return spec

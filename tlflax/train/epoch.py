@@ -43,7 +43,7 @@ class Runner:
 
     Attributes:
         classifier: The static half of the model.
-        tx: The optimizer of the trainable parameters; None where none are trained.
+        tx: The optimizer of the trainable parameters; None where nothing is trained.
         frozen: The parameters that never change, replicated over the mesh.
         mesh: Devices along one axis, 'data', over which batches are split.
         seed: Of dropout.

@@ -237,7 +237,7 @@ def test_names_hold_what_decides_the_pixels():
     augment = AugmentConfig(crops='five', crop_fraction=0.8, right_angles=True)
     view = {'horizontal_flip': True, 'quarter_turns': 3, 'crop': 1}
     assert sampling.describe(view, augment) == 'horizontal_flip quarter_turns=3 crop=top_right/0.8'
-    assert sampling.describe(sampling.plain(augment), augment) == 'crop=center/0.8'
+    assert sampling.describe(sampling.plain(augment), augment) == 'crop=centre/0.8'
     neither = AugmentConfig()
     assert sampling.describe(sampling.plain(neither), neither) == ''
     assert sampling.plain(augment) in sampling.outcomes(
@@ -268,7 +268,7 @@ def test_what_is_too_many_to_list(settings):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'crops': 'five', 'random_resized_crop': True}, 'fixed crops and random ones'),
+        ({'crops': 'five', 'random_resized_crop': True}, 'fixed crops and random crops'),
         ({'right_angles': True}, '32x48 pixels cannot be turned'),
         ({'random_crop_scale': (0.5, 1.5)}, r'random_crop_scale: \(0.5, 1.5\) is not a range'),
         ({'random_crop_ratio': (0.0, 1.0)}, r'random_crop_ratio: .* 0 < low <= high, such as'),

@@ -342,8 +342,9 @@ def test_the_process_is_left_as_it_was(lights, tmp_path):
 
 
 def test_nothing_is_printed(lights, data_dir, tmp_path):
-    """In a process of its own."""
+    """In a process of its own, where TensorFlow's notices are held back as in commands."""
     code = (
+        'from tlflax.config import tensorflow_notices; tensorflow_notices.hold_back();'
         'from tlflax.data.ingest.tfds import materialize; from pathlib import Path;'
         f'materialize("tfds:small_lights/train", Path({str(tmp_path / "cache")!r}));'
     )
