@@ -131,6 +131,12 @@ def test_every_plan_gives_every_block(way, size):
         assert relative_error(run(prepared, x), want[pool]) < 1e-5, pool
 
 
+def test_only_what_a_layer_needs_is_prepared():
+    params = reference.random_arrays(1, widths=WIDTHS)
+    prepared = fast_cpu.prepare(params, uniform(Tiling(4)), layer='block2_pool')
+    assert set(prepared) == {*network.conv_names(1), *network.conv_names(2)}
+
+
 def test_the_dense_layers_and_uint8_images():
     params = reference.random_arrays(2, widths=WIDTHS, top=True, units=8)
     x = np.random.default_rng(3).integers(0, 256, (1, 224, 224, 3), np.uint8)

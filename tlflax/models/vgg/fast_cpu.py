@@ -48,10 +48,16 @@ Plan = tuple[BlockPlan, ...]
 DIRECT_PLAN: Plan = tuple(BlockPlan((DIRECT,) * depth) for depth in network.DEPTHS)
 
 
-def prepare(params: network.Params, plan: Plan) -> Prepared:
-    """Returns the parameters with the convolutions' kernels transformed for `plan`."""
+def prepare(params: network.Params, plan: Plan, *, layer: str = 'predictions') -> Prepared:
+    """Returns the parameters that `layer` needs, the convolutions' kernels transformed for `plan`.
+
+    Args:
+        params: Nested dict like that of `network.init`.
+        plan: How the network will be computed.
+        layer: One of `network.LAYERS`.
+    """
     prepared: Prepared = {name: params[name] for name in network.TOP if name in params}
-    for block, block_plan in enumerate(plan, start=1):
+    for block, block_plan in enumerate(plan[: _depth(layer)], start=1):
         for name, tiling in zip(network.conv_names(block), block_plan.layers, strict=True):
             kernel = winograd.transform_kernel(params[name]['kernel'], tiling)
             prepared[name] = {'kernel': kernel, 'bias': jnp.asarray(params[name]['bias'])}
@@ -68,13 +74,12 @@ def features(
     """Runs the network up to one layer in float32; equals `network.apply` except for rounding.
 
     Args:
-        prepared: `prepare(params, plan)`.
+        prepared: `prepare(params, plan, layer=layer)`.
         x: Preprocessed images, at least 32 pixels high and wide.
         plan: How to compute it.
         layer: One of `network.LAYERS`.
     """
-    blocks = network.POOLS.index(layer) + 1 if layer in network.POOLS else len(network.POOLS)
-    for images, group in itertools.groupby(range(blocks), key=lambda i: plan[i].images):
+    for images, group in itertools.groupby(range(_depth(layer)), key=lambda i: plan[i].images):
         x = over_images(functools.partial(_blocks, prepared, plan, tuple(group)), x, images)
     if layer in network.TOP:
         x = x.reshape(x.shape[0], -1)
@@ -105,7 +110,7 @@ def compiled(
         layer: One of `network.LAYERS`.
         before: Preprocessing, compiled with the network.
     """
-    prepared = prepare(params, plan)
+    prepared = prepare(params, plan, layer=layer)
     program: ThreadedProgram[Array] = ThreadedProgram(
         lambda prepared, x: features(prepared, before(x), plan, layer=layer), name='backbone'
     )
@@ -115,6 +120,11 @@ def compiled(
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     return run
+
+
+def _depth(layer: str) -> int:
+    """Returns how many blocks a layer needs."""
+    return network.POOLS.index(layer) + 1 if layer in network.POOLS else len(network.POOLS)
 
 
 def split(batch: int) -> list[slice]:
