@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
@@ -101,7 +101,7 @@ class Trained:
         return {**result, 'step': self.step}
 
     def predict(
-        self, images: Sequence[str | Path] | UInt8[np.ndarray, 'b h w 3'], *, tta: bool = False
+        self, images: Sequence[str | Path] | np.ndarray, *, tta: bool = False
     ) -> list[Prediction]:
         """Classifies image files, or RGB arrays of the run's image size.
 
@@ -134,9 +134,7 @@ class Trained:
             for path, row in zip(paths, probabilities, strict=True)
         ]
 
-    def _predict_arrays(
-        self, images: UInt8[np.ndarray, 'b h w 3'], tta: bool
-    ) -> Float[np.ndarray, 'b classes']:
+    def _predict_arrays(self, images: np.ndarray, tta: bool) -> Float[np.ndarray, 'b classes']:
         if images.dtype != np.uint8 or images.shape[1:] != (*self.config.data.image_size, 3):
             height, width = self.config.data.image_size
             raise UserError(
