@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
     # Under a limit, JAX locks the folder, so that no process reads what another still writes.
     os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(4 << 30)
+
+# A pytest in the background of a script ignores SIGINT, and every process it starts would too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
