@@ -11,11 +11,9 @@ from fork_server import server
 from PIL import Image
 
 from tlflax.config import default_config
-from tlflax.data.images.decode import MAX_PIXELS
-from tlflax.data.inputs.class_checks import check_listing
-from tlflax.data.inputs.folder import list_folder
-from tlflax.data.inputs.listing import scan
-from tlflax.data.table import ImageTable, make_table
+from tlflax.config.schema import DataConfig
+from tlflax.data.splits.load import load_table
+from tlflax.data.table import ImageTable
 from tlflax.utils.errors import located
 
 TESTS = Path(__file__).parent
@@ -108,30 +106,26 @@ class Stops:
 def scan_folder(
     root: str | os.PathLike[str],
     *,
-    on_bad_image: str = 'error',
     key: str = 'config.data.train',
     class_names: Sequence[str] | None = None,
-    workers: int | None = None,
-    max_pixels: int = MAX_PIXELS,
+    **data: object,
 ) -> ImageTable:
-    """Finds, reads and verifies every image of a folder of class folders.
+    """Returns the table of a folder of class folders, as a configuration key loads it.
 
     Args:
         root: The folder that holds one folder for each class.
-        on_bad_image: 'error', or 'skip' to leave bad images out, with a warning that names them.
-        key: The configuration key that gave `root`, for messages.
-        class_names: The training split's class names, which decide the labels of this split;
-            folders of other names are errors, missing ones a warning. None: this is the training
-            split.
-        workers: Threads that read files.
-        max_pixels: Larger images are bad images.
-
-    Raises:
-        UserError: No such folder, no class folders, images outside them, a single class, an empty
-            class, a class unknown to training, or bad images unless skipped.
+        key: The configuration key, for messages.
+        class_names: See `load_table`.
+        **data: Keys of the configuration's section `data`.
     """
     with located(key):
-        listing = list_folder(root)
-        check_listing(listing, class_names)
-        found = scan(listing, workers=workers, max_pixels=max_pixels)
-        return make_table(found, on_bad_image=on_bad_image, class_names=class_names)
+        return load_table(os.fspath(root), data=DataConfig(**data), class_names=class_names)
+
+
+def same_leaves(a, b):
+    """Whether two trees have one structure and the very same objects as leaves."""
+    import jax
+
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

@@ -6,35 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import same_leaves
 
 from tlflax.utils.errors import UserError
 from tlflax.utils.labels import format_table, label_tree, partition
 from tlflax.utils.trees import merge
 
 RULES = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
-
-
-@pytest.fixture
-def params():
-    """A small tree in the shape of a classifier's."""
-    rng = np.random.default_rng(0)
-
-    def layer(*shape):
-        return {
-            'kernel': rng.normal(size=shape).astype(np.float32),
-            'bias': rng.normal(size=shape[-1:]).astype(np.float32),
-        }
-
-    return {
-        'backbone': {'block1_conv1': layer(3, 3, 3, 4), 'block5_conv1': layer(3, 3, 4, 8)},
-        'head': {'dense': layer(8, 5), 'predictions': layer(5, 3)},
-    }
-
-
-def same(a, b):
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 def test_first_matching_pattern_gives_the_label(params):
@@ -112,8 +90,8 @@ def test_partition_and_merge(params):
     trainable, frozen = partition(params, labels)
     assert set(trainable) == {'head'}
     assert set(frozen) == {'backbone'}
-    assert same(merge(trainable, frozen), params)
-    assert same(merge(frozen, trainable), params)
+    assert same_leaves(merge(trainable, frozen), params)
+    assert same_leaves(merge(frozen, trainable), params)
 
 
 def test_partition_leaves_no_empty_branches(params):
@@ -121,10 +99,10 @@ def test_partition_leaves_no_empty_branches(params):
     trainable, frozen = partition(params, labels)
     assert set(trainable['head']['dense']) == {'kernel'}
     assert set(frozen['head']['dense']) == {'bias'}
-    assert same(merge(trainable, frozen), params)
+    assert same_leaves(merge(trainable, frozen), params)
     all_trainable, nothing = partition(params, label_tree(params, (('.*', 'x'),)))
     assert nothing == {}
-    assert same(all_trainable, params)
+    assert same_leaves(all_trainable, params)
 
 
 def test_merge_inside_jit_and_grad(params):

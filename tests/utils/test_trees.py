@@ -6,32 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import same_leaves
 
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
-
-
-@pytest.fixture
-def params():
-    """A small tree in the shape of a classifier's."""
-    rng = np.random.default_rng(0)
-
-    def layer(*shape):
-        return {
-            'kernel': rng.normal(size=shape).astype(np.float32),
-            'bias': rng.normal(size=shape[-1:]).astype(np.float32),
-        }
-
-    return {
-        'backbone': {'block1_conv1': layer(3, 3, 3, 4), 'block5_conv1': layer(3, 3, 4, 8)},
-        'head': {'dense': layer(8, 5), 'predictions': layer(5, 3)},
-    }
-
-
-def same(a, b):
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 def test_flatten_names_every_leaf_by_its_path(params):
@@ -47,7 +25,7 @@ def test_flatten_names_every_leaf_by_its_path(params):
         for name in ('kernel', 'bias')
     }
     assert flat['head/dense/kernel'] is params['head']['dense']['kernel']
-    assert same(trees.unflatten(flat), params)
+    assert same_leaves(trees.unflatten(flat), params)
 
 
 def test_flatten_works_on_labels_and_on_abstract_arrays(params):
@@ -64,10 +42,10 @@ def test_unflatten_refuses_a_leaf_that_is_also_a_branch(flat):
 
 def test_merge_joins_what_was_split(params):
     head, backbone = {'head': params['head']}, {'backbone': params['backbone']}
-    assert same(trees.merge(head, backbone), params)
+    assert same_leaves(trees.merge(head, backbone), params)
     kernels = {p: leaf for p, leaf in trees.flatten(params).items() if p.endswith('kernel')}
     biases = {p: leaf for p, leaf in trees.flatten(params).items() if p.endswith('bias')}
-    assert same(trees.merge(trees.unflatten(biases), trees.unflatten(kernels)), params)
+    assert same_leaves(trees.merge(trees.unflatten(biases), trees.unflatten(kernels)), params)
 
 
 def test_merge_refuses_a_parameter_given_twice(params):

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
 from tlflax.data.images.format import ImageFormat
-from tlflax.data.pipeline.batch import Batches
+from tlflax.data.pipeline.batch import Batches, BatchFormat
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Order
 from tlflax.features.extract import Compute
@@ -38,6 +38,15 @@ class ImageSource:
         self._table, self._image_format, self._augment = table, image_format, augment
         self._order, self._view = order, view
 
+    @property
+    def _batch_format(self) -> BatchFormat:
+        return {
+            'image_format': self._image_format,
+            'batch_size': self._order.batch_size,
+            'process_index': jax.process_index(),
+            'process_count': jax.process_count(),
+        }
+
     def train_batches(self, epoch: int, start_step: int) -> Batches:
         """See `tlflax.features.batches.StreamedSource`."""
         from tlflax.data.pipeline import tf_data  # imports TensorFlow, which cached runs spare
@@ -49,10 +58,7 @@ class ImageSource:
             epoch=epoch,
             balanced=self._order.balanced,
             start_step=start_step,
-            image_format=self._image_format,
-            batch_size=self._order.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._batch_format,
         )
         return weighted(batches, self._table.weights)
 
@@ -64,10 +70,7 @@ class ImageSource:
             self._table,
             augment=self._augment,
             view=self._view,
-            image_format=self._image_format,
-            batch_size=self._order.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._batch_format,
         )
 
 

@@ -103,10 +103,12 @@ class OnDeviceFeatures:
     Attributes:
         cached: Which views of which images they are, and their order.
         on_device: The features of all views that are ever drawn, in the order of `cached.rows`.
+        places: Where in `on_device` each view of each image is.
     """
 
     cached: CachedFeatures
     on_device: OnDevice
+    places: Int[np.ndarray, 'views n']
 
     @property
     def num_examples(self) -> int:
@@ -124,9 +126,7 @@ class OnDeviceFeatures:
     def _rows(
         self, positions: Int[np.ndarray, 'steps b'], view: Int[np.ndarray, ' n']
     ) -> Int[np.ndarray, 'steps b']:
-        drawn = self.cached.rows >= 0
-        number = np.cumsum(drawn.ravel()).reshape(drawn.shape) - 1
-        return np.where(positions >= 0, number[view[positions], positions], -1)
+        return np.where(positions >= 0, self.places[view[positions], positions], -1)
 
 
 FeatureSource = StreamedFeatures | OnDeviceFeatures
@@ -151,7 +151,8 @@ def feature_source(cached: CachedFeatures, mesh: Mesh) -> FeatureSource:
         weight=None if weights is None else put(weights[image]),
     )
     cached.store.close()
-    return OnDeviceFeatures(cached, on_device)
+    places = np.cumsum(wanted.ravel()).reshape(wanted.shape) - 1
+    return OnDeviceFeatures(cached, on_device, places)
 
 
 def evaluating(source: FeatureSource, view: int) -> FeatureSource:

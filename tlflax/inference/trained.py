@@ -12,7 +12,6 @@ from jaxtyping import Float
 
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
-from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits import loose_files
 from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
@@ -21,6 +20,7 @@ from tlflax.features.select import SourceSelector
 from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses, metrics
 from tlflax.train.epoch import Runner, evaluate_split
+from tlflax.train.setup import build_sources
 from tlflax.train.steps import eval_step
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, located
@@ -166,16 +166,13 @@ class Trained:
         return views
 
     def _sources(self) -> SourceSelector:
-        return SourceSelector(
-            image_format=ImageFormat.of(self.config.data),
-            augment=self.config.augment,
-            features=self.config.features,
-            train_config=self.config.train,
-            weights_digest=self.weights_digest,
-            frozen=self.frozen,
-            classifier=self.classifier,
-            mesh=self.mesh,
-            backbone_learns='backbone' in self.trainable,
+        return build_sources(
+            self.config,
+            self.weights_digest,
+            self.trainable,
+            self.frozen,
+            self.classifier,
+            self.mesh,
         )
 
     def _runner(self) -> Runner:

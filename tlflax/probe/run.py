@@ -25,7 +25,6 @@ from tlflax.train.metrics import VAL_METRICS
 from tlflax.train.position import Position, Record
 from tlflax.train.run import publish
 from tlflax.train.setup import Run
-from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.workdir.files import Workdir
 
@@ -66,10 +65,7 @@ def run(config: Config, work: Workdir, *, standardize: bool = False) -> JsonObje
         UserError: The features are not kept on the device, or the workdir is in use.
     """
     began = time.perf_counter()
-    if (work.path / 'config.json').exists():
-        raise UserError(
-            'this workdir is in use', where=str(work.path), fix='give another --workdir'
-        )
+    work.require_unused('config.json')
     config = probe_config(config)
     run = setup.build(config, setup.load(config))
     train = run.sources.eval(run.splits.train, 'training')

@@ -124,10 +124,7 @@ def run(
         KeyboardInterrupt: After writing.
     """
     began = time.perf_counter()
-    if any((work.path / name).exists() for name in ('sweep.json', 'config.json', 'best')):
-        raise UserError(
-            'this workdir is in use', where=str(work.path), fix='give another --workdir'
-        )
+    work.require_unused('sweep.json', 'config.json', 'best')
     sweep = prepare_sweep(config, settings, where)
     finished, interrupted = _train_all(sweep)
     ranking = [

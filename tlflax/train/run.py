@@ -154,8 +154,9 @@ def _resume(
 def _result(fit: Fit, position: Position) -> JsonObject:
     """Evaluates the checkpoint that counts and returns the contents of result.json."""
     run, checkpoints = fit.run, fit.checkpoints
-    best = checkpoints.meta(checkpoints.find('best'))['record']
-    step = checkpoints.find('best' if run.config.early_stopping.restore_best else 'last')
+    best_step = checkpoints.find('best')
+    best = checkpoints.meta(best_step)['record']
+    step = best_step if run.config.early_stopping.restore_best else checkpoints.find('last')
     params = replicate(checkpoints.params(step, run.learner.trainable), run.runner.mesh)
     val = evaluate_split(run.runner, params, fit.val, run.splits.val)
     test = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 from absl import logging
+from jax.sharding import Mesh
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
@@ -119,16 +120,8 @@ def build(config: Config, inputs: Inputs) -> Run:
             classes=classes,
         ),
     )
-    sources = SourceSelector(
-        image_format=ImageFormat.of(config.data),
-        augment=config.augment,
-        features=config.features,
-        train_config=config.train,
-        weights_digest=pretrained.digest,
-        frozen=runner.frozen,
-        classifier=runner.classifier,
-        mesh=mesh,
-        backbone_learns='backbone' in learner.trainable,
+    sources = build_sources(
+        config, pretrained.digest, learner.trainable, runner.frozen, runner.classifier, mesh
     )
     return Run(
         config=config,
@@ -221,6 +214,28 @@ def build_classifier(
         preprocess=preprocess,
         layer=config.features.layer,
         dtype=config.model.dtype,
+    )
+
+
+def build_sources(
+    config: Config,
+    weights_digest: str,
+    trainable: Params,
+    frozen: Params,
+    classifier: Classifier,
+    mesh: Mesh,
+) -> SourceSelector:
+    """Returns what chooses the sources of the splits, in training and after it."""
+    return SourceSelector(
+        image_format=ImageFormat.of(config.data),
+        augment=config.augment,
+        features=config.features,
+        train_config=config.train,
+        weights_digest=weights_digest,
+        frozen=frozen,
+        classifier=classifier,
+        mesh=mesh,
+        backbone_learns='backbone' in trainable,
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,9 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part of it. If the block raises, `path` stays
     unchanged and the temporary file is deleted.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(descriptor)
-    partial = Path(name)
+    # Whoever opens it creates it, with the mode that the user's umask gives.
+    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
     try:
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes it readable to its owner alone
         yield partial
         os.replace(partial, path)
     finally:
@@ -39,7 +37,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 def dump_json(value: object, *, indent: int | None = None) -> str:
     """Returns strict JSON: NaN and infinities become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(plain_json(value), indent=indent, allow_nan=False)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -47,16 +45,10 @@ def write_json(path: Path, value: object) -> None:
     atomic_write(path, dump_json(value, indent=2) + '\n')
 
 
-def _finite(value: object) -> object:
+def plain_json(value: Any) -> Any:
+    """Returns a value as strict JSON gives it back: tuples as lists, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _umask() -> int:
-    """Returns the process's file mode creation mask, or 022 where it cannot be read unchanged."""
-    with contextlib.suppress(OSError, IndexError):
-        return int(Path('/proc/self/status').read_text().split('Umask:')[1].split()[0], 8)
-    return 0o022

@@ -6,7 +6,6 @@ configured, `frozen` (the frozen parameters). The latest and the best step are k
 """
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from tlflax.models.classifier import Params
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import JsonObject, dump_json
+from tlflax.utils.files import JsonObject, plain_json
 
 _RANK = 'rank'
 
@@ -141,7 +140,7 @@ class Checkpoints:
         items: dict[str, ocp.args.CheckpointArgs] = {
             'params': ocp.args.StandardSave(host[0]),
             'opt_state': ocp.args.StandardSave(host[1]),
-            'meta': ocp.args.JsonSave(json.loads(dump_json({**meta, 'rank': rank}))),
+            'meta': ocp.args.JsonSave(plain_json({**meta, 'rank': rank})),
         }
         if frozen is not None:
             items['frozen'] = ocp.args.StandardSave(jax.tree.map(np.asarray, frozen))

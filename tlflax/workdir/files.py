@@ -11,7 +11,7 @@ from tensorboardX import SummaryWriter
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import JsonObject, atomic_write, dump_json, write_json
+from tlflax.utils.files import JsonObject, atomic_write, dump_json, plain_json, write_json
 
 _PACKAGES = ('tlflax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -77,6 +77,17 @@ class Workdir:
         """Writes config.json, which binds the workdir to this configuration."""
         write_json(self.path / 'config.json', config)
 
+    def require_unused(self, *names: str) -> None:
+        """Refuses a workdir that has any of these files.
+
+        Raises:
+            UserError: It has one.
+        """
+        if any((self.path / name).exists() for name in names):
+            raise UserError(
+                'this workdir is in use', where=str(self.path), fix='give another --workdir'
+            )
+
     def result(self) -> JsonObject | None:
         """Returns the result of a finished run, or None."""
         path = self.path / 'result.json'
@@ -138,7 +149,7 @@ def read_json(path: Path) -> Any:
 
 def _plain(config: JsonObject) -> JsonObject:
     """Returns a configuration's leaves as they are once written and read."""
-    return _leaves(json.loads(dump_json(config)))
+    return _leaves(plain_json(config))
 
 
 def _leaves(tree: JsonObject, prefix: str = '') -> JsonObject:

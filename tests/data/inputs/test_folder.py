@@ -83,7 +83,7 @@ def test_select_takes_rows_or_a_mask(tmp_path):
     assert len(table.select(np.zeros(5, bool))) == 0
 
 
-def test_order_is_by_class_then_path_and_not_the_file_systems(tmp_path):
+def test_order_is_by_class_then_path_and_not_the_file_systems(tmp_path, monkeypatch):
     files = {
         'a b/z.png': 1,
         'a/z.jpg': 2,
@@ -94,7 +94,8 @@ def test_order_is_by_class_then_path_and_not_the_file_systems(tmp_path):
         'نیم\u200cفاصله/1.jpg': 7,
     }
     first = scan_folder(put(tmp_path / '1', files))
-    second = scan_folder(put(tmp_path / '2', dict(reversed(files.items()))), workers=3)
+    monkeypatch.setattr(scans, '_workers', lambda: 3)
+    second = scan_folder(put(tmp_path / '2', dict(reversed(files.items()))))
     wanted = ['a/B.jpg', 'a/b.jpg', 'a/b/x.jpg', 'a/z.jpg', 'a b/z.png', 'ä/日本 1.jpg']
     wanted.append('نیم\u200cفاصله/1.jpg')
     assert relative(first) == relative(second) == wanted
@@ -506,8 +507,9 @@ def test_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
         return read_file(path, **options)
 
     monkeypatch.setattr(scans, 'read_file', interrupt)
+    monkeypatch.setattr(scans, '_workers', lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        scan_folder(root, workers=1)
+        scan_folder(root)
     kept = paths[: len(paths) // scans._CHUNK * scans._CHUNK]
     assert len(kept) >= 64
     paths.clear()

@@ -33,7 +33,6 @@ _SAVE_SECONDS = 60.0
 def read_all(
     root: str,
     entries: Sequence[Entry],
-    workers: int | None = None,
     *,
     memory: str = '',
     listed: bool = False,
@@ -45,8 +44,6 @@ def read_all(
     Args:
         root: The absolute folder that the entries' paths start from.
         entries: The files.
-        workers: Threads. Threads, because a fork with JAX or TensorFlow loaded may hang and a
-            spawned process would run the caller's script again; decoding releases the lock.
         memory: The absolute path under which the results are remembered; `root` by default.
         listed: See `read_file`.
         max_pixels: See `read_file`.
@@ -70,7 +67,7 @@ def read_all(
             _saving(place, entries, known) as save_now_and_then,
             progress('reading images', len(todo)) as tick,
         ):
-            for rows, files in _map(read, todo, workers or _workers()):
+            for rows, files in _map(read, todo, _workers()):
                 for row, file in zip(rows, files, strict=True):
                     known[row] = file
                 tick(len(rows))
@@ -124,7 +121,11 @@ def _hashed(files: list[ScannedFile]) -> list[ScannedFile]:
 
 
 def _workers() -> int:
-    """As many as there are cores for this process: more get into each other's way."""
+    """Returns how many threads read files: one for each core, as more slow each other down.
+
+    They are threads, as a fork with JAX or TensorFlow loaded may hang and a spawned process would
+    run the caller's script again; decoding releases the lock.
+    """
     return min(32, cpu.cores())
 
 

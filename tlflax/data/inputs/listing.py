@@ -74,7 +74,6 @@ class Scan:
 def scan(
     listing: Listing,
     *,
-    workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     background: tuple[int, int, int] = (0, 0, 0),
 ) -> Scan:
@@ -83,7 +82,6 @@ def scan(
     files, num_read = read_all(
         listing.root,
         listing.entries,
-        workers,
         memory=listing.source,
         listed=listing.lines is not None,
         max_pixels=max_pixels,

@@ -6,6 +6,8 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, Int64, UInt8
 
+from tlflax.data.images.format import ImageFormat
+
 
 class Batch(TypedDict):
     """A batch of `b` examples on the host, padded at its end to the size of all others.
@@ -35,3 +37,12 @@ class Batch(TypedDict):
 
 Batches = Generator[Batch, None, None]
 """Batches of one shape; closing it frees what they are read from."""
+
+
+class BatchFormat(TypedDict):
+    """What all batches of a run have in common; see `tlflax.data.pipeline.tf_data.batches`."""
+
+    image_format: ImageFormat
+    batch_size: int
+    process_index: NotRequired[int]
+    process_count: NotRequired[int]

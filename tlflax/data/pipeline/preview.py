@@ -21,6 +21,7 @@ from tlflax.data.augment import mixup, policies, ranges, sampling
 from tlflax.data.images.decode import printable, read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import crops, tf_data
+from tlflax.data.pipeline.batch import BatchFormat
 from tlflax.data.table import ImageTable
 from tlflax.utils.errors import as_user_error
 from tlflax.utils.files import replacing
@@ -112,7 +113,7 @@ def _column(
 ) -> list[Cell]:
     """Returns each row's image and the lines under it; epoch None: as evaluation sees it."""
     size = image_format.image_size
-    form: tf_data.BatchFormat = {'image_format': image_format, 'batch_size': len(rows)}
+    form: BatchFormat = {'image_format': image_format, 'batch_size': len(rows)}
     if epoch is None:
         (batch,) = tf_data.eval_epoch(table.select(rows), augment=augment, **form)
         texts = [[_class(table, row), _name(table, row)] for row in rows]

@@ -8,7 +8,7 @@ step. Closing an iterator of batches, or reading it to its end, ends its threads
 import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import NotRequired, TypedDict, Unpack
+from typing import Unpack
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +21,7 @@ from tlflax.data.augment import mixup, ranges, sampling
 from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import crops, tf_decode
-from tlflax.data.pipeline.batch import Batches
+from tlflax.data.pipeline.batch import Batches, BatchFormat
 from tlflax.data.pipeline.examples import Examples, make_batch, make_items, pick
 from tlflax.data.table import ImageTable
 from tlflax.utils import cpu
@@ -29,15 +29,6 @@ from tlflax.utils import cpu
 _DEFAULT = AugmentConfig()
 _IN_FLIGHT = 8  # images in progress for each core, so that a slow one does not hold up the others
 _AHEAD = 2  # batches ready before they are asked for, which bounds the memory
-
-
-class BatchFormat(TypedDict):
-    """What all batches of a run have in common; see `batches`."""
-
-    image_format: ImageFormat
-    batch_size: int
-    process_index: NotRequired[int]
-    process_count: NotRequired[int]
 
 
 def train_epoch(
