@@ -21,6 +21,7 @@ import argparse
 import collections
 import functools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,9 @@ from jaxtyping import UInt8
 
 from tlflax.features import extract
 from tlflax.models import classifier
+from tlflax.models.base.modules import Variables
 from tlflax.models.vgg import network as vgg
+from tlflax.models.vgg.rows import VGG16
 
 Figures = dict[str, Any]  # a JSON object
 Images = UInt8[np.ndarray, 'b h w 3']
@@ -48,16 +51,16 @@ AHEAD = 2  # batches under way before the oldest is fetched
 def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
     """Ours: `extract.backbone_step`, as the feature cache is filled with on accelerators."""
     model = classifier.create(
-        params, image_size=(size, size), num_classes=2, head='gap_linear', units=1, dropout=0.0,
-        preprocess='caffe', dtype=dtype,
+        VGG16, {}, image_size=(size, size), num_classes=2, head='gap_linear', units=1, dropout=0.0,
+        preprocess='caffe', layer=VGG16.layer, dtype=dtype,
     )  # fmt: skip
-    params = jax.device_put(params)
+    variables = Variables(jax.device_put(params), {})
 
     def run(batches: list[Images]) -> Iterator[np.ndarray]:
         waiting: collections.deque[jax.Array] = collections.deque()
         for batch in batches:
             image = jax.device_put(batch)
-            waiting.append(extract.backbone_step(params, image, classifier=model))
+            waiting.append(extract.backbone_step(variables, image, classifier=model))
             if len(waiting) > AHEAD:
                 yield np.asarray(waiting.popleft(), np.float32)
         while waiting:
@@ -78,8 +81,8 @@ def torch_network(params: vgg.Params, *, on_cpu: bool) -> Side | None:
         return None
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     layers: list[torch.nn.Module] = []
-    for block in range(1, len(vgg.DEPTHS) + 1):
-        for name in vgg.conv_names(block):
+    for block, depth in zip(vgg.BLOCKS, vgg.VGG16, strict=True):
+        for name in vgg.conv_names(block, depth):
             kernel = torch.tensor(np.asarray(params[name]['kernel'])).permute(3, 2, 0, 1)
             conv = torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1)
             conv.weight = torch.nn.Parameter(kernel.contiguous())
@@ -152,9 +155,9 @@ def direct_operations(size: int) -> float:
     """Returns the operations of direct convolution for one image, two per multiplication."""
     shapes = vgg.shapes()
     return sum(
-        2.0 * np.prod(shapes[f'{name}/kernel']) * (size >> (block - 1)) ** 2
-        for block in range(1, len(vgg.DEPTHS) + 1)
-        for name in vgg.conv_names(block)
+        2.0 * math.prod(shapes[f'{name}/kernel']) * (size >> (block - 1)) ** 2
+        for block, depth in zip(vgg.BLOCKS, vgg.VGG16, strict=True)
+        for name in vgg.conv_names(block, depth)
     )
 
 

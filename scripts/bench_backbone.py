@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 import roofline
 
-from tlflax.models import preprocess
+from tlflax.models import pretrained
 from tlflax.models.vgg import network
-from tlflax.models.weights import pretrained
+from tlflax.models.vgg.rows import VGG16
+from tlflax.models.weights import preprocess
 
 SIZE = 224
 CHECKED = 2  # images compared with float64
@@ -85,8 +86,8 @@ class Contestant:
 def exact(params: network.Params, x: np.ndarray) -> np.ndarray:
     """Computes block5_pool by direct convolution in float64, with NumPy."""
     x = x.astype(np.float64)
-    for block in range(1, len(network.DEPTHS) + 1):
-        for name in network.conv_names(block):
+    for block, depth in zip(network.BLOCKS, network.VGG16, strict=True):
+        for name in network.conv_names(block, depth):
             kernel, bias = (np.asarray(params[name][k], np.float64) for k in ('kernel', 'bias'))
             height, width = x.shape[1:3]
             padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -107,7 +108,7 @@ def exact(params: network.Params, x: np.ndarray) -> np.ndarray:
 def load_params(path: str | None) -> network.Params:
     """Returns the convolutions of a weights file, or random ones that keep activations' size."""
     if path:
-        return pretrained.load(path, top=False).params
+        return pretrained.load(path, VGG16, layer=VGG16.layer).variables.params
     rng = np.random.default_rng(0)
     params: network.Params = {}
     for name, shape in network.shapes().items():

@@ -41,12 +41,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from tlflax.config.parse import resolve
 from tlflax.config.schema import Config
 from tlflax.features.views import training_views, view_keys
 from tlflax.models import heads
+from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.models.vgg import network as vgg
+from tlflax.models.vgg.rows import VGG16
 from tlflax.train import optim, setup, steps
 from tlflax.train.losses import Loss
 from tlflax.utils import trees
@@ -75,7 +76,7 @@ def synthetic(label: np.ndarray, seed: int) -> np.ndarray:
     return np.maximum(noise + tell[shown], 0).astype(np.float16)
 
 
-def first_params(dropout: float) -> trees.Tree:
+def first_variables(dropout: float) -> Variables:
     """Returns the head both sides start from."""
     return heads.init('conv', SHAPE, CLASSES, jax.random.key(0), units=64, dropout=dropout)
 
@@ -84,18 +85,25 @@ def tlflax_epoch(
     features: np.ndarray, label: np.ndarray, order: np.ndarray, dropout: float
 ) -> Epoch:
     """Returns tlflax's epoch: `steps.train_scan` over on-device features."""
-    graph = heads.graph('conv', SHAPE, CLASSES, units=64, dropout=dropout)
-    classifier = Classifier('caffe', 'block5_pool', 'float32', graph)
-    params = {'head': first_params(dropout)}
-    labels = label_tree(params, (('head/.*', 'head'),))
+    head = heads.static('conv', SHAPE, CLASSES, units=64, dropout=dropout)
+    classifier = Classifier(VGG16, 'caffe', VGG16.layer, VGG16.layer, 'float32', head)
+    variables = Variables({'head': first_variables(dropout).params}, {})
+    labels = label_tree(variables.params, (('head/.*', 'head'),))
     tx = optim.build(labels, name='adam', learning_rates={'head': 1e-3})
     on_device = steps.OnDevice(jnp.asarray(features), jnp.asarray(label))
-    state = steps.init_state(params, tx)
+    state = steps.init_state(variables, tx)
 
     def epoch() -> np.ndarray:
         nonlocal state
         state, sums = steps.train_scan(
-            state, {}, on_device, jnp.asarray(order), 0, Loss(), classifier=classifier, tx=tx
+            state,
+            Variables({}, {}),
+            on_device,
+            jnp.asarray(order),
+            0,
+            Loss(),
+            classifier=classifier,
+            tx=tx,
         )
         return np.asarray(sums.loss) / np.asarray(sums.examples)
 
@@ -114,7 +122,7 @@ def torch_epoch(
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, CLASSES)),
     )
-    params = jax.device_get(first_params(dropout))
+    params = jax.device_get(first_variables(dropout))
     names = {'0': 'conv1', '3': 'conv2', '7': 'hidden', '10': 'logits'}
     state = {}
     for number, name in names.items():
@@ -208,7 +216,7 @@ def write_problem(folder: Path, n: int, epochs: int) -> list[dict[str, float]]:
         {'optim.learning_rate': rate, 'train.seed': seed} for rate in RATES for seed in SEEDS
     ]
     (folder / 'sweep.py').write_text(f'def get_sweep():\n    return {settings!r}\n')
-    fill_cache(resolve(runpy.run_path(str(folder / 'config.py'))['get_config']()))
+    fill_cache(setup.configure(runpy.run_path(str(folder / 'config.py'))['get_config']()))
     return settings
 
 

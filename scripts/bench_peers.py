@@ -69,7 +69,7 @@ def xla_direct(params: Params) -> Run:
 
     from tlflax.models.vgg import network as vgg
 
-    program = jax.jit(vgg.apply)
+    program = jax.jit(lambda params, x: vgg.VGG(params)(x))
     return functools.partial(program, jax.device_put(params))
 
 

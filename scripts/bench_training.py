@@ -37,7 +37,8 @@ from typing import Any
 import numpy as np
 
 from tlflax.data.inputs.demos import TRAFFIC_LIGHTS
-from tlflax.models.weights import pretrained
+from tlflax.models import pretrained
+from tlflax.models.vgg.rows import VGG16
 from tlflax.models.weights.catalogue import VGG16_IMAGENET
 from tlflax.utils import cpu, trees
 from tlflax.utils.assets import fetch
@@ -85,7 +86,7 @@ class Setting:
 def prepare(scratch: Path, quick: bool) -> Setting:
     """Fetches images and weights and puts them where both sides find them."""
     images = fetch(TRAFFIC_LIGHTS)
-    arrays = trees.flatten(pretrained.load(fetch(VGG16_IMAGENET)).params)
+    arrays = trees.flatten(pretrained.load(fetch(VGG16_IMAGENET), VGG16).variables.params)
     np.savez(scratch / 'weights.npz', **arrays)
     if quick:
         images = copy_part(images, scratch / 'images', QUICK_PART)

@@ -86,7 +86,8 @@ def costs(chosen: Plan, batch: int) -> list[Cost]:
     """Counts the work of every layer for one image of 224x224 pixels in a batch."""
     found, channels, size = [], 3, SIZE
     for number, (block, wide) in enumerate(zip(chosen, network.WIDTHS, strict=True), start=1):
-        for name, tiling in zip(network.conv_names(number), block.layers, strict=True):
+        names = network.conv_names(number, len(block.layers))
+        for name, tiling in zip(names, block.layers, strict=True):
             m, n = tiling.tile, tiling.tile + 2
             direct = 2 * 9 * size**2 * channels * wide
             products, positions, between = direct, 9, 0
@@ -96,7 +97,7 @@ def costs(chosen: Plan, batch: int) -> list[Cost]:
                 products = 2 * positions * tiles * channels * wide
                 between = 2 * positions * tiles * (channels + wide)
             kernels = positions * channels * wide / (min(block.images, batch) or batch)
-            result = size**2 * wide / (4 if name == network.conv_names(number)[-1] else 1)
+            result = size**2 * wide / (4 if name == names[-1] else 1)
             moved = 4 * (size**2 * channels + result + between + kernels)
             found.append(Cost(name, direct, products, moved))
             channels = wide

@@ -6,7 +6,7 @@ import torch
 import vgg_reference as reference
 from helpers import ROOT, run_script
 
-from tlflax.models.weights import pretrained
+from tlflax.models import pretrained
 from tlflax.utils import trees
 
 SCRIPT = ROOT / 'scripts' / 'convert_weights.py'

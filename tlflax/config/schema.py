@@ -207,7 +207,7 @@ class WeightsConfig:
     preprocess: str = _key(
         'auto',
         'normalization of pixel values; auto: the one that the weights were trained with',
-        choices=('auto', 'caffe', 'torch', 'rescale'),
+        choices=('auto', 'caffe', 'torch', 'rescale', 'tf', 'none'),
     )
 
 
@@ -215,8 +215,16 @@ class WeightsConfig:
 class ModelConfig:
     """The network."""
 
-    backbone: str = _key('vgg16', 'the pretrained network', choices=('vgg16',))
-    head: str = _key('conv', 'conv, gap_linear, flatten_linear or mlp: see tlflax/models/heads.py')
+    backbone: str = _key(
+        'vgg16',
+        "the pretrained network: vgg16, vgg19, or 'py:FILE.py:NAME' for one of your own; see "
+        'tlflax/models/backbones.py',
+    )
+    head: str = _key(
+        'conv',
+        "conv, gap_linear, flatten_linear, mlp, or 'py:FILE.py:NAME' for one of your own; see "
+        'tlflax/models/heads.py',
+    )
     units: int = _key(64, 'width of the hidden dense layer of the conv and mlp heads', at_least=1)
     dropout: float = _key(
         0.5, 'dropout rate of the hidden units of the head', at_least=0, at_most=0.99
@@ -338,7 +346,11 @@ class FeaturesConfig:
         'augmentation by a number of `views`; False: run the backbone on every batch',
         choices=('auto', 'True', 'False'),
     )
-    layer: str = _key('block5_pool', 'the layer of the backbone whose output is fed to the head')
+    layer: str = _key(
+        'auto',
+        'the layer of the backbone whose output is fed to the head; auto: the one that the '
+        'backbone recommends',
+    )
     views: int = _key(
         8, 'augmented views of each image if cache=True and augmentation is continuous', at_least=1
     )

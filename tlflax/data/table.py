@@ -16,9 +16,9 @@ from absl import logging
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from tlflax.data.images import perceptual_hash
-from tlflax.data.images.decode import printable
 from tlflax.data.inputs.class_checks import refuse_empty, report_bad, some
 from tlflax.data.inputs.listing import Listing, Scan
+from tlflax.utils.errors import printable
 
 _COLUMNS = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups', 'perceptual_hashes')
 

@@ -21,9 +21,9 @@ from tlflax.data.table import ImageTable
 from tlflax.features.cache import quota
 from tlflax.features.cache.store import Store
 from tlflax.features.views import Views, view_keys
-from tlflax.models import preprocess
-from tlflax.models.classifier import Classifier, Params
-from tlflax.models.vgg import autotune, fast_cpu, network
+from tlflax.models.base.modules import Variables
+from tlflax.models.classifier import Classifier
+from tlflax.models.weights import preprocess
 from tlflax.utils import assets
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import put_batch
@@ -37,31 +37,32 @@ Compute = Callable[[UInt8[np.ndarray, 'b h w 3']], jax.Array]
 
 
 def describe_space(
-    image_format: ImageFormat, *, weights_digest: str, preprocess: str, layer: str, dtype: str
+    image_format: ImageFormat, classifier: Classifier, *, weights_digest: str
 ) -> dict[str, object]:
     """Returns everything that determines a feature apart from the image and its view.
 
     Args:
         image_format: How image files are read.
-        weights_digest: The digest of the backbone's parameters.
-        preprocess: What is done to pixels before the backbone.
-        layer: The backbone output that is kept.
-        dtype: The backbone's compute type.
+        classifier: Its preprocessing, backbone, cut and compute type.
+        weights_digest: The digest of the backbone's variables.
     """
-    background = image_format.background
+    backbone, layer = classifier.backbone, classifier.cut
+    background, corrected = image_format.background, backbone.corrected.get(layer)
     return {
         'version': _VERSION,
         'weights': weights_digest,
-        'preprocess': preprocess,
+        'preprocess': classifier.preprocess,
         'image_size': list(image_format.image_size),
         'resize': image_format.resize,
         'antialias': image_format.antialias,
         'layer': layer,
-        'compute': dtype,
+        'compute': classifier.dtype,
         # Features computed before there was a choice of backgrounds stay valid.
         **({'background': list(background)} if any(background) else {}),
-        # Released versions kept ReLU of the logits under this layer's name.
-        **({'softmax': True} if layer == network.PROBABILITIES else {}),
+        # Released versions kept other values under this layer's name.
+        **({corrected: True} if corrected else {}),
+        # The digest of the weights tells built-in backbones apart; another may compute anything.
+        **({'code': backbone.code, 'backbone': backbone.name} if backbone.code else {}),
     }
 
 
@@ -72,7 +73,7 @@ def open_store(space: Mapping[str, object], row_shape: Sequence[int], dtype: str
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
 def backbone_step(
-    backbone: Params, image: Shaped[Array, 'b h w 3'], *, classifier: Classifier
+    backbone: Variables, image: Shaped[Array, 'b h w 3'], *, classifier: Classifier
 ) -> Float[Array, 'b ...']:
     """Returns the features of a batch of RGB images in 0..255."""
     return classifier.features(backbone, image)
@@ -85,7 +86,7 @@ def batch_size() -> int:
 
 
 def backbone_program(
-    backbone: Params,
+    backbone: Variables,
     classifier: Classifier,
     *,
     image_size: tuple[int, int],
@@ -95,21 +96,23 @@ def backbone_program(
     """Returns the fastest program for features on these devices.
 
     Args:
-        backbone: The backbone's parameters.
-        classifier: The preprocessing, the layer and the compute type.
+        backbone: The backbone's variables.
+        classifier: The preprocessing, the cut and the compute type.
         image_size: (height, width) in pixels.
         images: Number of images to come; for many, it pays to measure what is fastest.
         mesh: The devices over which batches are split.
     """
-    if jax.default_backend() == 'cpu' and classifier.dtype != 'bfloat16':
-        chosen = autotune.choose(
-            backbone,
-            (BATCH, *image_size),
-            assets.cache_folder() / 'plans',
+    fast_cpu = classifier.backbone.fast_cpu
+    if fast_cpu and jax.default_backend() == 'cpu' and classifier.dtype != 'bfloat16':
+        program = fast_cpu(
+            backbone.params,
+            layer=classifier.cut,
+            shape=(BATCH, *image_size),
+            before=preprocess.PREPROCESS[classifier.preprocess],
             measured=images * math.prod(image_size) > _WORTH_MEASURING,
         )
-        before = preprocess.PREPROCESS[classifier.preprocess]
-        return fast_cpu.compiled(backbone, chosen, layer=classifier.layer, before=before)
+        if program is not None:
+            return program
     return lambda image: backbone_step(
         backbone, put_batch({'image': image}, mesh)['image'], classifier=classifier
     )

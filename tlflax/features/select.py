@@ -27,7 +27,8 @@ from tlflax.features.sources import (
     require_on_device,
 )
 from tlflax.features.views import Views, fixed_views, joined, needed, training_views
-from tlflax.models.classifier import Classifier, Params, feature_shape
+from tlflax.models.base.modules import Variables
+from tlflax.models.classifier import Classifier
 from tlflax.utils.errors import UserError
 
 
@@ -41,10 +42,9 @@ class SourceSelector:
         features: Whether and how features are kept.
         train_config: Epochs, batch size, seed and balance of the classes.
         weights_digest: The digest of the pretrained backbone.
-        frozen: The parameters that never change, replicated over the mesh.
+        frozen: The parameters and state that never change, replicated over the mesh.
         classifier: The static half of the model.
         mesh: The devices.
-        backbone_learns: Whether any of the backbone is trained, so that no features are kept.
     """
 
     image_format: ImageFormat
@@ -52,10 +52,9 @@ class SourceSelector:
     features: FeaturesConfig
     train_config: TrainConfig
     weights_digest: str
-    frozen: Params
+    frozen: Variables
     classifier: Classifier
     mesh: Mesh
-    backbone_learns: bool
     _programs: list[extract.Compute] = dataclasses.field(default_factory=list, repr=False)
 
     def train(self, table: ImageTable) -> Source:
@@ -75,7 +74,7 @@ class SourceSelector:
         return sampling.outcomes(self.augment) is not None
 
     def _say_why_live(self) -> None:
-        if self.features.cache != 'auto' or self.backbone_learns:
+        if self.features.cache != 'auto' or self.classifier.cut_is_image:
             return
         if mixup.active(self.augment):
             logging.info(
@@ -133,7 +132,7 @@ class SourceSelector:
     def live_views(self, table: ImageTable, views: Sequence[sampling.View | None]) -> list[Source]:
         """Returns `live` sources, each of which evaluates one view; None: the plain one."""
         images = [self._images(table, view) for view in views]
-        if self.backbone_learns:
+        if self.classifier.cut_is_image:
             return list(images)
         return [ComputedSource(source, self._compute(len(table))) for source in images]
 
@@ -167,9 +166,9 @@ class SourceSelector:
             UserError: The configuration asks for features that cannot be kept.
         """
         wish = self.features.cache
-        if wish == 'True' and self.backbone_learns:
+        if wish == 'True' and self.classifier.cut_is_image:
             raise UserError(
-                'features of a backbone that learns cannot be kept',
+                'features of a backbone that is trained cannot be kept',
                 where='config.features.cache',
                 fix="set it to 'auto', or label all of the backbone 'frozen' in optim.labels",
             )
@@ -179,7 +178,7 @@ class SourceSelector:
                 where='config.features.cache and config.augment',
                 fix="set features.cache to 'auto', or augment.mixup and augment.cutmix to 0",
             )
-        if wish == 'False' or mixed or self.backbone_learns or jax.process_count() > 1:
+        if wish == 'False' or mixed or self.classifier.cut_is_image or jax.process_count() > 1:
             return False
         return exact or wish == 'True'
 
@@ -187,7 +186,7 @@ class SourceSelector:
         """Returns the program of the backbone, which all splits share."""
         if not self._programs:
             program = extract.backbone_program(
-                self.frozen['backbone'],
+                self.frozen.branch('backbone'),
                 self.classifier,
                 image_size=self.image_format.image_size,
                 images=images,
@@ -216,15 +215,10 @@ class SourceSelector:
 
     def open_store(self) -> Store:
         """Opens the store of the features of this backbone and image format."""
-        layer = self.classifier.layer
         space = extract.describe_space(
-            self.image_format,
-            weights_digest=self.weights_digest,
-            preprocess=self.classifier.preprocess,
-            layer=layer,
-            dtype=self.classifier.dtype,
+            self.image_format, self.classifier, weights_digest=self.weights_digest
         )
-        shape = feature_shape(
-            self.frozen['backbone'], image_size=self.image_format.image_size, layer=layer
+        shape = self.classifier.backbone.feature_shape(
+            self.image_format.image_size, self.classifier.cut
         )
         return extract.open_store(space, shape, self.features.dtype)

@@ -1,21 +1,20 @@
 """Restores a trained classifier from the checkpoints of its run."""
 
-import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
-from tlflax.config.parse import resolve
 from tlflax.config.schema import Config
 from tlflax.inference.trained import Trained
-from tlflax.models.classifier import Params
-from tlflax.models.vgg import network
+from tlflax.models.backbones import find
+from tlflax.models.base.modules import Variables
 from tlflax.train import setup
+from tlflax.train.optim import partition_variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
-from tlflax.utils.labels import label_tree, partition
-from tlflax.utils.sharding import default_mesh, replicate
+from tlflax.utils.labels import label_tree
+from tlflax.utils.sharding import default_mesh, replicate, require_one_process
 from tlflax.workdir.checkpoints import Checkpoints
 
 
@@ -29,20 +28,23 @@ def load(workdir: str | Path, step: str = 'best') -> Trained:
     Raises:
         UserError: The checkpoint or its pretrained weights do not exist.
     """
+    require_one_process()
     with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
         number = saved.find(step)
         meta = saved.meta(number)
-        config, class_names = resolve(meta['config']), tuple(meta['classes'])
+        config, class_names = setup.configure(meta['config']), tuple(meta['classes'])
+        _check_code(config, meta.get('code', {}))
         trainable_like, frozen_like = _abstract(config, len(class_names))
-        trainable = saved.params(number, trainable_like)
-        copied = dict(frozen_like)
-        if not config.checkpoint.include_backbone:
-            copied.pop('backbone', None)
-        frozen = saved.frozen(number, copied) or {}
-    if 'backbone' in frozen_like and 'backbone' not in frozen:
-        frozen['backbone'] = _load_frozen(config, meta['weights_digest'], frozen_like['backbone'])
-    backbone = trees.merge(trainable, frozen)['backbone']
-    classifier = setup.build_classifier(config, backbone, len(class_names), meta['preprocess'])
+        trainable = saved.trained(number, trainable_like)
+        include = config.checkpoint.include_backbone
+        frozen = saved.frozen(number, frozen_like if include else frozen_like.without('backbone'))
+    own, wanted = frozen.branch('backbone'), frozen_like.branch('backbone')
+    if wanted.params and not own.params:
+        loaded = _load_frozen(config, meta['weights_digest'], wanted)
+        frozen = frozen.merge(setup.joined(backbone=loaded))
+    classifier = setup.build_classifier(
+        config, trainable_like.params, len(class_names), meta['preprocess']
+    )
     mesh = default_mesh()
     return Trained(
         config=config,
@@ -56,6 +58,18 @@ def load(workdir: str | Path, step: str = 'best') -> Trained:
     )
 
 
+def _check_code(config: Config, started: Mapping[str, str]) -> None:
+    """Checks that the Python files that define the model are those of the run."""
+    for key, digest in setup.code_digests(config).items():
+        if started.get(key) != digest:
+            raise UserError(
+                f'the file has changed since the run ({digest[:16]}, not '
+                f'{started.get(key, "")[:16]})',
+                where=f'config.{key}',
+                fix='put the original file back',
+            )
+
+
 def _checkpoint_folder(workdir: Path) -> Path:
     if (workdir / '_CHECKPOINT_METADATA').exists():
         raise UserError(
@@ -66,18 +80,15 @@ def _checkpoint_folder(workdir: Path) -> Path:
     return workdir / 'checkpoints'
 
 
-def _abstract(config: Config, num_classes: int) -> tuple[Params, Params]:
-    """Returns the shapes of trainable and frozen parameters, from the configuration."""
-    flat = network.shapes(top=config.features.layer in network.TOP)
-    backbone = trees.unflatten(
-        {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in flat.items()}
-    )
-    head = jax.eval_shape(functools.partial(setup.init_head, config, backbone, num_classes))
-    params = {'backbone': backbone, 'head': head}
-    return partition(params, label_tree(params, config.optim.labels))
+def _abstract(config: Config, num_classes: int) -> tuple[Variables, Variables]:
+    """Returns the shapes of trainable and frozen variables, from the configuration."""
+    backbone = find(config.model.backbone).shapes(config.features.layer)
+    head = jax.eval_shape(lambda: setup.init_head(config, num_classes))
+    variables = setup.joined(backbone=backbone, head=head)
+    return partition_variables(variables, label_tree(variables.params, config.optim.labels))
 
 
-def _load_frozen(config: Config, digest: str, like: Params) -> Params:
+def _load_frozen(config: Config, digest: str, like: Variables) -> Variables:
     """Loads the frozen backbone and checks that its digest is that of the run."""
     pretrained = setup.load_backbone(config)
     if pretrained.digest != digest:
@@ -86,5 +97,4 @@ def _load_frozen(config: Config, digest: str, like: Params) -> Params:
             where=f'config.weights.source={config.weights.source!r}',
             fix='put the original file back',
         )
-    flat = trees.flatten(pretrained.params)
-    return trees.unflatten({path: flat[path] for path in trees.flatten(like)})
+    return Variables(*map(trees.like, pretrained.variables, like))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Array, Float, Shaped
 
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
@@ -17,12 +17,13 @@ from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.features.select import SourceSelector
+from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
+from tlflax.models.classifier_module import ClassifierModule
 from tlflax.train import losses, metrics
 from tlflax.train.epoch import Runner, evaluate_split
 from tlflax.train.setup import build_sources
 from tlflax.train.steps import eval_step
-from tlflax.utils import trees
 from tlflax.utils.errors import UserError, located
 from tlflax.utils.files import JsonObject
 from tlflax.utils.progress import progress
@@ -55,8 +56,8 @@ class Trained:
         step: The checkpoint's step.
         weights_digest: The digest of the pretrained backbone.
         classifier: The static half of the model.
-        trainable: The trained parameters, on every device of `mesh`.
-        frozen: The other parameters.
+        trainable: The trained parameters and their state, on every device of `mesh`.
+        frozen: The other parameters and state.
         mesh: All devices.
     """
 
@@ -65,9 +66,41 @@ class Trained:
     step: int
     weights_digest: str
     classifier: Classifier
-    trainable: Params = dataclasses.field(repr=False)
-    frozen: Params = dataclasses.field(repr=False)
+    trainable: Variables = dataclasses.field(repr=False)
+    frozen: Variables = dataclasses.field(repr=False)
     mesh: jax.sharding.Mesh
+
+    @property
+    def params(self) -> Params:
+        """All parameters, {'backbone': ..., 'head': ...}: the first argument of `logits`."""
+        return self._variables.params
+
+    def logits(self, params: Params, images: Shaped[Array, '*b h w 3']) -> Float[Array, '*b n']:
+        """Returns the logits of RGB images; a pure function for `jit`, `grad` and `vmap`.
+
+        Preprocessing is part of it, dropout and flips are not; statistics are those of training.
+
+        Args:
+            params: Like `self.params`.
+            images: RGB in 0..255, any real type, of the run's image size, with or without leading
+                axes.
+
+        Returns:
+            float32, one logit for each of `class_names`.
+        """
+        batch = images.reshape(-1, *images.shape[-3:])
+        variables = self._variables._replace(params=params)
+        logits, _ = self.classifier(variables, {'image': batch})
+        return logits.reshape(*images.shape[:-3], -1)
+
+    @property
+    def module(self) -> ClassifierModule:
+        """The model as a Flax NNX module, with copies of the parameters; see its class."""
+        return ClassifierModule(self.classifier, self._variables)
+
+    @property
+    def _variables(self) -> Variables:
+        return self.trainable.merge(self.frozen)
 
     def evaluate(self, data: str | Path | None = None, *, tta: bool = False) -> JsonObject:
         """Evaluates every image of a data set once.
@@ -142,7 +175,6 @@ class Trained:
                 where='predict',
                 fix=f'give uint8[b, {height}, {width}, 3], RGB',
             )
-        params = trees.merge(self.trainable, self.frozen)
         whole = dataclasses.replace(self.config.augment, crops='')
         parts = []
         for view in sampling.test_views(whole) if tta else [{}]:
@@ -151,7 +183,9 @@ class Trained:
                 'label': jnp.zeros(len(images), jnp.int32),
                 'mask': jnp.ones(len(images), bool),
             }
-            parts.append(np.asarray(eval_step(params, batch, classifier=self.classifier)[1]))
+            parts.append(
+                np.asarray(eval_step(self._variables, batch, classifier=self.classifier)[1])
+            )
         return np.mean(parts, axis=0)
 
     def _test_views(self) -> list[sampling.View]:
@@ -167,12 +201,7 @@ class Trained:
 
     def _sources(self) -> SourceSelector:
         return build_sources(
-            self.config,
-            self.weights_digest,
-            self.trainable,
-            self.frozen,
-            self.classifier,
-            self.mesh,
+            self.config, self.weights_digest, self.frozen, self.classifier, self.mesh
         )
 
     def _runner(self) -> Runner:
@@ -187,7 +216,7 @@ class Trained:
 
 
 def evaluate_views(
-    runner: Runner, trainable: Params, views: Sequence[Source], table: ImageTable
+    runner: Runner, trainable: Variables, views: Sequence[Source], table: ImageTable
 ) -> JsonObject:
     """Evaluates the mean of the probabilities over several views; see `evaluate_split`."""
     labels = np.asarray(table.labels)
@@ -202,7 +231,7 @@ def evaluate_views(
 
 
 def mean_probabilities(
-    runner: Runner, trainable: Params, views: Sequence[Source]
+    runner: Runner, trainable: Variables, views: Sequence[Source]
 ) -> Float[np.ndarray, 'n classes']:
     """Returns the mean of each image's class probabilities over its views, float64."""
     parts: list[Float[np.ndarray, 'n classes']] = []

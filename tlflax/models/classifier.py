@@ -1,23 +1,26 @@
-"""A classifier as pure functions: preprocessing, a frozen or trainable backbone, and a head.
+"""A classifier as pure functions: preprocessing, a backbone that is cut in two, and a head.
 
 A `Classifier` holds no arrays: it is the static half of the model, hashable, so that `jax.jit`
-compiles once per architecture. Parameters are a separate nested dict `{'backbone': ..., 'head':
-...}`; labels, digests and checkpoints refer to its paths.
+compiles once per architecture. Variables are nested dicts `{'backbone': ..., 'head': ...}`; labels,
+digests and checkpoints refer to their paths.
+
+The cut is the deepest place below which everything is frozen. What lies below it is a pure function
+of the image, so its output can be kept; training runs from there.
 """
 
 import dataclasses
-import functools
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from tlflax.models import heads, preprocess
-from tlflax.models.vgg import network
-from tlflax.utils.trees import Tree
+from tlflax.models import heads
+from tlflax.models.base.backbone import IMAGE, Backbone
+from tlflax.models.base.modules import Static, Training, Variables
+from tlflax.models.weights import preprocess
+from tlflax.utils.trees import Tree, flatten, unflatten
 
 Params = Tree
 
@@ -34,42 +37,97 @@ class Classifier:
     """The static half of a model: what is computed, without the numbers.
 
     Attributes:
+        backbone: The backbone.
         preprocess: The preprocessing of RGB pixels in 0..255, a key of
-            `tlflax.models.preprocess.PREPROCESS`.
-        layer: The backbone output that feeds the head.
+            `tlflax.models.weights.preprocess.PREPROCESS`.
+        layer: The backbone's layer that feeds the head.
+        cut: The layer below which nothing is trained, or `IMAGE`; see `find_cut`.
         dtype: The backbone's compute type, a key of `COMPUTE`.
-        head: The head's NNX graph definition.
+        head: The head.
     """
 
+    backbone: Backbone
     preprocess: str
     layer: str
+    cut: str
     dtype: str
-    head: nnx.GraphDef
+    head: Static
 
-    def features(self, backbone: Params, image: Shaped[Array, 'b h w 3']) -> Float[Array, 'b ...']:
-        """Runs preprocessing and the backbone on RGB images in 0..255."""
-        x = preprocess.PREPROCESS[self.preprocess](image)
-        dtype, precision = COMPUTE[self.dtype]
-        return network.apply(backbone, x, layer=self.layer, dtype=dtype, precision=precision)
+    @property
+    def cut_is_image(self) -> bool:
+        """Whether nothing can be computed once: the first layers are trained."""
+        return self.cut == IMAGE
 
-    def logits(
-        self, head: Params, features: Float[Array, 'b ...'], key: Array | None = None
-    ) -> Float[Array, 'b num_classes']:
-        """Runs the head; `key` switches dropout on."""
-        return heads.apply(self.head, head, features, key)
+    def above(self, tree: Mapping[str, Tree]) -> Tree:
+        """Returns the branches of params or state that are used above the cut."""
+        layers, backbone = self.backbone.between(self.cut, self.layer), tree.get('backbone', {})
+        own = {
+            'backbone': {name: backbone[name] for name in layers if name in backbone},
+            'head': tree.get('head', {}),
+        }
+        return {name: branch for name, branch in own.items() if branch}
+
+    def features(
+        self, backbone: Variables, image: Shaped[Array, 'b h w 3']
+    ) -> Float[Array, 'b ...']:
+        """Runs preprocessing and the frozen part of the backbone on RGB images in 0..255.
+
+        Args:
+            backbone: The variables of the backbone.
+            image: Any real type.
+
+        Returns:
+            The output at the cut, which must be a layer.
+        """
+        return self._run(backbone, self._preprocessed(image), IMAGE, self.cut, None)[0]
 
     def __call__(
-        self, params: Params, batch: dict[str, Array], key: Array | None = None
-    ) -> Float[Array, 'b num_classes']:
-        """Returns the logits of a batch that holds 'features', or else an 'image'."""
-        features = batch.get('features')
-        if features is None:
-            features = self.features(params['backbone'], batch['image'])
-        return self.logits(params['head'], features, key)
+        self, variables: Variables, batch: dict[str, Array], training: Training | None = None
+    ) -> tuple[Float[Array, 'b num_classes'], Tree]:
+        """Runs the model on a batch that holds 'features' at the cut, or else an 'image'.
+
+        Args:
+            variables: Of backbone and head; of the backbone only what the batch needs.
+            batch: See above.
+            training: None for evaluation.
+
+        Returns:
+            The logits, float32, and the new state.
+        """
+        inside = {name: training and training.inside(name) for name in ('backbone', 'head')}
+        x, start = batch.get('features'), self.cut
+        if x is None:
+            x, start = self._preprocessed(batch['image']), IMAGE
+        state = dict(variables.state)
+        if start != self.layer:
+            own = variables.branch('backbone')
+            x, after = self._run(own, x, start, self.layer, inside['backbone'])
+            state |= {'backbone': after} if after else {}
+        own = variables.branch('head')
+        x, after = self.head.apply(own, x.astype(jnp.float32), inside['head'])
+        return x, state | ({'head': after} if after else {})
+
+    def _preprocessed(self, image: Shaped[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:
+        return preprocess.PREPROCESS[self.preprocess](image)
+
+    def _run(
+        self, backbone: Variables, x: Array, start: str, stop: str, training: Training | None
+    ) -> tuple[Array, Tree]:
+        dtype, precision = COMPUTE[self.dtype]
+        return self.backbone.apply(
+            backbone,
+            x,
+            start=start,
+            stop=stop,
+            training=training,
+            dtype=dtype,
+            precision=precision,
+        )
 
 
 def create(
-    backbone: Params,
+    backbone: Backbone,
+    trainable: Mapping[str, Tree],
     *,
     image_size: tuple[int, int],
     num_classes: int,
@@ -77,16 +135,17 @@ def create(
     units: int,
     dropout: float,
     preprocess: str,
-    layer: str = 'block5_pool',
+    layer: str,
     dtype: str = 'float32',
 ) -> Classifier:
     """Returns the static half of a classifier.
 
     Args:
-        backbone: The backbone's parameters or their shapes; only shapes are read.
+        backbone: The backbone.
+        trainable: The parameters that are trained, which decide the cut; only paths are read.
         image_size: (height, width) in pixels.
         num_classes: Number of logits.
-        head: Name of the head, a key of `tlflax.models.heads.HEADS`.
+        head: Name of the head; see `tlflax.models.heads.builder`.
         units: Width of the head's hidden layer.
         dropout: Fraction of the last layer's inputs that dropout sets to zero.
         preprocess: See `Classifier`.
@@ -96,12 +155,56 @@ def create(
     Raises:
         UserError: The head is unknown or does not fit the feature map.
     """
-    shape = feature_shape(backbone, image_size=image_size, layer=layer)
-    graph = heads.graph(head, shape, num_classes, units=units, dropout=dropout)
-    return Classifier(preprocess=preprocess, layer=layer, dtype=dtype, head=graph)
+    shape = backbone.feature_shape(image_size, layer)
+    return Classifier(
+        backbone=backbone,
+        preprocess=preprocess,
+        layer=layer,
+        cut=find_cut(backbone, layer, trainable),
+        dtype=dtype,
+        head=heads.static(head, shape, num_classes, units=units, dropout=dropout),
+    )
 
 
-def feature_shape(backbone: Params, *, image_size: tuple[int, int], layer: str) -> tuple[int, ...]:
-    """Returns the shape of one image's features at `layer`, without computing them."""
-    image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    return jax.eval_shape(functools.partial(network.apply, layer=layer), backbone, image).shape[1:]
+def find_cut(backbone: Backbone, layer: str, trainable: Mapping[str, Tree]) -> str:
+    """Returns the deepest layer below which no parameter is trained, or `IMAGE`.
+
+    So far it is either the layer that feeds the head or the image.
+
+    Args:
+        backbone: The backbone.
+        layer: The layer that feeds the head.
+        trainable: The parameters that are trained; only paths are read.
+    """
+    learning = trainable.get('backbone', {})
+    return IMAGE if any(name in learning for name in backbone.between(IMAGE, layer)) else layer
+
+
+def split_state(
+    state: Mapping[str, Tree], trainable: Mapping[str, Tree], frozen: Mapping[str, Tree]
+) -> tuple[Tree, Tree]:
+    """Splits the state of a model into what changes in training and what is frozen.
+
+    State is frozen with the parameters of its layer; that of a layer without parameters, with those
+    of the module around it.
+
+    Args:
+        state: The state of backbone and head.
+        trainable: The parameters that are trained; only paths are read.
+        frozen: The other parameters; only paths are read.
+    """
+    learning = _branches(trainable)
+    known = learning | _branches(frozen)
+    parts: tuple[Tree, Tree] = ({}, {})
+    for path, leaf in flatten(state).items():
+        branch = path.rpartition('/')[0]
+        while branch and branch not in known:
+            branch = branch.rpartition('/')[0]
+        parts[branch not in learning][path] = leaf
+    return unflatten(parts[0]), unflatten(parts[1])
+
+
+def _branches(tree: Mapping[str, Tree]) -> set[str]:
+    """Returns the paths of all branches of a tree."""
+    names = (path.split('/') for path in flatten(tree))
+    return {'/'.join(path[:n]) for path in names for n in range(1, len(path))}

@@ -1,20 +1,24 @@
 """Trainable heads, which map backbone features to class logits.
 
-`HEADS` maps a name to a Flax NNX module `Head(shape, num_classes, units=, dropout=, rngs=)`. To add
-a head, write such a module with named layers and add it to `HEADS`.
+`HEADS` maps a name to a Flax NNX module `Head(shape, num_classes, units=, dropout=, rngs=)`, which
+maps features [b, *shape] to logits [b, num_classes]. `config.model.head` also takes such a class in
+a file of the user's own. A head that has a parameter `key` gets the key of dropout there.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from tlflax.utils.errors import UserError, did_you_mean
-from tlflax.utils.trees import Tree
+from tlflax.models.base import modules
+from tlflax.models.base.modules import Static, Variables
+from tlflax.utils import python_file
+from tlflax.utils.errors import UserError, did_you_mean, located
 
 Shape = tuple[int, ...]
 
@@ -167,45 +171,70 @@ HEADS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-def graph(name: str, shape: Shape, num_classes: int, *, units: int, dropout: float) -> nnx.GraphDef:
-    """Returns the static part of a head, without computing any parameter.
+def builder(
+    name: str, shape: Shape, num_classes: int, *, units: int, dropout: float
+) -> modules.Builder:
+    """Returns what builds a head: random keys to a module of features, [b, *shape], to logits.
 
     Args:
-        name: A key of `HEADS`.
+        name: A key of `HEADS`, or 'py:FILE.py:NAME' for a class of the user's own.
         shape: The shape of one example's features, (h, w, c) or (c,).
         num_classes: Number of logits.
         units: Width of the dense hidden layer, for heads that have one.
         dropout: Fraction of the last layer's inputs that dropout sets to zero.
 
     Raises:
-        UserError: The head is unknown or does not fit the features.
+        UserError: There is no such head, or, when it builds, it does not fit the features.
     """
-    return nnx.split(nnx.eval_shape(lambda: _build(name, shape, num_classes, units, dropout, 0)))[0]
+    key = 'config.model.head'
+    own = python_file.is_spec(name)
+    if not own and name not in HEADS:
+        hint = f"{did_you_mean(name, HEADS)}, or give 'py:FILE.py:NAME'"
+        raise UserError(f'{name!r} is not a head', where=key, fix=hint)
+    head = python_file.load(name, where=key).value if own else HEADS[name]
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        with located(key), python_file.explaining(name):
+            module = head(shape, num_classes, units=units, dropout=dropout, rngs=rngs)
+        if not isinstance(module, nnx.Module):
+            raise UserError(
+                f'{name} makes a {type(module).__name__}, not a Flax NNX module',
+                where=key,
+                fix='name a class of nnx.Module',
+            )
+        return module
+
+    return build
+
+
+def static(name: str, shape: Shape, num_classes: int, *, units: int, dropout: float) -> Static:
+    """Returns the static half of a head that was tried on features; see `builder`.
+
+    Raises:
+        UserError: The head does not fit the features, or does not return logits.
+    """
+    made = modules.static(builder(name, shape, num_classes, units=units, dropout=dropout))
+    features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(
+        lambda key: init(name, shape, num_classes, key, units=units, dropout=dropout),
+        jax.random.key(0),
+    )
+    with located('config.model.head'), python_file.explaining(name):
+        logits = jax.eval_shape(made.apply, variables, features)[0]
+    if logits.shape != (1, num_classes):
+        raise UserError(
+            f'{name} turns features [1, {", ".join(map(str, shape))}] into {list(logits.shape)}',
+            where='config.model.head',
+            fix=f'return logits [b, {num_classes}], one for each class',
+        )
+    return made
 
 
 def init(
     name: str, shape: Shape, num_classes: int, key: Array, *, units: int, dropout: float
-) -> Tree:
-    """Returns random float32 parameters as a nested dict; arguments as in `graph`."""
-    head = _build(name, shape, num_classes, units, dropout, key)
-    return nnx.to_pure_dict(nnx.split(head)[1])
-
-
-def apply(
-    head: nnx.GraphDef, params: Tree, features: Array, key: Array | None = None
-) -> Float[Array, 'b num_classes']:
-    """Returns float32 logits; `key` switches dropout on."""
-    module = nnx.merge(head, nnx.State(params))
-    return module(features.astype(jnp.float32), key)
-
-
-def _build(
-    name: str, shape: Shape, num_classes: int, units: int, dropout: float, key: Array | int
-) -> nnx.Module:
-    if name not in HEADS:
-        fix = did_you_mean(name, HEADS)
-        raise UserError(f'{name!r} is not a head', where='config.model.head', fix=fix)
-    return HEADS[name](shape, num_classes, units=units, dropout=dropout, rngs=nnx.Rngs(key))
+) -> Variables:
+    """Returns the first variables of a head, float32; arguments as in `builder`."""
+    return modules.init(builder(name, shape, num_classes, units=units, dropout=dropout), key)
 
 
 def _spatial(shape: Shape, name: str, smallest: int) -> tuple[int, int, int]:
@@ -215,7 +244,7 @@ def _spatial(shape: Shape, name: str, smallest: int) -> tuple[int, int, int]:
             f'but the features have shape {shape}',
             where='config.model.head',
             fix='use larger images (config.data.image_size), an earlier layer '
-            "(config.features.layer) or the 'mlp' head",
+            "(config.features.layer) or the 'mlp' or 'flatten_linear' head",
         )
     return shape[0], shape[1], shape[2]
 

@@ -23,14 +23,14 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Fits the probe and prints its results."""
-    from tlflax.config.parse import resolve
     from tlflax.probe import run
     from tlflax.train import metrics
+    from tlflax.train.setup import configure
     from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
 
     work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-probe'))
-    config = resolve(arguments.config.values)
+    config = configure(arguments.config.values)
     result = run.run(config, work, standardize=arguments.standardize)
     print(run.format_table(work.records()))
     print(metrics.format_table(result['val']))

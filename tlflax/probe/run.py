@@ -17,7 +17,7 @@ from absl import logging
 from tlflax.config.schema import AugmentConfig, Config, LossConfig
 from tlflax.features.batches import Source
 from tlflax.features.sources import require_on_device
-from tlflax.models.classifier import Params
+from tlflax.models.base.modules import Variables
 from tlflax.models.linear import logistic_regression
 from tlflax.train import setup, steps
 from tlflax.train.early_stopping import State
@@ -35,7 +35,7 @@ HEADS = ('flatten_linear', 'gap_linear')
 class Fitted:
     """A probe and its record."""
 
-    params: Params
+    variables: Variables
     record: Record
 
     @property
@@ -97,7 +97,9 @@ def _fit_path(run: Run, train: Source, val: Source, standardize: bool) -> list[F
     ):
         kernel = solved.kernel / deviation[:, None]
         layer = {'kernel': kernel, 'bias': solved.bias - mean @ kernel}
-        path.append(_assess(solved, {'head': {'logits': layer}}, run, (train, val), path))
+        path.append(
+            _assess(solved, Variables({'head': {'logits': layer}}, {}), run, (train, val), path)
+        )
         logging.info('%s', format_row(path[-1].record))
     return path
 
@@ -141,14 +143,14 @@ def _rows(source: Source, head: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _assess(
     solved: logistic_regression.Solved,
-    params: Params,
+    variables: Variables,
     run: Run,
     splits: tuple[Source, Source],
     before: Sequence[Fitted],
 ) -> Fitted:
     """Evaluates a probe on the training and validation images."""
     began = time.perf_counter()
-    train, val = (run.runner.evaluate(params, split).metrics for split in splits)
+    train, val = (run.runner.evaluate(variables, split).metrics for split in splits)
     record = {
         'epoch': len(before) + 1,
         'step': solved.iterations + (before[-1].record['step'] if before else 0),
@@ -162,7 +164,7 @@ def _assess(
         'iterations': solved.iterations,
         'gradient_norm': solved.gradient_norm,
     }
-    return Fitted(params, record)
+    return Fitted(variables, record)
 
 
 def _positions(
@@ -172,8 +174,8 @@ def _positions(
     stopping = State(best=best.record['val_accuracy'], best_epoch=best.record['epoch'] - 1)
     saved = []
     for fitted in dict.fromkeys([path.index(best), len(path) - 1]):
-        params, record = path[fitted].params, path[fitted].record
-        state = steps.init_state(params, run.learner.tx)
+        variables, record = path[fitted].variables, path[fitted].record
+        state = steps.init_state(variables, run.learner.tx)
         state = state._replace(step=jnp.int32(record['step']))
         own = dataclasses.replace(stopping, improved=path[fitted] is best)
         saved.append((state, Position(epoch=record['epoch'], stopping=own)))

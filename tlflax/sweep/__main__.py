@@ -33,16 +33,16 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains the heads and prints their ranking."""
-    from tlflax.config.parse import resolve
     from tlflax.sweep.ranking import format_table
     from tlflax.sweep.run import run
     from tlflax.sweep.settings import read_settings
+    from tlflax.train.setup import configure
     from tlflax.workdir.files import Workdir
 
     sweep = arguments.sweep
     settings = read_settings(Path(sweep))
     workdir = arguments.workdir or f'runs/{arguments.config.name}-{Path(sweep).stem}'
-    config = resolve(arguments.config.values)
+    config = configure(arguments.config.values)
     ranking = run(config, settings, Workdir(Path(workdir)), where=sweep)
     print(format_table(ranking))
     print(f'the best is the run in {workdir}/best')

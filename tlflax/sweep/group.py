@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from tlflax.features.batches import OnDeviceSource
-from tlflax.models.classifier import Params
+from tlflax.models.base.modules import Variables
 from tlflax.sweep import per_member
 from tlflax.sweep.program import Numbers, Program, is_counter
 from tlflax.train import steps
@@ -72,13 +72,13 @@ class Replicas(NamedTuple):
     Attributes:
         state: The state after the last step.
         best: The state after the best epoch.
-        frozen: The frozen part of the heads; mostly empty.
+        frozen: What is frozen above the cut; mostly empty.
         numbers: See `Numbers`.
     """
 
     state: steps.TrainState
     best: steps.TrainState
-    frozen: Params
+    frozen: Variables
     numbers: Numbers
 
 
@@ -205,7 +205,7 @@ def _first(member: Member) -> Replicas:
         loss=member.run.runner.loss,
         rates=jax.tree.map(np.float32, configured_rates(config.optim, learner.labels)),
     )
-    frozen = {k: v for k, v in learner.frozen.items() if k != 'backbone'}
+    frozen = Variables(*map(member.run.runner.classifier.above, learner.frozen))
     return Replicas(state, state, jax.device_get(frozen), numbers)
 
 

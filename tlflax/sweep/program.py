@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from tlflax.features.batches import OnDevice
-from tlflax.models.classifier import Classifier, Params
+from tlflax.models.base.modules import Variables
+from tlflax.models.classifier import Classifier
 from tlflax.sweep import per_member
 from tlflax.train import losses, steps
 from tlflax.train.optim import Rates, build_optimizer, build_schedules
 from tlflax.train.setup import Run
-from tlflax.utils import trees
 
 
 class Numbers(NamedTuple):
@@ -70,7 +70,7 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
 def _train(
     run: Run,
     state: steps.TrainState,
-    frozen: Params,
+    frozen: Variables,
     numbers: Numbers,
     on_device: OnDevice,
     rows: Int[Array, 'steps b'],
@@ -99,13 +99,13 @@ def _train(
 def _evaluate(
     classifier: Classifier,
     state: steps.TrainState,
-    frozen: Params,
+    frozen: Variables,
     on_device: OnDevice,
     rows: Int[Array, 'steps b'],
 ) -> steps.EvalSums:
     """Evaluates one member on a split."""
-    params = trees.merge(state.params, frozen)
-    return steps.eval_scan(params, on_device, rows, classifier=classifier)[0]
+    variables = state.variables.merge(frozen)
+    return steps.eval_scan(variables, on_device, rows, classifier=classifier)[0]
 
 
 def is_counter(leaf: Any) -> bool:

@@ -70,13 +70,13 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
     inputs = setup.load(config)
     base = setup.build(config, inputs)
     # One copy of the backbone on the devices serves all.
-    shared = replicate(inputs.pretrained.params, base.runner.mesh)
-    pretrained = dataclasses.replace(inputs.pretrained, params=shared)
+    shared = replicate(inputs.pretrained.variables, base.runner.mesh)
+    pretrained = dataclasses.replace(inputs.pretrained, variables=shared)
     inputs = dataclasses.replace(inputs, pretrained=pretrained)
     runs = [setup.build(one, inputs) for one in configs]
     _warn(configs, where)
     for number, one in enumerate(runs, start=1):
-        if 'backbone' in one.learner.trainable:
+        if one.runner.classifier.cut_is_image:
             raise UserError(
                 'the backbone is trained, so its features are not kept',
                 where=f'{where}, setting {number}',

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tlflax.config.parse import resolve, to_dict
+from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config, LossConfig, OptimConfig
+from tlflax.train.setup import configure
 from tlflax.utils.errors import UserError, as_user_error
 
 Setting = dict[str, Any]
@@ -83,7 +84,7 @@ def resolve_settings(config: Config, settings: Sequence[Setting], where: str) ->
                 )
             section, name = key.split('.')
             raw[section][name] = value
-        resolved = resolve(raw)
+        resolved = configure(raw)
         if config.weights.source == 'random' and resolved.train.seed != config.train.seed:
             raise UserError(
                 'the seed decides a random backbone, and all heads share one',

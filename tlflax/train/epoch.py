@@ -14,12 +14,12 @@ from jaxtyping import Float
 
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import OnDeviceSource, Source
-from tlflax.models.classifier import Classifier, Params
+from tlflax.models.base.modules import Variables
+from tlflax.models.classifier import Classifier
 from tlflax.train import losses, metrics, steps
 from tlflax.utils.files import JsonObject
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import local_rows, put_batch, put_rows
-from tlflax.utils.trees import merge
 
 _AHEAD = 2  # dispatched steps in flight: bounds memory, hides latency
 SCAN = 256  # most steps of one compiled scan; a stop takes effect between two scans
@@ -44,7 +44,7 @@ class Runner:
     Attributes:
         classifier: The static half of the model.
         tx: The optimizer of the trainable parameters; None where nothing is trained.
-        frozen: The parameters that never change, replicated over the mesh.
+        frozen: The parameters and state that never change, replicated over the mesh.
         mesh: Devices along one axis, 'data', over which batches are split.
         seed: Of dropout.
         loss: What training minimizes.
@@ -52,7 +52,7 @@ class Runner:
 
     classifier: Classifier
     tx: optax.GradientTransformation | None
-    frozen: Params
+    frozen: Variables
     mesh: Mesh
     seed: int
     loss: losses.Loss
@@ -136,17 +136,17 @@ class Runner:
 
     def evaluate(
         self,
-        trainable: Params,
+        trainable: Variables,
         source: Source,
         *,
         progress: Callable[[int], None] = lambda images: None,
     ) -> Evaluation:
         """Evaluates every example of a split exactly once."""
-        params = merge(trainable, self.frozen)
+        variables = trainable.merge(self.frozen)
         if isinstance(source, OnDeviceSource):
             rows = source.eval_rows()
             sums, probabilities = steps.eval_scan(
-                params, source.on_device, put_rows(rows, self.mesh), classifier=self.classifier
+                variables, source.on_device, put_rows(rows, self.mesh), classifier=self.classifier
             )
             progress(int((rows >= 0).sum()))
             real = np.asarray(probabilities)[:, : rows.shape[1]][rows >= 0]
@@ -154,7 +154,7 @@ class Runner:
         all_sums, parts, counts = [], [], None
         for batch in source.eval_batches():
             sums, probabilities = steps.eval_step(
-                params, put_batch(batch, self.mesh), classifier=self.classifier
+                variables, put_batch(batch, self.mesh), classifier=self.classifier
             )
             all_sums.append(sums.sums)
             counts = sums.counts if counts is None else jax.tree.map(jnp.add, counts, sums.counts)
@@ -166,7 +166,7 @@ class Runner:
 
 
 def evaluate_split(
-    runner: Runner, trainable: Params, source: Source, table: ImageTable
+    runner: Runner, trainable: Variables, source: Source, table: ImageTable
 ) -> JsonObject:
     """Evaluates every image of a split once.
 

@@ -56,12 +56,13 @@ class Fit:
             record: The record of the epoch that has ended; None in the middle of an epoch.
         """
         improved = record is not None and position.stopping.improved
-        frozen = dict(self.run.runner.frozen)
+        frozen = self.run.runner.frozen
         if not self.run.config.checkpoint.include_backbone:
-            frozen.pop('backbone', None)  # its digest names it; a frozen part of the head has none
+            # Its digest names it; a frozen part of the head has none.
+            frozen = frozen.without('backbone')
         self.checkpoints.save(
             int(state.step),
-            params=state.params,
+            trained=state.variables,
             opt_state=state.opt_state,
             meta={
                 **self.run.meta,
@@ -70,7 +71,7 @@ class Fit:
                 'wall_seconds': self.clock(),
             },
             rank=position.epoch if improved else -1,
-            frozen=frozen or None,
+            frozen=frozen,
         )
 
 
@@ -149,7 +150,7 @@ def _finish_epoch(
     """Validates, records, decides, saves; returns the position at the start of the next epoch."""
     began = time.perf_counter()
     with progress('validation', fit.val.num_examples) as tick:
-        val = fit.run.runner.evaluate(state.params, fit.val, progress=tick).metrics
+        val = fit.run.runner.evaluate(state.variables, fit.val, progress=tick).metrics
     step = int(state.step)
     seconds = time.perf_counter() - began
     record = make_record(position, step, val, fit.run.learner.learning_rate(step), seconds)

@@ -14,7 +14,8 @@ import optax
 from jax import Array
 
 from tlflax.config.schema import OptimConfig
-from tlflax.models.classifier import Params
+from tlflax.models.base.modules import Variables
+from tlflax.models.classifier import Params, split_state
 from tlflax.utils.errors import UserError, did_you_mean
 from tlflax.utils.labels import FROZEN, format_table, label_tree, partition
 from tlflax.utils.trees import flatten
@@ -39,16 +40,16 @@ class Learner:
     """Labeled parameters and their optimizer.
 
     Attributes:
-        trainable: Parameters that are trained.
-        frozen: Parameters that are not.
+        trainable: Parameters that are trained, and state that changes with them.
+        frozen: The other parameters and state.
         labels: The label of each trainable parameter.
         tx: The optimizer of `trainable`.
         learning_rate: Maps a step to the learning rate of the first label, for the record.
         table: Pattern, label, tensors, parameters and optimizer bytes, as text.
     """
 
-    trainable: Params
-    frozen: Params
+    trainable: Variables
+    frozen: Variables
     labels: Params
     tx: optax.GradientTransformation
     learning_rate: Callable[[int], float]
@@ -56,7 +57,7 @@ class Learner:
 
 
 def build_learner(
-    config: OptimConfig, params: Params, *, steps_per_epoch: int, epochs: int
+    config: OptimConfig, variables: Variables, *, steps_per_epoch: int, epochs: int
 ) -> Learner:
     """Labels parameters by `config.labels` and builds their optimizer.
 
@@ -64,16 +65,24 @@ def build_learner(
         UserError: A pattern matches nothing, a parameter has no label, all are frozen, or the
             configuration contradicts itself.
     """
+    params = variables.params
     labels = label_tree(params, config.labels)
-    trainable, frozen = partition(params, labels)
+    trainable, frozen = partition_variables(variables, labels)
     trainable_labels, _ = partition(labels, labels)
     rates = configured_rates(config, trainable_labels)
     schedules = build_schedules(config, rates, steps_per_epoch=steps_per_epoch, epochs=epochs)
     tx = build_optimizer(config, trainable_labels, schedules, rates.weight_decay)
-    state = jax.eval_shape(tx.init, trainable)
+    state = jax.eval_shape(tx.init, trainable.params)
     table = format_table(params, config.labels, state_bytes(state))
     first = next(iter(schedules.values()))
     return Learner(trainable, frozen, trainable_labels, tx, lambda step: float(first(step)), table)
+
+
+def partition_variables(variables: Variables, labels: Params) -> tuple[Variables, Variables]:
+    """Splits the variables of a model into (trainable, frozen) by the labels of its parameters."""
+    trainable, frozen = partition(variables.params, labels)
+    live, fixed = split_state(variables.state, trainable, frozen)
+    return Variables(trainable, live), Variables(frozen, fixed)
 
 
 def configured_rates(config: OptimConfig, labels: Params) -> Rates:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
-from tlflax.config.parse import resolve, to_dict
+from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source
 from tlflax.train import losses, setup, steps
@@ -41,7 +41,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
         UserError: The configuration, the data or the machine is at fault.
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
-    resolved = resolve(config)
+    resolved = setup.configure(config)
     work = Workdir(Path(workdir))
     work.check(to_dict(resolved))
     result = work.result()
@@ -135,15 +135,20 @@ def _resume(
     last = checkpoints.latest()
     if last is not None:
         meta = checkpoints.meta(last)
-        for name, thing in (('data_digest', 'images'), ('weights_digest', 'weights')):
-            if meta[name] != run.meta[name]:
+        started = (
+            (meta['data_digest'], run.meta['data_digest'], 'images'),
+            (meta['weights_digest'], run.meta['weights_digest'], 'weights'),
+            (meta.get('code', {}), run.meta['code'], 'Python files of the model'),
+        )
+        for then, now, thing in started:
+            if then != now:
                 raise UserError(
                     f'the {thing} are no longer those this run started with',
                     where=str(work.path),
                     fix=f'put the {thing} back, or start a new run with another --workdir',
                 )
-        params, opt_state = checkpoints.state(last, state.params, state.opt_state)
-        state = steps.TrainState(jnp.int32(last), params, opt_state)
+        trained, opt_state = checkpoints.state(last, state.variables, state.opt_state)
+        state = steps.TrainState(jnp.int32(last), trained.params, opt_state, trained.state)
         position = Position.from_json(meta['position'])
         spent = meta['wall_seconds']
         logging.info('resuming after epoch %d, step %d', position.epoch, last)
@@ -157,12 +162,12 @@ def _result(fit: Fit, position: Position) -> JsonObject:
     best_step = checkpoints.find('best')
     best = checkpoints.meta(best_step)['record']
     step = best_step if run.config.early_stopping.restore_best else checkpoints.find('last')
-    params = replicate(checkpoints.params(step, run.learner.trainable), run.runner.mesh)
-    val = evaluate_split(run.runner, params, fit.val, run.splits.val)
+    trained = replicate(checkpoints.trained(step, run.learner.trainable), run.runner.mesh)
+    val = evaluate_split(run.runner, trained, fit.val, run.splits.val)
     test = None
     if run.splits.test is not None:
         source = run.sources.eval(run.splits.test, 'test')
-        test = evaluate_split(run.runner, params, source, run.splits.test)
+        test = evaluate_split(run.runner, trained, source, run.splits.test)
     return {
         'best_epoch': best['epoch'],
         'best_val_accuracy': best['val_accuracy'],

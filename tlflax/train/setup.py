@@ -2,12 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from tlflax.config import parse
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.data.audit import checks
@@ -16,20 +20,19 @@ from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits.load import Splits, load_splits
 from tlflax.features.select import SourceSelector
 from tlflax.models import classifier as classifiers
-from tlflax.models import heads
+from tlflax.models import heads, pretrained
+from tlflax.models.backbones import find
+from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
-from tlflax.models.vgg import network
-from tlflax.models.weights import pretrained as weights
-from tlflax.models.weights.catalogue import VGG16_IMAGENET
-from tlflax.models.weights.pretrained import Pretrained
+from tlflax.models.pretrained import Pretrained
 from tlflax.train import losses
 from tlflax.train.epoch import Runner
 from tlflax.train.optim import Learner, build_learner
-from tlflax.utils import trees
+from tlflax.utils import python_file, trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
-from tlflax.utils.sharding import default_mesh, replicate
+from tlflax.utils.sharding import default_mesh, replicate, require_one_process
 from tlflax.workdir import files
 
 
@@ -76,39 +79,51 @@ class Inputs:
     preprocess: str
 
 
+def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
+    """Returns a complete, checked configuration, with the backbone's own layer for 'auto'.
+
+    Raises:
+        UserError: A key or value is not allowed, or there is no such backbone or layer.
+    """
+    config = parse.resolve(raw)
+    layer = find(config.model.backbone).choose(config.features.layer)
+    return dataclasses.replace(config, features=dataclasses.replace(config.features, layer=layer))
+
+
 def load(config: Config) -> Inputs:
     """Reads images and weights, and audits the images.
+
+    Args:
+        config: As `configure` returns it.
 
     Raises:
         UserError: A split or the weights are missing or unfit; see `load_splits`, `load_backbone`.
     """
+    require_one_process()
     ranges.check(config.augment, config.data.image_size)
     splits = load_splits(config.data)
     if config.data.audit != 'off':
         checks.brief(splits.by_name, strict=config.data.audit == 'error')
     _check_sizes(config, splits)
-    pretrained = load_backbone(config)
-    preprocess = choose_preprocess(pretrained, config.weights.preprocess)
-    return Inputs(splits, pretrained, preprocess)
+    weights = load_backbone(config)
+    preprocess = choose_preprocess(weights, config.weights.preprocess)
+    return Inputs(splits, weights, preprocess)
 
 
 def build(config: Config, inputs: Inputs) -> Run:
     """Builds the model and its steps; nothing is computed yet."""
-    splits, pretrained = inputs.splits, inputs.pretrained
+    splits, weights = inputs.splits, inputs.pretrained
     classes = splits.train.class_names
-    params = {
-        'backbone': pretrained.params,
-        'head': init_head(config, pretrained.params, len(classes)),
-    }
     learner = build_learner(
         config.optim,
-        params,
+        joined(backbone=weights.variables, head=init_head(config, len(classes))),
         steps_per_epoch=_steps_per_epoch(config, splits),
         epochs=config.train.epochs,
     )
     mesh = default_mesh()
+    trainable = learner.trainable.params
     runner = Runner(
-        classifier=build_classifier(config, pretrained.params, len(classes), inputs.preprocess),
+        classifier=build_classifier(config, trainable, len(classes), inputs.preprocess),
         tx=learner.tx,
         frozen=replicate(learner.frozen, mesh),
         mesh=mesh,
@@ -120,13 +135,11 @@ def build(config: Config, inputs: Inputs) -> Run:
             classes=classes,
         ),
     )
-    sources = build_sources(
-        config, pretrained.digest, learner.trainable, runner.frozen, runner.classifier, mesh
-    )
+    sources = build_sources(config, weights.digest, runner.frozen, runner.classifier, mesh)
     return Run(
         config=config,
         splits=splits,
-        pretrained=pretrained,
+        pretrained=weights,
         learner=learner,
         runner=runner,
         sources=sources,
@@ -142,7 +155,18 @@ def _metadata(config: Config, inputs: Inputs) -> JsonObject:
         'preprocess': inputs.preprocess,
         'weights_digest': inputs.pretrained.digest,
         'data_digest': inputs.splits.digest,
+        'code': code_digests(config),
         'versions': files.versions(),
+    }
+
+
+def code_digests(config: Config) -> dict[str, str]:
+    """Returns the digest of each Python file that defines a part of the model, by config key."""
+    keys = {'model.backbone': config.model.backbone, 'model.head': config.model.head}
+    return {
+        key: python_file.load(value, where=f'config.{key}').digest
+        for key, value in keys.items()
+        if python_file.is_spec(value)
     }
 
 
@@ -161,51 +185,50 @@ def _check_sizes(config: Config, splits: Splits) -> None:
 
 
 def load_backbone(config: Config) -> Pretrained:
-    """Returns the pretrained backbone that `config.weights.source` names.
+    """Returns the pretrained backbone that `config.model.backbone` and `weights.source` name.
 
     Raises:
-        UserError: The file is missing, damaged or not VGG16; or no download worked.
+        UserError: The file is missing, damaged or of another network; or no download worked.
     """
-    source, top = config.weights.source, config.features.layer in network.TOP
+    backbone, layer = find(config.model.backbone), config.features.layer
+    source = config.weights.source
     if source == 'random':
-        params = jax.device_get(network.init(jax.random.key(config.train.seed), top=top))
+        variables = jax.device_get(backbone.init(jax.random.key(config.train.seed), layer))
         return Pretrained(
-            params=params,
-            preprocess='torch',  # pixels of unit scale, as He's initialization assumes
-            digest=trees.digest(params),
+            variables=variables,
+            preprocess=backbone.preprocess,
+            digest=trees.digest(trees.merge(*variables)),
             name='random',
             license='none',
             source=f'seed {config.train.seed}',
         )
-    if source == 'imagenet':
-        if top:
-            raise UserError(
-                f'the downloaded ImageNet weights end at block5_pool, before '
-                f'{config.features.layer!r}',
-                where='config.features.layer',
-                fix='name a file with a top in config.weights.source',
-            )
-        return weights.load(fetch(VGG16_IMAGENET))
-    return weights.load(Path(source).expanduser(), top=top)
+    if source != 'imagenet':
+        return pretrained.load(Path(source).expanduser(), backbone, layer=layer)
+    if backbone.imagenet is None:
+        raise UserError(
+            f'{backbone.name} has no ImageNet weights to download',
+            where='config.weights.source',
+            fix="name a file, or 'random'",
+        )
+    return pretrained.load(fetch(backbone.imagenet), backbone, layer=layer)
 
 
-def choose_preprocess(pretrained: Pretrained, requested: str) -> str:
+def choose_preprocess(weights: Pretrained, requested: str) -> str:
     """Returns the preprocessing to use, and says so; warns where it does not fit the weights."""
-    preprocess, warning = weights.resolve_preprocess(pretrained, requested)
-    logging.info(
-        'weights: %s from %s, preprocessing %r', pretrained.name, pretrained.source, preprocess
-    )
+    preprocess, warning = pretrained.resolve_preprocess(weights, requested)
+    logging.info('weights: %s from %s, preprocessing %r', weights.name, weights.source, preprocess)
     if warning:
         logging.warning('WARNING: %s', warning)
     return preprocess
 
 
 def build_classifier(
-    config: Config, backbone: Params, num_classes: int, preprocess: str
+    config: Config, trainable: Params, num_classes: int, preprocess: str
 ) -> Classifier:
     """Returns the static half of the model a configuration describes."""
     return classifiers.create(
-        backbone,
+        find(config.model.backbone),
+        trainable,
         image_size=config.data.image_size,
         num_classes=num_classes,
         head=config.model.head,
@@ -218,12 +241,7 @@ def build_classifier(
 
 
 def build_sources(
-    config: Config,
-    weights_digest: str,
-    trainable: Params,
-    frozen: Params,
-    classifier: Classifier,
-    mesh: Mesh,
+    config: Config, weights_digest: str, frozen: Variables, classifier: Classifier, mesh: Mesh
 ) -> SourceSelector:
     """Returns what chooses the sources of the splits, in training and after it."""
     return SourceSelector(
@@ -235,21 +253,25 @@ def build_sources(
         frozen=frozen,
         classifier=classifier,
         mesh=mesh,
-        backbone_learns='backbone' in trainable,
     )
 
 
-def init_head(config: Config, backbone: Params, num_classes: int) -> Params:
-    """Returns the head's first parameters, decided by `config.train.seed`."""
-    shape = classifiers.feature_shape(
-        backbone, image_size=config.data.image_size, layer=config.features.layer
-    )
-    key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+def init_head(config: Config, num_classes: int) -> Variables:
+    """Returns the head's first variables, decided by `config.train.seed`."""
+    backbone = find(config.model.backbone)
     return heads.init(
         config.model.head,
-        shape,
+        backbone.feature_shape(config.data.image_size, config.features.layer),
         num_classes,
-        key,
+        jax.random.fold_in(jax.random.key(config.train.seed), 1),
         units=config.model.units,
         dropout=config.model.dropout,
+    )
+
+
+def joined(**parts: Variables) -> Variables:
+    """Returns the variables of a model of these parts; one without state has no branch there."""
+    return Variables(
+        {name: part.params for name, part in parts.items()},
+        {name: part.state for name, part in parts.items() if part.state},
     )

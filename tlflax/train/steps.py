@@ -10,10 +10,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from tlflax.features.batches import OnDevice
+from tlflax.models.base.modules import Training, Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses, metrics
 from tlflax.train.metrics import ClassCounts
-from tlflax.utils.trees import merge
+from tlflax.utils.trees import flatten, unflatten
 
 Batch = dict[str, Array]
 
@@ -25,11 +26,18 @@ class TrainState(NamedTuple):
         step: i32 scalar, completed optimizer steps.
         params: The trainable parameters alone.
         opt_state: Their optimizer state.
+        model_state: What changes without a gradient, such as the statistics of BatchNorm.
     """
 
     step: Int[Array, '']
     params: Params
     opt_state: optax.OptState
+    model_state: Params
+
+    @property
+    def variables(self) -> Variables:
+        """What training has changed of the model."""
+        return Variables(self.params, self.model_state)
 
 
 class Sums(NamedTuple):
@@ -53,9 +61,10 @@ class EvalSums(NamedTuple):
     counts: ClassCounts
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step, for the trainable parameters `params`."""
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+def init_state(variables: Variables, tx: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step, for what training changes of the model."""
+    params, model_state = variables
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state)
 
 
 def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], batch: Batch) -> Sums:
@@ -90,7 +99,7 @@ def class_counts(
 
 def update(
     state: TrainState,
-    frozen: Params,
+    frozen: Variables,
     batch: Batch,
     seed: Int[Array, ''] | int,
     loss: losses.Loss,
@@ -100,13 +109,13 @@ def update(
 ) -> tuple[TrainState, Sums]:
     """Takes one optimizer step on the trainable parameters.
 
-    Only they are differentiated. A backbone without any trainable parameter runs before, outside
-    the differentiated function; the part of a backbone below its first trainable layer depends on
-    nothing that is differentiated, so no gradient is computed for it either.
+    Only they are differentiated. What lies below the cut runs before, outside the differentiated
+    function; what lies above it and below the first trainable layer depends on nothing that is
+    differentiated, so no gradient is computed for it either.
 
     Args:
         state: The state before the step.
-        frozen: The parameters that never change; empty branches are left out.
+        frozen: The parameters and state that never change; empty branches are left out.
         batch: Images or features with 'label' and 'mask', and what
             `tlflax.train.losses.training_losses` knows.
         seed: Of dropout; the key depends on it and on the step number alone.
@@ -118,19 +127,25 @@ def update(
         The new state, and the sums of loss and correct predictions before the update.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    if 'backbone' not in state.params and 'features' not in batch:
-        features = classifier.features(frozen['backbone'], batch['image'])
-        batch = {**batch, 'features': features}
+    training = Training(key, batch['mask'], frozenset(flatten(state.model_state)))
+    if 'features' not in batch and not classifier.cut_is_image:
+        batch = {
+            **batch,
+            'features': classifier.features(frozen.branch('backbone'), batch['image']),
+        }
 
-    def loss_fn(params: Params) -> tuple[Array, Sums]:
-        logits = classifier(merge(params, frozen), batch, key)
+    def loss_fn(params: Params) -> tuple[Array, tuple[Sums, Params]]:
+        variables = Variables(params, state.model_state).merge(frozen)
+        logits, after = classifier(variables, batch, training)
         sums = metric_sums(logits, losses.training_losses(loss, logits, batch), batch)
-        return sums.loss / jnp.maximum(sums.examples, 1), sums
+        return sums.loss / jnp.maximum(sums.examples, 1), (sums, after)
 
-    grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (sums, after) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), sums
+    flat = flatten(after)
+    model_state = unflatten({path: flat[path] for path in flatten(state.model_state)})
+    return TrainState(state.step + 1, params, opt_state, model_state), sums
 
 
 train_step = functools.partial(
@@ -140,15 +155,17 @@ train_step = functools.partial(
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
-def eval_step(params: Params, batch: Batch, *, classifier: Classifier) -> tuple[EvalSums, Array]:
+def eval_step(
+    variables: Variables, batch: Batch, *, classifier: Classifier
+) -> tuple[EvalSums, Array]:
     """Returns the metric sums of a batch and its class probabilities, f32[b, classes]."""
-    sums, logits = _assess(params, batch, classifier)
+    sums, logits = _assess(variables, batch, classifier)
     counts = class_counts(logits.argmax(-1), batch['label'], batch['mask'], logits.shape[-1])
     return EvalSums(sums, counts), jax.nn.softmax(logits)
 
 
-def _assess(params: Params, batch: Batch, classifier: Classifier) -> tuple[Sums, Array]:
-    logits = classifier(params, batch)
+def _assess(variables: Variables, batch: Batch, classifier: Classifier) -> tuple[Sums, Array]:
+    logits, _ = classifier(variables, batch)
     return metric_sums(logits, losses.cross_entropy(logits, batch['label']), batch), logits
 
 
@@ -164,7 +181,7 @@ def _gather(on_device: OnDevice, rows: Int[Array, ' b']) -> Batch:
 
 def update_many(
     state: TrainState,
-    frozen: Params,
+    frozen: Variables,
     on_device: OnDevice,
     rows: Int[Array, 'steps b'],
     seed: Int[Array, ''] | int,
@@ -190,7 +207,7 @@ train_scan = functools.partial(
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
 def eval_scan(
-    params: Params,
+    variables: Variables,
     on_device: OnDevice,
     rows: Int[Array, 'steps b'],
     *,
@@ -199,7 +216,7 @@ def eval_scan(
     """Evaluates many batches as one program; the counts are sums over all of them."""
 
     def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array, Array]]:
-        sums, logits = _assess(params, _gather(on_device, rows), classifier)
+        sums, logits = _assess(variables, _gather(on_device, rows), classifier)
         return None, (sums, logits.argmax(-1), jax.nn.softmax(logits))
 
     sums, predicted, probabilities = jax.lax.scan(body, None, rows)[1]

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 EXIT_CODE = 2
@@ -84,3 +85,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if near:
         return f'did you mean {near[0]!r}?'
     return f'choose from {", ".join(map(repr, choices))}' if choices else 'there are no choices'
+
+
+def printable(path: str) -> str:
+    """Returns a path, or other outside text, that is safe to print and to encode."""
+    return ''.join('�' if unicodedata.category(char) in ('Cc', 'Cs') else char for char in path)

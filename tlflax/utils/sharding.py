@@ -8,12 +8,28 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, Shaped
 
+from tlflax.utils.errors import UserError
+
 Tree = TypeVar('Tree')
 
 
 def default_mesh() -> Mesh:
     """Returns a mesh of all devices along one axis, 'data'."""
     return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+
+
+def require_one_process() -> None:
+    """Checks that JAX runs in this process alone.
+
+    Raises:
+        UserError: Several processes run together.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f'{jax.process_count()} processes run together, and tlflax does not support that yet',
+            where='jax.distributed',
+            fix='start one process, which uses all devices of its machine',
+        )
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:

@@ -66,6 +66,12 @@ def merge(tree: Mapping[str, object], other: Mapping[str, object]) -> Tree:
     return unflatten(one | two)
 
 
+def like(tree: Mapping[str, object], other: Mapping[str, object]) -> Tree:
+    """Returns the leaves of a tree that have a path in the other."""
+    flat = flatten(tree)
+    return unflatten({path: flat[path] for path in flatten(other)})
+
+
 def check_same(
     expected: Mapping[str, object], got: Mapping[str, object], *, where: str, fix: str
 ) -> None:

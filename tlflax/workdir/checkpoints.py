@@ -1,8 +1,9 @@
 """Saving and restoring runs; the only home of Orbax.
 
 A checkpoint is a step of an Orbax `CheckpointManager` with separate items: `params` (the trained
-parameters), `opt_state`, `meta` (JSON: everything needed to use or resume them) and, if
-configured, `frozen` (the frozen parameters). The latest and the best step are kept.
+parameters), `opt_state`, `meta` (JSON: everything needed to use or resume them) and, where there is
+any, `state` (what training changes without a gradient), `frozen` and `frozen_state` (what it does
+not change, unless the pretrained weights hold it). The latest and the best step are kept.
 """
 
 import contextlib
@@ -15,12 +16,13 @@ import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from tlflax.models.classifier import Params
+from tlflax.models.base.modules import Variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.files import JsonObject, plain_json
 
 _RANK = 'rank'
+NOTHING = Variables({}, {})
 
 
 class Checkpoints:
@@ -117,33 +119,38 @@ class Checkpoints:
         self,
         step: int,
         *,
-        params: Params,
+        trained: Variables,
         opt_state: optax.OptState,
         meta: JsonObject,
         rank: int,
-        frozen: Params | None = None,
+        frozen: Variables = NOTHING,
     ) -> None:
         """Starts saving; arrays are copied before it returns and may be donated.
 
         Args:
             step: Completed optimizer steps.
-            params: The trainable parameters.
+            trained: The trainable parameters, and the state that changes with them.
             opt_state: The optimizer's state.
             meta: Plain values; NaN and infinities are saved as null.
             rank: The epoch, if it is the best so far, else -1; the highest rank is the best.
-            frozen: Frozen parameters to save too.
+            frozen: Frozen parameters and state to save too.
         """
         self.wait()
         if step in self._manager.all_steps():
             self._manager.delete(step)
-        host = jax.tree.map(np.asarray, (params, opt_state))
-        items: dict[str, ocp.args.CheckpointArgs] = {
-            'params': ocp.args.StandardSave(host[0]),
-            'opt_state': ocp.args.StandardSave(host[1]),
-            'meta': ocp.args.JsonSave(plain_json({**meta, 'rank': rank})),
+        arrays = {
+            'params': trained.params,
+            'opt_state': opt_state,
+            'state': trained.state,
+            'frozen': frozen.params,
+            'frozen_state': frozen.state,
         }
-        if frozen is not None:
-            items['frozen'] = ocp.args.StandardSave(jax.tree.map(np.asarray, frozen))
+        items: dict[str, ocp.args.CheckpointArgs] = {
+            name: ocp.args.StandardSave(jax.tree.map(np.asarray, tree))
+            for name, tree in arrays.items()
+            if tree
+        }
+        items['meta'] = ocp.args.JsonSave(plain_json({**meta, 'rank': rank}))
         with self._saving():
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics={_RANK: float(rank)}, force=True
@@ -171,30 +178,33 @@ class Checkpoints:
         restored = self._restore(step, meta=ocp.args.JsonRestore())
         return _decode(restored['meta'])
 
-    def params(self, step: int, abstract: Params) -> Params:
-        """Returns the trainable parameters alone, as host arrays shaped like `abstract`."""
-        params = self._restore(step, params=_host(abstract))['params']
-        self._check(step, abstract, params)
-        return params
+    def trained(self, step: int, abstract: Variables) -> Variables:
+        """Returns what training has changed, as host arrays shaped like `abstract`."""
+        return self._variables(step, abstract, ('params', 'state'))
 
     def state(
-        self, step: int, params: Params, opt_state: optax.OptState
-    ) -> tuple[Params, optax.OptState]:
-        """Returns parameters and optimizer state as host arrays shaped like the arguments."""
-        restored = self._restore(step, params=_host(params), opt_state=_host(opt_state))
-        self._check(step, params, restored['params'])
-        return restored['params'], restored['opt_state']
+        self, step: int, trained: Variables, opt_state: optax.OptState
+    ) -> tuple[Variables, optax.OptState]:
+        """Returns what training has changed and the optimizer's state, as host arrays."""
+        restored = self._restore(step, opt_state=_host(opt_state))
+        return self.trained(step, trained), restored['opt_state']
 
-    def frozen(self, step: int, abstract: Params) -> Params | None:
-        """Returns the frozen parameters in the checkpoint, or None if they were not saved."""
-        if not (self.folder / str(step) / 'frozen').is_dir():
-            return None
-        return self._restore(step, frozen=_host(abstract))['frozen']
+    def frozen(self, step: int, abstract: Variables) -> Variables:
+        """Returns the frozen variables in the checkpoint; those it does not hold are missing."""
+        names = ('frozen', 'frozen_state')
+        saved = [(self.folder / str(step) / name).is_dir() for name in names]
+        present = (tree if here else {} for tree, here in zip(abstract, saved, strict=True))
+        return self._variables(step, Variables(*present), names)
 
-    def _check(self, step: int, expected: Params, got: Params) -> None:
-        """Compares shapes and types: Orbax restores those that were saved."""
+    def _variables(self, step: int, abstract: Variables, names: tuple[str, str]) -> Variables:
+        """Restores variables, and compares them: Orbax restores the shapes that were saved."""
+        wanted = {name: _host(tree) for name, tree in zip(names, abstract, strict=True) if tree}
+        got = self._restore(step, **wanted) if wanted else {}
+        found = Variables(*(got[name] if name in wanted else {} for name in names))
         where = str(self.folder / str(step))
-        trees.check_same(expected, got, where=where, fix='it was written by another model')
+        for expected, tree in zip(abstract, found, strict=True):
+            trees.check_same(expected, tree, where=where, fix='it was written by another model')
+        return found
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         with as_user_error(

@@ -14,10 +14,10 @@ from flax import nnx
 from PIL import Image
 
 from tlflax.models import classifier as classifiers
-from tlflax.models.preprocess import PREPROCESS
+from tlflax.models import pretrained
 from tlflax.models.vgg import network as vgg
 from tlflax.models.vgg import tensor_names
-from tlflax.models.weights import pretrained
+from tlflax.models.weights.preprocess import PREPROCESS
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import unflatten
 

@@ -14,11 +14,11 @@ import torch
 import vgg_reference as reference
 from PIL import Image
 
-from tlflax.models.preprocess import PREPROCESS
+from tlflax.models import pretrained
 from tlflax.models.vgg import autotune, fast_cpu, network, winograd
 from tlflax.models.vgg.fast_cpu import DIRECT_PLAN, BlockPlan
 from tlflax.models.vgg.winograd import DIRECT, Tiling
-from tlflax.models.weights import pretrained
+from tlflax.models.weights.preprocess import PREPROCESS
 
 WIDTHS = (4, 9, 8, 10, 12)
 WAYS = [DIRECT, *(Tiling(tile, by_row) for tile in winograd.POINTS for by_row in (False, True))]

@@ -12,8 +12,8 @@ from tlflax.data.audit import near_duplicates
 from tlflax.data.audit.near_duplicates import Near
 from tlflax.data.audit.problems import File, Item
 from tlflax.data.images import perceptual_hash
-from tlflax.data.images.decode import printable
 from tlflax.data.table import ImageTable
+from tlflax.utils.errors import printable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tlflax.data.audit.problems import Item, Problem
-from tlflax.data.images.decode import printable
 from tlflax.data.images.files import ScannedFile
 from tlflax.data.inputs.listing import Scan
 from tlflax.data.inputs.walk import HIDDEN, LOOPS, Ignored, kind_of_stray
+from tlflax.utils.errors import printable
 
 SMALL = 16  # pixels of the shorter side, below which it is a warning
 STRETCHED = 4.0  # longer over shorter side, above which it is a note

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypedDict
 
-from tlflax.data.images.decode import printable
+from tlflax.utils.errors import printable
 
 LEVELS = ('error', 'warning', 'note')
 CODES = (

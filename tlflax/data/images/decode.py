@@ -15,7 +15,6 @@ never its extension. Of each format:
 import contextlib
 import hashlib
 import os
-import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,7 +23,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from tlflax.data.images import color_modes, perceptual_hash, pillow, sniff
 from tlflax.data.images.files import ScannedFile
-from tlflax.utils.errors import UserError, as_user_error, reason
+from tlflax.utils.errors import UserError, as_user_error, printable, reason
 
 MAX_PIXELS = 178_956_970  # where Pillow too stops by default: half a gigabyte of RGB
 
@@ -144,11 +143,6 @@ def _bytes(source: Source, name: str) -> tuple[bytes, str]:
         open(source, 'rb') as file,
     ):
         return file.read(), name
-
-
-def printable(path: str) -> str:
-    """Returns a path, or other outside text, that is safe to print and to encode."""
-    return ''.join('�' if unicodedata.category(char) in ('Cc', 'Cs') else char for char in path)
 
 
 @contextlib.contextmanager

@@ -19,11 +19,10 @@ from typing import NamedTuple, Protocol
 
 from absl import logging
 
-from tlflax.data.images.decode import printable
 from tlflax.data.images.scan import IMAGE_EXTENSIONS
 from tlflax.data.inputs.pattern import is_pattern, split_base
 from tlflax.data.inputs.walk import IGNORED_FOLDERS, kind_of_stray
-from tlflax.utils.errors import UserError, as_user_error, did_you_mean, reason
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean, printable, reason
 from tlflax.utils.files import atomic_write
 from tlflax.utils.progress import progress
 

@@ -5,15 +5,10 @@ splits and the feature cache treat them like other images. The function runs at 
 that are there already are not written again, and images that it no longer yields are deleted.
 """
 
-import contextlib
 import hashlib
-import importlib
-import importlib.util
 import os
-import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +16,9 @@ import tensorflow as tf
 from absl import logging
 
 from tlflax.data._tensorflow import on_cpu
-from tlflax.data.images.decode import printable
 from tlflax.data.ingest import class_folders
-from tlflax.utils.errors import UserError, as_user_error, did_you_mean
-
-_PREFIX = 'py:'
-_FORM = "'py:FILE.py:FUNCTION' or 'py:MODULE:FUNCTION'"
+from tlflax.utils import python_file
+from tlflax.utils.errors import UserError, as_user_error
 
 
 def materialize(spec: str, cache_dir: Path) -> Path:
@@ -44,11 +36,11 @@ def materialize(spec: str, cache_dir: Path) -> Path:
     Raises:
         UserError: The function does not exist or fails, or it yields something else.
     """
-    place, _, name = spec.removeprefix(_PREFIX).rpartition(':')
-    if not (place and name):
-        raise UserError(f'{spec!r} names no function', fix=f'give {_FORM}')
-    function = _find(place, name)
-    with _explaining(spec), on_cpu():
+    place, name = python_file.place_and_name(spec, 'function')
+    function = python_file.load(spec, what='function').value
+    if not callable(function):
+        raise UserError(f'{place} has no function {name!r}', fix='name a function')
+    with python_file.explaining(spec), on_cpu():
         dataset = function()
     if not isinstance(dataset, tf.data.Dataset):
         what = f'{spec} returns a {type(dataset).__name__}, not a tf.data.Dataset'
@@ -64,56 +56,11 @@ def materialize(spec: str, cache_dir: Path) -> Path:
     return target
 
 
-def _find(place: str, name: str) -> Callable[[], object]:
-    """Imports the module and returns its function."""
-    path = Path(place).expanduser()
-    is_file = place.endswith('.py')
-    if is_file and not path.is_file():
-        raise UserError(f'there is no such file: {printable(place)!r}', fix=f'give {_FORM}')
-    with _explaining(place):
-        if is_file:
-            module_name = f'_tlflax_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()}'
-            module_spec = importlib.util.spec_from_file_location(module_name, path)
-            assert module_spec is not None
-            assert module_spec.loader is not None
-            module = importlib.util.module_from_spec(module_spec)
-            sys.modules[module_name] = module
-            module_spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith('_')]
-        what = f'{place} has no function {name!r}'
-        raise UserError(what, fix=did_you_mean(name, known))
-    return function
-
-
-@contextlib.contextmanager
-def _explaining(what: str) -> Iterator[None]:
-    """Turns every exception of the user's code into a sentence that names the line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = [frame for frame in frames if frame.filename != __file__]
-        lines = str(error).strip().splitlines() or ['']
-        # TensorFlow puts a traceback before the message of what fails inside a map().
-        line = lines[-1].strip() if lines[0].startswith('in user code') else lines[0]
-        kind = type(error).__name__
-        raised = f'{kind}: {line.removeprefix(f"{kind}: ")[:300]}'
-        if theirs and 'site-packages' not in theirs[-1].filename:
-            raised += f' ({printable(theirs[-1].filename)}, line {theirs[-1].lineno})'
-        raise UserError(f'{what} fails with {raised}', fix='fix it') from error
-
-
 def _examples(
     dataset: tf.data.Dataset, spec: str, class_names: Sequence[str] | None
 ) -> Iterator[tuple[np.ndarray, str]]:
     """Yields images and the names of their classes."""
-    with _explaining(spec):
+    with python_file.explaining(spec):
         for number, element in enumerate(dataset.as_numpy_iterator()):
             where = f'element {number} of {spec}'
             try:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from absl import logging
 
-from tlflax.data.images.decode import printable
 from tlflax.data.inputs.listing import Listing, Scan
 from tlflax.data.inputs.walk import Report, stop
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, did_you_mean, printable
 
 _SPLITS = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'eval'))
 _SHOWN = 5  # names in a message

@@ -12,7 +12,6 @@ several times is read once for each class.
 import os
 import stat
 
-from tlflax.data.images.decode import printable
 from tlflax.data.images.files import Entry
 from tlflax.data.images.scan import read_file
 from tlflax.data.inputs.listing import Listing
@@ -27,7 +26,7 @@ from tlflax.data.inputs.walk import (
     kind_of_stray,
     stop,
 )
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, did_you_mean, printable
 
 
 def list_folder(root: str | os.PathLike[str], *, report: Report = stop) -> Listing:

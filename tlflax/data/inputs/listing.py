@@ -9,10 +9,11 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32
 
-from tlflax.data.images.decode import MAX_PIXELS, printable
+from tlflax.data.images.decode import MAX_PIXELS
 from tlflax.data.images.files import Entry, ScannedFile
 from tlflax.data.images.scan import read_all
 from tlflax.data.inputs.walk import kind_of_stray
+from tlflax.utils.errors import printable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

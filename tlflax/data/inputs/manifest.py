@@ -17,12 +17,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from tlflax.data.images.decode import printable
 from tlflax.data.images.files import Entry
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.manifest_row import COLUMNS, NEEDED, Fields, Row, fault_of, parse_row
 from tlflax.data.inputs.walk import Report, stop
-from tlflax.utils.errors import UserError, as_user_error, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean, printable
 
 _TABLES = ('.csv', '.tsv')
 _LINES = ('.jsonl', '.ndjson')

@@ -5,8 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tlflax.data.images.decode import printable
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, did_you_mean, printable
 
 NEEDED = ('path', 'label')
 COLUMNS = (*NEEDED, 'split', 'weight', 'group')

@@ -12,7 +12,6 @@ import os
 import re
 import stat
 
-from tlflax.data.images.decode import printable
 from tlflax.data.images.files import Entry
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.walk import (
@@ -25,7 +24,7 @@ from tlflax.data.inputs.walk import (
     identity,
     stop,
 )
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, printable
 
 _CLASS = '{class}'
 _MAGIC = re.compile(r'[*?[{]')

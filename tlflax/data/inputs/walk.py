@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tlflax.data.images.decode import printable
-from tlflax.utils.errors import UserError, reason
+from tlflax.utils.errors import UserError, printable, reason
 
 IGNORED_FOLDERS = frozenset(
     ('__pycache__', '__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')

@@ -18,12 +18,12 @@ from tlflax.config.schema import AugmentConfig
 from tlflax.data._tensorflow import on_cpu
 from tlflax.data.augment import apply as augmentation
 from tlflax.data.augment import mixup, policies, ranges, sampling
-from tlflax.data.images.decode import printable, read_image
+from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import crops, tf_data
 from tlflax.data.pipeline.batch import BatchFormat
 from tlflax.data.table import ImageTable
-from tlflax.utils.errors import as_user_error
+from tlflax.utils.errors import as_user_error, printable
 from tlflax.utils.files import replacing
 
 _MARGIN, _TEXT, _LINE = 12, 13, 16  # pixels; _TEXT is the height of the font

@@ -8,9 +8,9 @@ import tensorflow as tf
 from jaxtyping import Int64
 
 from tlflax.data._tensorflow import on_cpu
-from tlflax.data.images.decode import printable, read_image
+from tlflax.data.images.decode import read_image
 from tlflax.data.table import ImageTable
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, printable
 
 
 def decode_file(

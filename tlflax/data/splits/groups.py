@@ -6,10 +6,9 @@ import re
 import numpy as np
 from absl import logging
 
-from tlflax.data.images.decode import printable
 from tlflax.data.inputs.class_checks import some
 from tlflax.data.table import ImageTable
-from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.errors import UserError, as_user_error, printable
 
 _KEY = 'config.data.group'
 

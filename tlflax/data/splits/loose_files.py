@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tlflax.data.images.decode import MAX_PIXELS, printable, probe
+from tlflax.data.images.decode import MAX_PIXELS, probe
 from tlflax.data.images.scan import read_file
 from tlflax.data.table import ImageTable
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, printable
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:

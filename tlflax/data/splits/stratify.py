@@ -12,10 +12,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
 
-from tlflax.data.images.decode import printable
 from tlflax.data.inputs.class_checks import some
 from tlflax.data.table import ImageTable
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, printable
 
 # Begins the name of a unit that is a group; the others are digests. Units are ranked by their
 # names, so another word would make other splits.

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from absl import logging
 
 from tlflax.models.vgg import fast_cpu, network
-from tlflax.models.vgg.fast_cpu import DIRECT_PLAN, BlockPlan, Plan
+from tlflax.models.vgg.fast_cpu import BlockPlan, Features, Plan, direct_plan
 from tlflax.models.vgg.winograd import DIRECT, Kernel, Layer, Tiling
-from tlflax.utils import cpu
+from tlflax.utils import assets, cpu
 from tlflax.utils.files import write_json
 
 FORMAT = 1  # of the files, and of the meaning of their entries
@@ -41,6 +41,29 @@ HOPELESS = 1.4  # a plan this many times slower than the best is not measured ag
 Shape = tuple[int, int, int]
 
 
+def program(
+    params: network.Params,
+    *,
+    layer: str,
+    shape: Shape,
+    before: Callable[[jax.Array], jax.Array],
+    measured: bool,
+) -> Features | None:
+    """Returns the fast program for a layer's features, or None for a convolution in a block.
+
+    Args:
+        params: Nested dict like that of `network.init`.
+        layer: The layer.
+        shape: (batch, height, width).
+        before: Preprocessing.
+        measured: Whether to find the plan by measurement; see `choose`.
+    """
+    if layer not in (*network.POOLS, *network.TOP):
+        return None
+    plan = choose(params, shape, assets.cache_folder() / 'plans', measured=measured)
+    return fast_cpu.compiled(params, plan, layer=layer, before=before)
+
+
 def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool = True) -> Plan:
     """Returns the plan for batches of a shape: the kept one, or a measured one, which is then kept.
 
@@ -50,27 +73,28 @@ def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool
         folder: Where plans are kept.
         measured: Whether to measure if no plan is kept (about a minute); otherwise `guess`.
     """
+    depths = network.depths_of(params)
     if jax.default_backend() != 'cpu':
-        return DIRECT_PLAN
-    widths = tuple(
-        params[f'block{b}_conv1']['bias'].shape[0] for b in range(1, len(DIRECT_PLAN) + 1)
-    )
-    key = plan_key(widths, shape)
+        return direct_plan(depths)
+    widths = tuple(params[f'block{b}_conv1']['bias'].shape[0] for b in network.BLOCKS)
+    key = plan_key(widths, shape, depths)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = folder / f'{digest[:16]}.json'
     plan = load(path, key)
     if plan is None and not measured:
-        return guess(widths, shape)
+        return guess(widths, shape, depths)
     if plan is None:
         logging.info('measuring the fastest way to compute %s images, once on this machine', shape)
         began = time.perf_counter()
-        plan, seconds = measure(widths, shape)
+        plan, seconds = measure(widths, shape, depths)
         save(path, key, plan, seconds)
         logging.info('measured in %.0f s, kept in %s', time.perf_counter() - began, path)
     return plan
 
 
-def plan_key(widths: tuple[int, ...], shape: Shape) -> dict[str, object]:
+def plan_key(
+    widths: tuple[int, ...], shape: Shape, depths: network.Depths = network.VGG16
+) -> dict[str, object]:
     """Returns everything that a measured plan depends on."""
     return {
         'format': FORMAT,
@@ -79,6 +103,8 @@ def plan_key(widths: tuple[int, ...], shape: Shape) -> dict[str, object]:
         'jax': jax.__version__,
         'widths': list(widths),
         'shape': list(shape),
+        # Plans measured before there was a choice of depths stay valid.
+        **({'depths': list(depths)} if depths != network.VGG16 else {}),
     }
 
 
@@ -121,12 +147,12 @@ def save(path: Path, key: dict[str, object], plan: Plan, seconds: list[float]) -
     write_json(path, kept)
 
 
-def guess(widths: tuple[int, ...], shape: Shape) -> Plan:
+def guess(widths: tuple[int, ...], shape: Shape, depths: network.Depths = network.VGG16) -> Plan:
     """Returns a plan that was fast on the machines it was tried on, without measuring."""
     batch, height, width = shape
     batch = _share(batch)
     blocks, channels = [], 3
-    for depth, wide in zip(network.DEPTHS, widths, strict=True):
+    for depth, wide in zip(depths, widths, strict=True):
         layers = []
         for _ in range(depth):
             tiling = Tiling(4, by_row=wide >= WIDE) if channels >= MIN_CHANNELS else DIRECT
@@ -146,7 +172,9 @@ def guess(widths: tuple[int, ...], shape: Shape) -> Plan:
     return tuple(blocks)
 
 
-def measure(widths: tuple[int, ...], shape: Shape) -> tuple[Plan, list[float]]:
+def measure(
+    widths: tuple[int, ...], shape: Shape, depths: network.Depths = network.VGG16
+) -> tuple[Plan, list[float]]:
     """Searches for the fastest plan.
 
     Returns:
@@ -154,7 +182,7 @@ def measure(widths: tuple[int, ...], shape: Shape) -> tuple[Plan, list[float]]:
     """
     batch, height, width = shape
     blocks, seconds, channels = [], [], 3
-    for block, wide in zip(guess(widths, shape), widths, strict=True):
+    for block, wide in zip(guess(widths, shape, depths), widths, strict=True):
         best = block
         with _Race((batch, height, width), channels, wide) as race:
             for alternatives in _stages(block, channels, height):

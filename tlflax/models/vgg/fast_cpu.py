@@ -24,6 +24,7 @@ from tlflax.utils.threads import ThreadedProgram
 
 Prepared = dict[str, Layer]
 Images = Shaped[np.ndarray, 'b h w 3'] | Shaped[Array, 'b h w 3']
+Features = Callable[[Images], Array]
 
 IMAGES_PER_WORKER = 2  # with one, reading the deep layers' large kernels would not pay
 
@@ -45,7 +46,10 @@ class BlockPlan:
 
 Plan = tuple[BlockPlan, ...]
 
-DIRECT_PLAN: Plan = tuple(BlockPlan((DIRECT,) * depth) for depth in network.DEPTHS)
+
+def direct_plan(depths: network.Depths = network.VGG16) -> Plan:
+    """Returns the plan that computes every convolution directly."""
+    return tuple(BlockPlan((DIRECT,) * depth) for depth in depths)
 
 
 def prepare(params: network.Params, plan: Plan, *, layer: str = 'predictions') -> Prepared:
@@ -54,11 +58,13 @@ def prepare(params: network.Params, plan: Plan, *, layer: str = 'predictions') -
     Args:
         params: Nested dict like that of `network.init`.
         plan: How the network will be computed.
-        layer: One of `network.LAYERS`.
+        layer: A pool or a layer of the top.
     """
     prepared: Prepared = {name: params[name] for name in network.TOP if name in params}
     for block, block_plan in enumerate(plan[: _depth(layer)], start=1):
-        for name, tiling in zip(network.conv_names(block), block_plan.layers, strict=True):
+        for name, tiling in zip(
+            network.conv_names(block, len(block_plan.layers)), block_plan.layers, strict=True
+        ):
             kernel = winograd.transform_kernel(params[name]['kernel'], tiling)
             prepared[name] = {'kernel': kernel, 'bias': jnp.asarray(params[name]['bias'])}
     return prepared
@@ -71,13 +77,13 @@ def features(
     *,
     layer: str = 'block5_pool',
 ) -> Float[Array, 'b ...']:
-    """Runs the network up to one layer in float32; equals `network.apply` except for rounding.
+    """Runs the network up to one layer in float32; equals `network.VGG` except for rounding.
 
     Args:
         prepared: `prepare(params, plan, layer=layer)`.
         x: Preprocessed images, at least 32 pixels high and wide.
         plan: How to compute it.
-        layer: One of `network.LAYERS`.
+        layer: A pool or a layer of the top.
     """
     for images, group in itertools.groupby(range(_depth(layer)), key=lambda i: plan[i].images):
         x = over_images(functools.partial(_blocks, prepared, plan, tuple(group)), x, images)
@@ -97,7 +103,7 @@ def compiled(
     *,
     layer: str = 'block5_pool',
     before: Callable[[Array], Array] = lambda x: x,
-) -> Callable[[Images], Array]:
+) -> Features:
     """Returns the network up to `layer` as a function of images, to run many batches.
 
     On a CPU every core computes its own share of the batch: two programs side by side computed 1.3
@@ -107,7 +113,7 @@ def compiled(
     Args:
         params: Nested dict like that of `network.init`.
         plan: How to compute it.
-        layer: One of `network.LAYERS`.
+        layer: A pool or a layer of the top.
         before: Preprocessing, compiled with the network.
     """
     prepared = prepare(params, plan, layer=layer)
@@ -138,7 +144,8 @@ def split(batch: int) -> list[slice]:
 
 def _blocks(prepared: Prepared, plan: Plan, numbers: tuple[int, ...], x: Array) -> Array:
     for number in numbers:
-        x = run_block([prepared[name] for name in network.conv_names(number + 1)], x, plan[number])
+        names = network.conv_names(number + 1, len(plan[number].layers))
+        x = run_block([prepared[name] for name in names], x, plan[number])
     return x
 
 

@@ -1,46 +1,65 @@
-"""VGG16 (Simonyan & Zisserman 2014, arXiv:1409.1556), with and without its dense top.
+"""VGG16 and VGG19 (Simonyan & Zisserman 2014, arXiv:1409.1556), with and without their dense top.
 
-`init` and `apply` are pure functions; parameters are a nested dict of arrays, named like the
-canonical weights (`params['block1_conv1']['kernel']`). The Flax module exists inside `apply` only.
-Widths come from the parameters, so the narrow networks of tests run the same code as the real one.
+Parameters are a nested dict of arrays, named like the canonical weights
+(`params['block1_conv1']['kernel']`). Depths and widths come from the parameters, so the narrow
+networks of tests run the same code as the real ones.
 """
 
 import functools
 import math
-from collections.abc import Iterator
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.models.base.modules import Variables
+from tlflax.utils.errors import UserError
 from tlflax.utils.trees import Tree
 
 Params = Tree
 Shape = tuple[int, ...]
+Depths = tuple[int, ...]
 
-DEPTHS = (2, 2, 3, 3, 3)  # convolutions per block; a 2x2 max pool ends each block
+VGG16 = (2, 2, 3, 3, 3)  # convolutions per block; a 2x2 max pool ends each block
+VGG19 = (2, 2, 4, 4, 4)
 WIDTHS = (64, 128, 256, 512, 512)  # channels per block
 UNITS = 4096  # of fc1 and fc2
 GRID = 7  # fc1 takes a block5_pool of GRID x GRID, which is that of a 224 x 224 image
 MIN_SIZE = 32  # five halvings leave at least one pixel
 
-POOLS = tuple(f'block{block}_pool' for block in range(1, len(DEPTHS) + 1))
+BLOCKS = range(1, 6)
+POOLS = tuple(f'block{block}_pool' for block in BLOCKS)
 TOP = ('fc1', 'fc2', 'predictions')
 PROBABILITIES = TOP[-1]  # the layer whose outputs are probabilities
-LAYERS = POOLS + TOP
 
 
-def conv_names(block: int) -> tuple[str, ...]:
-    """Returns the names of the convolutions of a block, 1 to 5, in order."""
-    return tuple(f'block{block}_conv{i}' for i in range(1, DEPTHS[block - 1] + 1))
+def conv_names(block: int, depth: int) -> tuple[str, ...]:
+    """Returns the names of the `depth` convolutions of a block, 1 to 5, in order."""
+    return tuple(f'block{block}_conv{i}' for i in range(1, depth + 1))
+
+
+def layers(depths: Depths) -> tuple[str, ...]:
+    """Returns the names of all layers in order: convolutions (after ReLU), pools and the top."""
+    names: list[str] = []
+    for block, depth in zip(BLOCKS, depths, strict=True):
+        names += [*conv_names(block, depth), f'block{block}_pool']
+    return (*names, *TOP)
+
+
+def depths_of(params: Params) -> Depths:
+    """Returns the number of convolutions in each block of some parameters."""
+    return tuple(
+        sum(re.fullmatch(rf'block{block}_conv\d+', name) is not None for name in params)
+        for block in BLOCKS
+    )
 
 
 def shapes(
+    depths: Depths = VGG16,
     *,
     top: bool = False,
     num_classes: int = 1000,
@@ -54,8 +73,8 @@ def shapes(
     """
     found: dict[str, Shape] = {}
     channels = 3
-    for block, width in enumerate(widths, start=1):
-        for name in conv_names(block):
+    for block, depth, width in zip(BLOCKS, depths, widths, strict=True):
+        for name in conv_names(block, depth):
             found |= {f'{name}/kernel': (3, 3, channels, width), f'{name}/bias': (width,)}
             channels = width
     if top:
@@ -65,76 +84,90 @@ def shapes(
     return found
 
 
-def conv3x3(
-    x: Float[Array, 'b h w c'],
-    kernel: Float[Array | np.ndarray, '3 3 c d'],
-    bias: Float[Array | np.ndarray, ' d'],
-    precision: lax.Precision,
-) -> Float[Array, 'b h w d']:
-    """Computes a 3x3 convolution with zero padding, bias and ReLU, in the type of `x`."""
-    y = lax.conv_general_dilated(
-        x,
-        jnp.asarray(kernel, x.dtype),
-        window_strides=(1, 1),
-        padding='SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        precision=_precision(x, precision),
-    )
-    return nnx.relu(y + bias.astype(x.dtype))
+class Layer(nnx.Module):
+    """The kernel and bias of one layer.
 
-
-def _precision(x: Array, float32: lax.Precision) -> lax.Precision:
-    # Accelerators multiply float32 in TF32 or bfloat16 unless told otherwise.
-    return float32 if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-
-
-class Affine(nnx.Module):
-    """The kernel and bias of one layer."""
+    Args:
+        kernel: [3, 3, in, out] of a convolution, [in, out] of a dense layer.
+        bias: [out].
+    """
 
     def __init__(self, kernel: Array | np.ndarray, bias: Array | np.ndarray) -> None:
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(bias)
 
-    def dense(self, x: Float[Array, 'b n'], precision: lax.Precision) -> Float[Array, 'b m']:
+    def conv(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
+        """Computes a 3x3 convolution with zero padding and bias, in the type of `x`."""
+        y = lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=(1, 1),
+            padding='SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+    def dense(self, x: Float[Array, 'b n']) -> Float[Array, 'b m']:
         """Returns `x @ kernel + bias` in the type of `x`."""
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        return jnp.matmul(x, kernel, precision=_precision(x, precision)) + bias
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
-class VGG16(nnx.Module):
+class VGG(nnx.Module):
     """The network, built from its parameters; its attributes are the canonical layer names.
 
-    `nnx.to_pure_dict(nnx.state(VGG16(params)))` gives `params` back.
+    `nnx.to_pure_dict(nnx.state(VGG(params)))` gives `params` back.
 
     Args:
         params: Nested dict like that of `init`; arrays may be traced.
     """
 
     def __init__(self, params: Params) -> None:
+        self.layers = layers(depths_of(params))
         for name, layer in params.items():
-            setattr(self, name, Affine(layer['kernel'], layer['bias']))
+            setattr(self, name, Layer(layer['kernel'], layer['bias']))
 
-    def outputs(
-        self, x: Float[Array, 'b h w 3'], precision: lax.Precision
-    ) -> Iterator[tuple[str, Array]]:
-        """Yields (layer, output) for every entry of `LAYERS` in order, computing as it goes."""
-        for block, pool in enumerate(POOLS, start=1):
-            for name in conv_names(block):
-                layer = getattr(self, name)
-                x = conv3x3(x, layer.kernel[...], layer.bias[...], precision)
-            x = nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding='VALID')
-            yield pool, x
-        x = x.reshape(x.shape[0], -1)
-        for name in TOP:
-            x = getattr(self, name).dense(x, precision)
-            # Probabilities need more than bfloat16's three digits.
-            x = nnx.softmax(x.astype(jnp.float32)) if name == PROBABILITIES else nnx.relu(x)
-            yield name, x
+    def __call__(
+        self, x: Float[Array, 'b ...'], *, start: str = '', stop: str = 'block5_pool'
+    ) -> Float[Array, 'b ...']:
+        """Runs the layers after `start` up to `stop`; later layers are not computed.
+
+        Args:
+            x: Preprocessed images [b, h, w, 3], at least 32 pixels high and wide, or the output of
+                `start`.
+            start: A layer; any other name stands for the images.
+            stop: A layer.
+
+        Returns:
+            [b, h', w', c] for a convolution (after ReLU) or a pool, [b, n] after ReLU for fc1 and
+            fc2, both in the type of `x`; float32 probabilities [b, num_classes] for predictions.
+
+        Raises:
+            UserError: The images are too small, or a layer of the top is asked for and the
+                parameters lack it or the images do not fit it.
+        """
+        first = self.layers.index(start) + 1 if start in self.layers else 0
+        if not first:
+            _check_images(x.shape[1:3], top=stop in TOP)
+        for name in self.layers[first : self.layers.index(stop) + 1]:
+            x = self._run(name, x)
+        return x
+
+    def _run(self, name: str, x: Array) -> Array:
+        if name in POOLS:
+            return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding='VALID')
+        if name not in TOP:
+            return nnx.relu(getattr(self, name).conv(x))
+        if not hasattr(self, name):
+            raise without_top('config.weights.source')
+        y = getattr(self, name).dense(x.reshape(x.shape[0], -1))
+        # Probabilities need more than bfloat16's three digits.
+        return nnx.softmax(y.astype(jnp.float32)) if name == PROBABILITIES else nnx.relu(y)
 
 
-@functools.partial(jax.jit, static_argnames=('top', 'num_classes', 'widths', 'units'))
+@functools.partial(jax.jit, static_argnames=('depths', 'top', 'num_classes', 'widths', 'units'))
 def init(
     key: Array,
+    depths: Depths = VGG16,
     *,
     top: bool = False,
     num_classes: int = 1000,
@@ -145,13 +178,14 @@ def init(
 
     Args:
         key: A JAX random key.
+        depths: Convolutions of the five blocks.
         top: Also make fc1, fc2 and predictions.
         num_classes: Outputs of predictions.
         widths: Channels of the five blocks.
         units: Outputs of fc1 and fc2.
     """
     # One draw is split into kernels: XLA would take seconds to compile a draw for each.
-    found = shapes(top=top, num_classes=num_classes, widths=widths, units=units)
+    found = shapes(depths, top=top, num_classes=num_classes, widths=widths, units=units)
     kernels = {path: shape for path, shape in found.items() if path.endswith('/kernel')}
     sizes = [math.prod(shape) for shape in kernels.values()]
     draws = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
@@ -163,63 +197,20 @@ def init(
     return params
 
 
-def apply(
-    params: Params,
-    x: Float[Array, 'b h w 3'],
-    *,
-    layer: str = 'block5_pool',
-    dtype: DTypeLike = jnp.float32,
-    precision: lax.Precision = lax.Precision.HIGHEST,
-) -> Array:
-    """Runs the network on preprocessed images up to one layer; later layers are not computed.
-
-    Args:
-        params: Nested dict like that of `init`.
-        x: Preprocessed images, at least 32 pixels high and wide.
-        layer: One of `LAYERS`.
-        dtype: Type of the computation; parameters keep theirs.
-        precision: Of float32 products on accelerators; HIGH is TF32 on GPUs. Sums are float32.
-
-    Returns:
-        [b, h', w', c] for a pool, [b, n] after ReLU for fc1 and fc2, both of type `dtype`;
-        float32 probabilities [b, num_classes] for predictions.
-
-    Raises:
-        UserError: The layer is unknown, the images are too small, or a layer of the top is asked
-            for and the parameters lack it or the image does not fit it.
-    """
-    _check_layer(layer)
-    _check_size(x.shape[1:3])
-    if layer in TOP:
-        _check_top(params, x.shape[1:3])
-    for name, output in VGG16(params).outputs(x.astype(dtype), precision):
-        if name == layer:
-            return output
-    raise AssertionError(layer)
+def variables(key: Array, layer: str, *, depths: Depths) -> Variables:
+    """Returns the random variables that `layer` needs; the top is left out where it is not used."""
+    return Variables(init(key, depths, top=layer in TOP), {})
 
 
-def _check_layer(layer: str) -> None:
-    if layer not in LAYERS:
-        raise UserError(
-            f'{layer!r} is not a layer of VGG16',
-            where='config.features.layer',
-            fix=did_you_mean(layer, LAYERS),
-        )
-
-
-def _check_size(image_size: tuple[int, ...]) -> None:
+def _check_images(image_size: tuple[int, ...], *, top: bool) -> None:
+    height, width = image_size
     if min(image_size) < MIN_SIZE:
-        height, width = image_size
         raise UserError(
-            f'{height}x{width} pixels are too few for VGG16',
+            f'{height}x{width} pixels are too few for VGG',
             where='config.data.image_size',
             fix=f'give at least {MIN_SIZE}x{MIN_SIZE}',
         )
-
-
-def _check_grid(image_size: tuple[int, ...]) -> None:
-    if any(size >> len(DEPTHS) != GRID for size in image_size):
-        height, width = image_size
+    if top and any(size >> len(BLOCKS) != GRID for size in image_size):
         raise UserError(
             f'fc1, fc2 and predictions are made for 224x224 pixels, not {height}x{width}',
             where='config.data.image_size',
@@ -227,11 +218,10 @@ def _check_grid(image_size: tuple[int, ...]) -> None:
         )
 
 
-def _check_top(params: Params, image_size: tuple[int, ...]) -> None:
-    if 'fc1' not in params:
-        raise UserError(
-            'these weights have no fc1, fc2 and predictions',
-            where='config.weights.source',
-            fix='give a file with the top, or set config.features.layer to block5_pool',
-        )
-    _check_grid(image_size)
+def without_top(where: str) -> UserError:
+    """Returns what to say where the top is needed and missing."""
+    return UserError(
+        'these weights have no fc1, fc2 and predictions',
+        where=where,
+        fix='give a file with the top, or set config.features.layer to block5_pool',
+    )

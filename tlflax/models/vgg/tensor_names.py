@@ -5,18 +5,15 @@ the kernels of fc1, fc2 and predictions are [in, out], the rows of fc1 in (row, 
 order.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
+from tlflax.models.base.backbone import Found, Tensors
 from tlflax.models.vgg import network
-from tlflax.utils import trees
+from tlflax.models.weights.file_formats import Container
 from tlflax.utils.errors import UserError
-
-Tensors = dict[str, np.ndarray]
 
 # `block1_conv1/block1_conv1_W_1:0`, `vgg16/block1_conv1/kernel:0`,
 # `layers/conv2d/block1_conv1/0`, `functional_1/block1_conv1_1/Squeeze:0`
@@ -24,38 +21,23 @@ _KERAS = re.compile(r'(?:^|[/.])(block\d_conv\d|fc1|fc2|predictions)(?:_\d+)?[/.
 # `features.0.weight`, `module.classifier.6.bias`
 _TORCHVISION = re.compile(r'(?:^|\.)((features|classifier)\.\d+)\.(\w+)$')
 
-_FIX = 'give float32 weights of VGG16 itself, not of VGG19 or one with batch normalization'
 
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The VGG16 found in a file.
-
-    Attributes:
-        tensors: Arrays in canonical layout by canonical path, not checked yet.
-        torch_names: Whether the layers had torchvision's names.
-        ignored: Names of the tensors of other layers.
-    """
-
-    tensors: Tensors
-    torch_names: bool
-    ignored: tuple[str, ...]
-
-
-def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where: str) -> Found:
-    """Finds the tensors of VGG16 among those of a file and lays them out canonically.
+def canonical(container: Container, depths: network.Depths, *, top: bool, where: str) -> Found:
+    """Finds the tensors of a VGG among those of a file and lays them out canonically.
 
     Args:
-        tensors: The tensors of the file by name.
-        onnx: Whether the file is ONNX, whose convolution kernels are OIHW under any name.
+        container: The tensors of the file by name. In ONNX, convolution kernels are OIHW under any
+            name.
+        depths: Convolutions of the five blocks.
         top: Whether to take fc1, fc2 and predictions too.
         where: The file's name, for errors.
 
     Raises:
-        UserError: No tensor is of a VGG16, or two tensors are the same parameter.
+        UserError: No tensor is of a VGG, or two tensors are the same parameter.
     """
-    torch_names = not any('block1_conv1' in name for name in tensors)
-    names = _torchvision_names() if torch_names else {}
+    tensors, onnx = container.tensors, container.kind == 'ONNX'
+    torch_names = are_torch(container)
+    names = _torchvision_names(depths) if torch_names else {}
     laid_out: Tensors = {}
     origins: dict[str, str] = {}
     for name, tensor in tensors.items():
@@ -66,7 +48,7 @@ def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where
             raise UserError(
                 f'two tensors are {path}: {origins[path]} and {name}',
                 where=where,
-                fix='give a file with a single VGG16',
+                fix='give a file with a single VGG',
             )
         origins[path] = name
         laid_out[path] = _laid_out(
@@ -74,23 +56,18 @@ def canonical(tensors: Mapping[str, np.ndarray], *, onnx: bool, top: bool, where
         )
     if not laid_out:
         some = ', '.join(list(tensors)[:3]) or 'no tensors'
-        raise UserError(f'no tensor is of a VGG16 (it has {some})', where=where, fix=_FIX)
+        raise UserError(
+            f'no tensor is of a VGG (it has {some})',
+            where=where,
+            fix='give weights whose layers are named as in Keras or torchvision',
+        )
     ignored = tuple(name for name in tensors if name not in origins.values())
-    return Found(laid_out, torch_names, ignored)
+    return Found(laid_out, ignored)
 
 
-def check(tensors: Tensors, expected: Mapping[str, network.Shape], *, where: str) -> None:
-    """Checks names, shapes, types and finiteness.
-
-    Raises:
-        UserError: Lists the tensors that are missing, unexpected, of a wrong shape or not float32,
-            or names the first tensor that is not finite.
-    """
-    wanted = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in expected.items()}
-    trees.check_same(wanted, tensors, where=where, fix=_FIX)
-    for path, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise UserError(f'{path} holds NaN or infinity', where=where, fix='get the file again')
+def are_torch(container: Container) -> bool:
+    """Returns whether the layers have torchvision's names."""
+    return not any('block1_conv1' in name for name in container.tensors)
 
 
 def has_top(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -120,12 +97,12 @@ def _torch_path(name: str, names: Mapping[str, str]) -> str | None:
     return f'{names.get(match[1], match[1])}/{leaf}'
 
 
-def _torchvision_names() -> dict[str, str]:
+def _torchvision_names(depths: network.Depths) -> dict[str, str]:
     """Returns `{'features.0': 'block1_conv1', ...}`; ReLUs and pools have numbers too."""
     names = {'classifier.0': 'fc1', 'classifier.3': 'fc2', 'classifier.6': 'predictions'}
     position = 0
-    for block in range(1, len(network.DEPTHS) + 1):
-        for name in network.conv_names(block):
+    for block, depth in zip(network.BLOCKS, depths, strict=True):
+        for name in network.conv_names(block, depth):
             names[f'features.{position}'] = name
             position += 2
         position += 1

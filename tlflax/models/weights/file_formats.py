@@ -1,6 +1,6 @@
 """Reads and writes files of named tensors; a file's format is recognized by its content.
 
-Names and layouts are those of the file; `tlflax.models.weights.pretrained` interprets them.
+Names and layouts are those of the file; `tlflax.models.pretrained` interprets them.
 """
 
 import dataclasses

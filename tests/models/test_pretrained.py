@@ -18,8 +18,8 @@ import safetensors.numpy
 import torch
 import vgg_reference as reference
 
+from tlflax.models import pretrained
 from tlflax.models.vgg import network as vgg
-from tlflax.models.weights import pretrained
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 

@@ -50,8 +50,34 @@ def rescale(image: Image) -> Preprocessed:
     return jnp.asarray(image, jnp.float32) / 255
 
 
+def tf(image: Image) -> Preprocessed:
+    """Scales to -1..1; for networks trained so, such as Keras's MobileNet and Google's ViT.
+
+    Args:
+        image: RGB in 0..255, any shape [..., 3].
+
+    Returns:
+        float32 of the same shape.
+    """
+    return jnp.asarray(image, jnp.float32) / 127.5 - 1
+
+
+def none(image: Image) -> Preprocessed:
+    """Leaves 0..255 as it is; for networks that normalize their input themselves.
+
+    Args:
+        image: RGB in 0..255, any shape [..., 3].
+
+    Returns:
+        float32 of the same shape.
+    """
+    return jnp.asarray(image, jnp.float32)
+
+
 PREPROCESS: dict[str, Callable[[Image], Preprocessed]] = {
     'caffe': caffe,
     'torch': torch,
     'rescale': rescale,
+    'tf': tf,
+    'none': none,
 }
