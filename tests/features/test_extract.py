@@ -14,7 +14,6 @@ import pytest
 from helpers import ROOT, make_folders, small_config
 
 import tlflax
-from tlflax.config.parse import resolve
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
 from tlflax.data.images.format import ImageFormat
@@ -41,7 +40,7 @@ def folders(tmp_path):
 
 
 def params_of(workdir):
-    return trees.flatten(jax.device_get(tlflax.load(workdir, 'last').trainable))
+    return trees.flatten(jax.device_get(tlflax.load(workdir, 'last').trainable.params))
 
 
 def records(workdir):
@@ -57,17 +56,12 @@ def computed(caplog):
 
 def test_the_description_of_a_feature_space_stays_what_it_is():
     """Its digest is the name of a folder in caches that exist."""
-    config = resolve(runpy.run_path(str(ROOT / 'configs/traffic.py'))['get_config']())
+    config = setup.configure(runpy.run_path(str(ROOT / 'configs/traffic.py'))['get_config']())
 
     def described(background=(0, 0, 0)):
         form = replace(ImageFormat.of(config.data), background=background)
-        return extract.describe_space(
-            form,
-            weights_digest='abc',
-            preprocess='caffe',
-            layer=config.features.layer,
-            dtype=config.model.dtype,
-        )
+        model = setup.build_classifier(config, {}, 3, 'caffe')
+        return extract.describe_space(form, model, weights_digest='abc')
 
     assert described() == {
         'version': 1,
@@ -122,7 +116,7 @@ def test_streaming_equals_on_device_training(folders, tmp_path, monkeypatch):
 
 def test_streamed_features_leave_no_thread_no_file_and_no_lock(folders, monkeypatch):
     """Also where an epoch is abandoned, and where nobody closes the store."""
-    config = resolve(small_config(folders, train__epochs=20))
+    config = setup.configure(small_config(folders, train__epochs=20))
     table = load_table(config.data.train, data=config.data)
     monkeypatch.setattr(sources, 'on_device_limit', lambda: 0)
     root = assets.cache_folder() / 'features'
@@ -284,5 +278,5 @@ def test_a_backbone_that_learns_is_not_cached(folders, tmp_path, caplog):
     restored = tlflax.load(tmp_path / 'w')
     assert abs(restored.evaluate()['loss'] - result['best_val_loss']) < 1e-6
     config.features.cache = True
-    with pytest.raises(UserError, match='backbone that learns'):
+    with pytest.raises(UserError, match='backbone that is trained'):
         train_and_evaluate(config, tmp_path / 'v')

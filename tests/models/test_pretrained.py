@@ -19,12 +19,20 @@ import torch
 import vgg_reference as reference
 
 from tlflax.models import pretrained
+from tlflax.models.base.modules import Variables
 from tlflax.models.vgg import network as vgg
+from tlflax.models.vgg import rows
+from tlflax.models.weights.identity import Identity
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 
 SIZES = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'num_classes': 5}
-NARROW, NARROW_TOP = vgg.shapes(widths=SIZES['widths']), vgg.shapes(top=True, **SIZES)
+NARROW = rows.make('vgg16', vgg.VGG16, **SIZES)
+
+
+def load(path, row=rows.VGG16, *, top=False):
+    """Reads weights, those of the top too if the file has them."""
+    return pretrained.load(path, row, layer=None if top else 'block5_pool')
 
 
 @pytest.fixture(scope='module')
@@ -62,11 +70,11 @@ def assert_same(params, want, *, top):
 def assert_reads(path, want, *, top=True):
     """Loads a narrow network with and without its top, and compares bit by bit."""
     if top:
-        found = pretrained.load(path, top=True, expected=NARROW_TOP)
-        assert_same(found.params, want, top=True)
-        assert found.digest == trees.digest(found.params)
-    found = pretrained.load(path, expected=NARROW)
-    assert_same(found.params, want, top=False)
+        found = load(path, NARROW, top=True)
+        assert_same(found.variables.params, want, top=True)
+        assert found.digest == trees.digest(found.variables.params)
+    found = load(path, NARROW)
+    assert_same(found.variables.params, want, top=False)
     assert (found.name, found.assumed) == ('custom', True)
     return found
 
@@ -157,12 +165,12 @@ def test_torchvision_names_in_onnx(torch_network, tmp_path):
 
 def assert_computes_as_pytorch(path, network):
     """A wrong order of fc1's rows would fit every shape, so the outcome is compared."""
-    found = pretrained.load(path, top=True, expected=NARROW_TOP)
+    found = load(path, NARROW, top=True)
     assert (found.name, found.preprocess, found.assumed) == ('custom', 'torch', True)
     images = np.random.default_rng(2).normal(size=(2, 224, 224, 3)).astype(np.float32)
-    got = vgg.apply(found.params, jnp.asarray(images), layer='predictions')
+    got = vgg.VGG(found.variables.params)(jnp.asarray(images), stop='predictions')
     np.testing.assert_allclose(got, network.probabilities(images), rtol=1e-4)
-    assert 'fc1' not in pretrained.load(path, expected=NARROW).params
+    assert 'fc1' not in load(path, NARROW).variables.params
 
 
 def test_pytorch_file_that_carries_code_is_refused_unrun(tmp_path):
@@ -174,7 +182,7 @@ def test_pytorch_file_that_carries_code_is_refused_unrun(tmp_path):
         path = tmp_path / f'evil{zipped}.pth'
         torch.save({'a': Payload()}, path, _use_new_zipfile_serialization=zipped)
         with pytest.raises(UserError, match=r'more than tensors; .*state_dict'):
-            pretrained.load(path)
+            load(path)
     assert not (tmp_path / 'ran').exists()
 
 
@@ -182,7 +190,7 @@ def test_pytorch_file_without_pytorch(torch_network, tmp_path, monkeypatch):
     torch.save(torch_network.state_dict(), tmp_path / 'a.pth')
     monkeypatch.setitem(sys.modules, 'torch', None)
     with pytest.raises(UserError, match=r"pip install 'tlflax\[torch\]'"):
-        pretrained.load(tmp_path / 'a.pth')
+        load(tmp_path / 'a.pth')
 
 
 # ONNX, npz, safetensors
@@ -226,14 +234,12 @@ def test_big_endian_and_fortran_order_are_only_storage(arrays, tmp_path):
     np.savez(tmp_path / 'a.npz', **flat)
     found = assert_reads(tmp_path / 'a.npz', arrays)
     pretrained.save(tmp_path / 'a.safetensors', found)
-    assert_same(
-        pretrained.load(tmp_path / 'a.safetensors', expected=NARROW).params, arrays, top=False
-    )
+    assert_same(load(tmp_path / 'a.safetensors', NARROW).variables.params, arrays, top=False)
 
 
 def test_save_and_load_keep_everything(arrays, tmp_path):
     given = pretrained.Pretrained(
-        params=arrays,
+        variables=Variables(arrays, {}),
         name='mine',
         preprocess='rescale',
         license='CC0',
@@ -242,15 +248,15 @@ def test_save_and_load_keep_everything(arrays, tmp_path):
     )
     path = tmp_path / 'new folder' / 'mine.safetensors'
     pretrained.save(path, given)
-    found = pretrained.load(path, top=True, expected=NARROW_TOP)
-    assert_same(found.params, arrays, top=True)
+    found = load(path, NARROW, top=True)
+    assert_same(found.variables.params, arrays, top=True)
     for key in ('name', 'preprocess', 'license', 'digest', 'assumed'):
         assert getattr(found, key) == getattr(given, key)
     with safetensors.safe_open(path, framework='numpy') as file:
         assert file.metadata()['source'] == 'elsewhere'
-    without = pretrained.load(path, expected=NARROW)
-    assert_same(without.params, arrays, top=False)
-    assert without.digest == trees.digest(without.params) != given.digest
+    without = load(path, NARROW)
+    assert_same(without.variables.params, arrays, top=False)
+    assert without.digest == trees.digest(without.variables.params) != given.digest
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
 
 
@@ -262,36 +268,37 @@ def current_umask():
 
 def test_arrays_are_saved_in_their_own_order_whatever_their_strides(arrays, tmp_path):
     np.savez(tmp_path / 'a.npz', **trees.flatten(arrays))
-    found = pretrained.load(tmp_path / 'a.npz', expected=NARROW)
+    found = load(tmp_path / 'a.npz', NARROW)
     strided = trees.unflatten(
-        {k: np.asfortranarray(a) for k, a in trees.flatten(found.params).items()}
+        {k: np.asfortranarray(a) for k, a in trees.flatten(found.variables.params).items()}
     )
-    pretrained.save(tmp_path / 'a.safetensors', dataclasses.replace(found, params=strided))
-    assert_same(
-        pretrained.load(tmp_path / 'a.safetensors', expected=NARROW).params, arrays, top=False
+    pretrained.save(
+        tmp_path / 'a.safetensors', dataclasses.replace(found, variables=Variables(strided, {}))
     )
+    assert_same(load(tmp_path / 'a.safetensors', NARROW).variables.params, arrays, top=False)
 
 
 def test_a_name_that_the_digest_contradicts(arrays, tmp_path):
     given = pretrained.Pretrained(
-        **dataclasses.asdict(pretrained.CAFFE), params=arrays, digest='', source='fine-tuned'
+        **dataclasses.asdict(rows.CAFFE),
+        variables=Variables(arrays, {}),
+        digest='',
+        source='fine-tuned',
     )
     pretrained.save(tmp_path / 'a.safetensors', given)
-    found = pretrained.load(tmp_path / 'a.safetensors', expected=NARROW)
+    found = load(tmp_path / 'a.safetensors', NARROW)
     assert (found.name, found.preprocess) == ('custom', 'caffe')
 
 
 def test_an_assumption_survives_saving(arrays, tmp_path):
     np.savez(tmp_path / 'a.npz', **trees.flatten(arrays))
-    pretrained.save(
-        tmp_path / 'a.safetensors', pretrained.load(tmp_path / 'a.npz', expected=NARROW)
-    )
-    assert pretrained.load(tmp_path / 'a.safetensors', expected=NARROW).assumed
+    pretrained.save(tmp_path / 'a.safetensors', load(tmp_path / 'a.npz', NARROW))
+    assert load(tmp_path / 'a.safetensors', NARROW).assumed
 
 
 def test_save_leaves_the_old_file_whole_when_it_fails(arrays, tmp_path, monkeypatch):
     np.savez(tmp_path / 'a.npz', **trees.flatten(arrays))
-    found = pretrained.load(tmp_path / 'a.npz', expected=NARROW)
+    found = load(tmp_path / 'a.npz', NARROW)
     target = tmp_path / 'out' / 'a.safetensors'
     pretrained.save(target, found)
     before = target.read_bytes()
@@ -309,7 +316,7 @@ def test_save_leaves_the_old_file_whole_when_it_fails(arrays, tmp_path, monkeypa
 def test_save_where_no_file_can_be(arrays, tmp_path):
     (tmp_path / 'file').write_text('')
     np.savez(tmp_path / 'a.npz', **trees.flatten(arrays))
-    found = pretrained.load(tmp_path / 'a.npz', expected=NARROW)
+    found = load(tmp_path / 'a.npz', NARROW)
     with pytest.raises(UserError, match='cannot be written'):
         pretrained.save(tmp_path / 'file' / 'a.safetensors', found)
 
@@ -318,7 +325,7 @@ def test_save_where_no_file_can_be(arrays, tmp_path):
 def test_an_edited_file_of_ours_is_refused(arrays, tmp_path, change):
     np.savez(tmp_path / 'a.npz', **trees.flatten(arrays))
     path = tmp_path / 'a.safetensors'
-    pretrained.save(path, pretrained.load(tmp_path / 'a.npz', top=True, expected=NARROW_TOP))
+    pretrained.save(path, load(tmp_path / 'a.npz', NARROW, top=True))
     tensors = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, framework='numpy') as file:
         metadata = file.metadata()
@@ -328,7 +335,7 @@ def test_an_edited_file_of_ours_is_refused(arrays, tmp_path, change):
         metadata[change] = 'nonsense'
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
     with pytest.raises(UserError, match='were changed after it was written'):
-        pretrained.load(path, expected=NARROW)
+        load(path, NARROW)
 
 
 # Networks other than VGG16
@@ -342,7 +349,7 @@ def test_every_difference_is_listed(arrays, tmp_path):
     flat['block4_conv1/bias'] = flat['block4_conv1/bias'].astype(np.float16)
     np.savez(tmp_path / 'a.npz', **flat)
     with pytest.raises(UserError) as caught:
-        pretrained.load(tmp_path / 'a.npz', expected=NARROW)
+        load(tmp_path / 'a.npz', NARROW)
     lines = str(caught.value).splitlines()
     assert str(tmp_path / 'a.npz') in lines[0]
     assert [line.strip() for line in lines[1:4]] == [
@@ -365,7 +372,7 @@ def test_batch_normalization_is_refused(tmp_path):
     network = torch.nn.ModuleDict({'features': torch.nn.Sequential(*layers)})
     torch.save(network.state_dict(), tmp_path / 'bn.pth')
     with pytest.raises(UserError, match=r'running_mean(.|\n)*batch normalization'):
-        pretrained.load(tmp_path / 'bn.pth', expected=NARROW)
+        load(tmp_path / 'bn.pth', NARROW)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
@@ -374,7 +381,7 @@ def test_values_that_are_not_finite(arrays, tmp_path, value):
     flat['block3_conv2/kernel'][1, 1, 2, 3] = value
     np.savez(tmp_path / 'a.npz', **flat)
     with pytest.raises(UserError, match='block3_conv2/kernel holds NaN or infinity'):
-        pretrained.load(tmp_path / 'a.npz', expected=NARROW)
+        load(tmp_path / 'a.npz', NARROW)
 
 
 def test_two_networks_in_one_file(arrays, tmp_path):
@@ -382,13 +389,13 @@ def test_two_networks_in_one_file(arrays, tmp_path):
     ema = {f'ema/{path}': a for path, a in flat.items()}
     np.savez(tmp_path / 'a.npz', **flat, **ema)
     with pytest.raises(UserError, match='two tensors are block1_conv1/bias'):
-        pretrained.load(tmp_path / 'a.npz', expected=NARROW)
+        load(tmp_path / 'a.npz', NARROW)
 
 
 def test_weights_of_something_else(tmp_path):
     np.savez(tmp_path / 'a.npz', conv1=np.zeros((7, 7, 3, 64), np.float32))
-    with pytest.raises(UserError, match=r'no tensor is of a VGG16 \(it has conv1\)'):
-        pretrained.load(tmp_path / 'a.npz')
+    with pytest.raises(UserError, match=r'no tensor is of a VGG \(it has conv1\)'):
+        load(tmp_path / 'a.npz')
 
 
 @pytest.mark.parametrize('sign', ['name', 'backend'])
@@ -402,7 +409,7 @@ def test_theano_kernels_are_refused(arrays, tmp_path, sign):
             for leaf, tensor in layer.items():
                 file[name][f'{leaf}:0'] = tensor
     with pytest.raises(UserError, match=r'for Theano.* tf_kernels'):
-        pretrained.load(path, expected=NARROW)
+        load(path, NARROW)
 
 
 # Files that hold no weights
@@ -422,7 +429,7 @@ def test_theano_kernels_are_refused(arrays, tmp_path, sign):
 def test_a_file_that_holds_no_weights(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
-        pretrained.load(tmp_path / name)
+        load(tmp_path / name)
     assert '\n' not in str(caught.value)
     assert name in str(caught.value)
     assert 'is not a weights file' in str(caught.value)
@@ -433,14 +440,14 @@ def test_a_zip_of_something_else(tmp_path):
     with zipfile.ZipFile(tmp_path / 'a.keras', 'w') as archive:
         archive.writestr('readme.txt', 'hello')
     with pytest.raises(UserError, match='is not a weights file'):
-        pretrained.load(tmp_path / 'a.keras')
+        load(tmp_path / 'a.keras')
 
 
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match=r'none.h5: cannot be opened: No such file'):
-        pretrained.load(tmp_path / 'none.h5')
+        load(tmp_path / 'none.h5')
     with pytest.raises(UserError, match='Is a directory'):
-        pretrained.load(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize('kind', ['h5', 'keras', 'onnx', 'safetensors', 'npz', 'pth', 'legacy'])
@@ -460,18 +467,18 @@ def test_damaged_files_end_in_a_sentence(arrays, keras_network, torch_network, t
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == 'pth')
     whole = path.read_bytes()
-    pretrained.load(path, expected=NARROW)
+    load(path, NARROW)
     rng = np.random.default_rng(0)
     for cut in (9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError):
-            pretrained.load(path, expected=NARROW)
+            load(path, NARROW)
     for _ in range(20):
         harmed = np.frombuffer(whole, np.uint8).copy()
         harmed[rng.integers(0, 600, 5)] = rng.integers(0, 256, 5)
         path.write_bytes(harmed.tobytes())
         with contextlib.suppress(UserError):
-            pretrained.load(path, expected=NARROW)
+            load(path, NARROW)
 
 
 # Identity and preprocessing
@@ -479,67 +486,67 @@ def test_damaged_files_end_in_a_sentence(arrays, keras_network, torch_network, t
 
 @pytest.mark.assets
 def test_the_canonical_weights_are_known_by_their_digest(imagenet_weights_path, tmp_path):
-    found = pretrained.load(imagenet_weights_path)
-    assert found.digest == pretrained.CANONICAL == trees.digest(found.params)
+    found = load(imagenet_weights_path)
+    assert found.digest == rows.CANONICAL == trees.digest(found.variables.params)
     assert (found.name, found.preprocess, found.assumed) == ('imagenet-caffe', 'caffe', False)
     assert 'CC BY 4.0' in found.license
-    first = found.params['block1_conv1']
+    first = found.variables.params['block1_conv1']
     for got, want in (
         (first['kernel'][0, :, 0, 0], [0.42947057, 0.373467, -0.06136011]),
         (first['bias'][:4], [0.73429835, 0.09340367, 0.06775674, 0.8862966]),
     ):
         np.testing.assert_allclose(got, want, rtol=1e-6)
     # In any file format; and they are not the same weights if one number differs in its last bit.
-    flat = trees.flatten(found.params)
+    flat = trees.flatten(found.variables.params)
     np.savez(tmp_path / 'same.npz', **flat)
-    assert pretrained.load(tmp_path / 'same.npz').name == 'imagenet-caffe'
+    assert load(tmp_path / 'same.npz').name == 'imagenet-caffe'
     bias = flat['block5_conv3/bias'].copy()
     bias[511] = np.nextafter(bias[511], np.float32(1))
     np.savez(tmp_path / 'other.npz', **flat | {'block5_conv3/bias': bias})
-    other = pretrained.load(tmp_path / 'other.npz')
+    other = load(tmp_path / 'other.npz')
     assert (other.name, other.preprocess, other.assumed) == ('custom', 'caffe', True)
 
 
 @pytest.mark.assets
 def test_ports_of_the_canonical_weights(imagenet_weights_path, tmp_path):
-    params = pretrained.load(imagenet_weights_path).params
+    params = load(imagenet_weights_path).variables.params
     network = reference.TorchVGG16()
     network.set_convolutions(params)
     torch.save(network.state_dict(), tmp_path / 'bgr.pth')
-    assert pretrained.load(tmp_path / 'bgr.pth').digest == pretrained.CANONICAL
+    assert load(tmp_path / 'bgr.pth').digest == rows.CANONICAL
     with torch.no_grad():
         network.features[0].weight.copy_(network.features[0].weight.flip(1))
     torch.save(network.state_dict(), tmp_path / 'rgb.pth')
-    found = pretrained.load(tmp_path / 'rgb.pth')
-    assert (found.name, found.digest) == ('imagenet-caffe', pretrained.CANONICAL)
+    found = load(tmp_path / 'rgb.pth')
+    assert (found.name, found.digest) == ('imagenet-caffe', rows.CANONICAL)
     assert 'converted from RGB back to BGR' in found.recognized
     flat = trees.flatten(params)
     rotated = {k: a[::-1, ::-1] if a.ndim == 4 else a for k, a in flat.items()}
     np.savez(tmp_path / 'rotated.npz', **rotated)
     with pytest.raises(UserError, match='Theano'):
-        pretrained.load(tmp_path / 'rotated.npz')
+        load(tmp_path / 'rotated.npz')
 
 
 def test_torchvisions_file_is_known_by_its_digest(torch_network, tmp_path, monkeypatch):
     path = tmp_path / 'vgg16.pth'
     torch.save(torch_network.state_dict(), path)
-    assert pretrained.load(path, expected=NARROW).name == 'custom'
-    monkeypatch.setattr(
-        pretrained, '_TORCHVISION_FILE', hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load(path, NARROW).name == 'custom'
+    monkeypatch.setitem(
+        rows._FILES, hashlib.sha256(path.read_bytes()).hexdigest(), rows.TORCHVISION
     )
-    found = pretrained.load(path, expected=NARROW)
+    found = load(path, NARROW)
     assert (found.name, found.preprocess, found.assumed) == ('imagenet-torchvision', 'torch', False)
 
 
 def test_preprocessing_follows_the_weights_unless_told_otherwise():
-    assert pretrained.resolve_preprocess(pretrained.CAFFE, 'auto') == ('caffe', None)
-    assert pretrained.resolve_preprocess(pretrained.TORCHVISION, 'auto') == ('torch', None)
-    assert pretrained.resolve_preprocess(pretrained.CAFFE, 'caffe') == ('caffe', None)
+    assert pretrained.resolve_preprocess(rows.CAFFE, 'auto') == ('caffe', None)
+    assert pretrained.resolve_preprocess(rows.TORCHVISION, 'auto') == ('torch', None)
+    assert pretrained.resolve_preprocess(rows.CAFFE, 'caffe') == ('caffe', None)
 
 
 @pytest.mark.parametrize('requested', ['rescale', 'torch'])
 def test_wrong_preprocessing_is_used_with_a_warning(requested):
-    name, warning = pretrained.resolve_preprocess(pretrained.CAFFE, requested)
+    name, warning = pretrained.resolve_preprocess(rows.CAFFE, requested)
     assert name == requested
     assert warning.startswith('WRONG PREPROCESSING')
     assert repr(requested) in warning
@@ -547,7 +554,7 @@ def test_wrong_preprocessing_is_used_with_a_warning(requested):
 
 
 def test_assumed_preprocessing_is_said_and_can_be_overruled_in_silence():
-    mine = pretrained.Identity('custom', 'caffe', '', assumed=True)
+    mine = Identity('custom', 'caffe', '', assumed=True)
     name, warning = pretrained.resolve_preprocess(mine, 'auto')
     assert name == 'caffe'
     assert '--config.weights.preprocess=torch' in warning
@@ -557,4 +564,4 @@ def test_assumed_preprocessing_is_said_and_can_be_overruled_in_silence():
 
 def test_unknown_preprocessing():
     with pytest.raises(UserError, match=r"config.weights.preprocess.*did you mean 'caffe'"):
-        pretrained.resolve_preprocess(pretrained.CAFFE, 'cafe')
+        pretrained.resolve_preprocess(rows.CAFFE, 'cafe')

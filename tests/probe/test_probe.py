@@ -9,9 +9,9 @@ from helpers import make_folders, run_module, small_config
 from sklearn.linear_model import LogisticRegression
 
 import tlflax
-from tlflax.config.parse import resolve
 from tlflax.models.linear import logistic_regression
 from tlflax.probe import run
+from tlflax.train import setup
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
 
@@ -85,7 +85,7 @@ def root(tmp_path_factory):
 def finished(request, root, tmp_path_factory):
     """A probe's workdir, its result and the scikit-learn transform of the features."""
     head = {'gap': 'gap_linear'}.get(request.param, 'conv')  # 'conv' is no probe: flatten
-    config = resolve(small_config(root, model__head=head))
+    config = setup.configure(small_config(root, model__head=head))
     workdir = tmp_path_factory.mktemp('probes') / request.param
     result = run.run(config, Workdir(workdir), standardize=request.param == 'standardized')
     return workdir, result, request.param
@@ -120,7 +120,7 @@ def test_restored_probe_is_the_one_that_was_fitted(finished):
 
 def test_standardized_probe_equals_scikit_learn_on_standardized_features(root, tmp_path):
     """The chosen kernel and bias, which are for plain features, give the same probabilities."""
-    config = resolve(small_config(root, features__dtype='float32'))
+    config = setup.configure(small_config(root, features__dtype='float32'))
     result = run.run(config, Workdir(tmp_path / 'w'), standardize=True)
     record = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()[result['best_epoch'] - 1]
     restored = tlflax.load(tmp_path / 'w')
@@ -132,7 +132,7 @@ def test_standardized_probe_equals_scikit_learn_on_standardized_features(root, t
     reference = LogisticRegression(
         C=1 / (json.loads(record)['l2'] * len(x)), tol=1e-10, max_iter=50_000
     ).fit(scaled, label)
-    layer = restored.trainable['head']['logits']
+    layer = restored.trainable.params['head']['logits']
     ours = scipy.special.softmax(
         wide @ np.asarray(layer['kernel'], np.float64) + np.asarray(layer['bias']), axis=1
     )
@@ -141,21 +141,19 @@ def test_standardized_probe_equals_scikit_learn_on_standardized_features(root, t
 
 
 def _train_source(restored):
-    from tlflax.train import setup
-
     prepared = setup.build(restored.config, setup.load(restored.config))
     return prepared.sources.eval(prepared.splits.train, 'training'), prepared.splits.train
 
 
 def test_workdir_in_use_is_refused(finished, root):
     with pytest.raises(UserError, match='--workdir'):
-        run.run(resolve(small_config(root)), Workdir(finished[0]))
+        run.run(setup.configure(small_config(root)), Workdir(finished[0]))
 
 
 def test_features_must_be_kept(root, tmp_path):
     config = small_config(root, features__cache='False')
     with pytest.raises(UserError, match=r'config\.features\.cache'):
-        run.run(resolve(config), Workdir(tmp_path / 'w'))
+        run.run(setup.configure(config), Workdir(tmp_path / 'w'))
     assert not (tmp_path / 'w' / 'config.json').exists()
 
 

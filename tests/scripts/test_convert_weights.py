@@ -7,6 +7,7 @@ import vgg_reference as reference
 from helpers import ROOT, run_script
 
 from tlflax.models import pretrained
+from tlflax.models.vgg import rows
 from tlflax.utils import trees
 
 SCRIPT = ROOT / 'scripts' / 'convert_weights.py'
@@ -36,18 +37,18 @@ def test_it_converts_and_says_what_it_found(torch_file, tmp_path):
     assert told['digest'] == trees.digest(arrays)
     assert told['source'] == 'mine.pth (PyTorch)'
     assert told['recognized'].startswith('custom: no known digest; layers named as in torchvision')
-    assert told['tensors'] == '26, without top'
+    assert told['tensors'] == '26, block1_conv1 to block5_conv3'
     assert told['preprocess'] == 'torch (assumed)'
-    found = pretrained.load(tmp_path / 'mine.safetensors')
+    found = pretrained.load(tmp_path / 'mine.safetensors', rows.VGG16)
     np.testing.assert_array_equal(
-        found.params['block5_conv3']['kernel'], arrays['block5_conv3']['kernel']
+        found.variables.params['block5_conv3']['kernel'], arrays['block5_conv3']['kernel']
     )
 
 
 def test_a_stated_preprocessing_travels_with_the_file(torch_file, tmp_path):
     told = printed(run(torch_file, tmp_path / 'a.safetensors', '--preprocess=caffe'))
     assert told['preprocess'] == 'caffe'
-    found = pretrained.load(tmp_path / 'a.safetensors')
+    found = pretrained.load(tmp_path / 'a.safetensors', rows.VGG16)
     assert (found.preprocess, found.assumed) == ('caffe', False)
     refused = run(tmp_path / 'a.safetensors', tmp_path / 'b.safetensors', '--preprocess=torch')
     assert refused.returncode == 2
@@ -68,7 +69,7 @@ def test_bad_input_ends_in_one_sentence(tmp_path):
 @pytest.mark.assets
 def test_the_canonical_weights(imagenet_weights_path, tmp_path):
     told = printed(run(imagenet_weights_path, tmp_path / 'vgg16.safetensors'))
-    assert told['digest'] == pretrained.CANONICAL
+    assert told['digest'] == rows.CANONICAL
     assert told['recognized'].startswith('imagenet-caffe')
     assert told['preprocess'] == 'caffe'
-    assert pretrained.load(tmp_path / 'vgg16.safetensors').name == 'imagenet-caffe'
+    assert pretrained.load(tmp_path / 'vgg16.safetensors', rows.VGG16).name == 'imagenet-caffe'

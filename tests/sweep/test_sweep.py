@@ -10,7 +10,6 @@ import pytest
 from helpers import TESTS, make_folders, run_module, small_config
 
 import tlflax
-from tlflax.config.parse import resolve
 from tlflax.models.vgg import network
 from tlflax.sweep import ranking as rankings
 from tlflax.sweep import run as sweeping
@@ -73,7 +72,7 @@ def assert_equals_solo_run(member, folder):
     for which, (state, position) in (('best', member.saved[0]), ('last', member.saved[-1])):
         restored = tlflax.load(folder, which)
         assert restored.step == int(state.step) == position.epoch * member.run.steps_per_epoch
-        theirs = trees.flatten(jax.device_get(restored.trainable))
+        theirs = trees.flatten(jax.device_get(restored.trainable.params))
         for path, value in trees.flatten(state.params).items():
             np.testing.assert_allclose(value, theirs[path], rtol=0, atol=1e-5, err_msg=path)
 
@@ -136,7 +135,7 @@ def test_each_result_equals_its_solo_run(config, tmp_path, case):
     for key, value in changes.items():
         section, name = key.split('__')
         config[section][name] = value
-    sweep = sweeping.prepare_sweep(resolve(config), settings)
+    sweep = sweeping.prepare_sweep(setup.configure(config), settings)
     assert sorted(sweep.train()) == list(range(len(settings)))
     for number, member in enumerate(sweep.members):
         assert_equals_solo_run(member, tmp_path / str(number))
@@ -151,7 +150,8 @@ def test_each_result_equals_its_solo_run(config, tmp_path, case):
 def test_settings_of_one_loss_share_a_program(config):
     settings = EQUAL['losses'][1]
     structures = [
-        sweeping._structure(one) for one in resolve_settings(resolve(config), settings, 'here')
+        sweeping._structure(one)
+        for one in resolve_settings(setup.configure(config), settings, 'here')
     ]
     assert structures[0] == structures[1] != structures[2] == structures[3]
 
@@ -159,7 +159,7 @@ def test_settings_of_one_loss_share_a_program(config):
 def test_making_up_twice_is_said_once(config, caplog):
     config.train.balanced_sampling = True
     settings = grid(**{'loss.class_weights': ['none', 'balanced', 'effective']})
-    sweeping.prepare_sweep(resolve(config), settings)
+    sweeping.prepare_sweep(setup.configure(config), settings)
     said = [record for record in caplog.records if 'rare classes count twice' in record.message]
     assert len(said) == 1
 
@@ -169,7 +169,7 @@ def test_members_stop_by_themselves_and_leave_their_replicas(config, tmp_path):
     config.train.epochs, config.early_stopping.patience = 9, 2
     config.early_stopping.monitor, config.early_stopping.min_delta = 'val_loss', 1e-3
     settings = grid(**{'optim.learning_rate': [1e-9, 3e-4, 1e-10, 1e-3], 'train.seed': [0]})
-    sweep = sweeping.prepare_sweep(resolve(config), settings)
+    sweep = sweeping.prepare_sweep(setup.configure(config), settings)
     order = list(sweep.train())
     assert set(order[:2]) == {0, 2}
     epochs = [len(member.records) for member in sweep.members]
@@ -188,7 +188,7 @@ def finished(root, tmp_path_factory):
         {'optim.learning_rate': 1e-3},
     ]
     workdir = tmp_path_factory.mktemp('sweeps') / 'w'
-    return workdir, sweeping.run(resolve(config), settings, Workdir(workdir))
+    return workdir, sweeping.run(setup.configure(config), settings, Workdir(workdir))
 
 
 def test_diverging_setting_is_reported_and_stops_no_other(finished):
@@ -232,7 +232,7 @@ def test_best_is_a_normal_workdir(finished, config):
 
 def test_workdir_in_use_is_refused(finished, config):
     with pytest.raises(UserError, match='--workdir'):
-        sweeping.run(resolve(config), [{}], Workdir(finished[0]))
+        sweeping.run(setup.configure(config), [{}], Workdir(finished[0]))
 
 
 def test_interruption_keeps_what_had_finished(config, tmp_path, monkeypatch):
@@ -245,7 +245,7 @@ def test_interruption_keeps_what_had_finished(config, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping.Sweep, 'train', interrupted)
     settings = [{'model.head': 'gap_linear'}, {'model.head': 'mlp'}]
     with pytest.raises(KeyboardInterrupt, match='1 settings had finished'):
-        sweeping.run(resolve(config), settings, Workdir(tmp_path / 'w'))
+        sweeping.run(setup.configure(config), settings, Workdir(tmp_path / 'w'))
     assert len(json.loads((tmp_path / 'w' / 'sweep.json').read_text())) == 1
     assert tlflax.load(tmp_path / 'w' / 'best').config.model.head == 'gap_linear'
 
@@ -254,7 +254,7 @@ def test_all_diverged_is_a_sentence(config, tmp_path):
     config.optim.name = 'sgd'
     settings = grid(**{'optim.learning_rate': [1e38, 2e38]})
     with pytest.raises(UserError, match='all 2 settings diverged'):
-        sweeping.run(resolve(config), settings, Workdir(tmp_path / 'w'))
+        sweeping.run(setup.configure(config), settings, Workdir(tmp_path / 'w'))
     assert (tmp_path / 'w' / 'sweep.csv').exists()
     assert not (tmp_path / 'w' / 'best').exists()
 
@@ -274,11 +274,11 @@ BAD = [
 @pytest.mark.parametrize(('settings', 'hint'), BAD, ids=lambda x: str(x)[:40])
 def test_bad_setting_is_one_sentence(config, tmp_path, settings, hint):
     with pytest.raises(UserError, match=hint):
-        sweeping.run(resolve(config), settings, Workdir(tmp_path / 'w'))
+        sweeping.run(setup.configure(config), settings, Workdir(tmp_path / 'w'))
 
 
 def test_seeds_need_one_backbone(root):
-    config = resolve(small_config(root))
+    config = setup.configure(small_config(root))
     with pytest.raises(UserError, match='random backbone'):
         sweeping.prepare_sweep(config, [{'train.seed': 1}])
 
@@ -286,7 +286,7 @@ def test_seeds_need_one_backbone(root):
 def test_features_must_be_kept(config):
     config.features.cache = 'False'
     with pytest.raises(UserError, match=r'config\.features\.cache'):
-        sweeping.prepare_sweep(resolve(config), [{}])
+        sweeping.prepare_sweep(setup.configure(config), [{}])
 
 
 SWEEP_FILES = [
@@ -366,9 +366,9 @@ def test_bad_command_line_is_one_sentence(arguments, hint):
 
 
 def test_prepared_runs_share_one_backbone(config):
-    sweep = sweeping.prepare_sweep(resolve(config), [{}, {'train.seed': 1}])
+    sweep = sweeping.prepare_sweep(setup.configure(config), [{}, {'train.seed': 1}])
     first, second = (
-        m.run.runner.frozen['backbone']['block1_conv1']['kernel'] for m in sweep.members
+        m.run.runner.frozen.params['backbone']['block1_conv1']['kernel'] for m in sweep.members
     )
     assert first.unsafe_buffer_pointer() == second.unsafe_buffer_pointer()
     assert sweep.members[0].source.on_device is sweep.members[1].source.on_device

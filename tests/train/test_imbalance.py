@@ -9,7 +9,6 @@ import pytest
 from helpers import Stops, make_folders, small_config
 
 import tlflax
-from tlflax.config.parse import resolve
 from tlflax.data.augment import sampling
 from tlflax.data.splits.load import load_splits
 from tlflax.features import sources
@@ -50,7 +49,7 @@ def records(workdir):
 
 
 def params_of(workdir):
-    return trees.flatten(jax.device_get(tlflax.load(workdir, 'last').trainable))
+    return trees.flatten(jax.device_get(tlflax.load(workdir, 'last').trainable.params))
 
 
 def assert_same_run(workdir, other, tolerance):
@@ -104,7 +103,7 @@ def test_example_weights_are_class_weights_where_classes_share_them(folders, tmp
 def test_sweeps_know_example_weights(folders, tmp_path, monkeypatch):
     with_weights(monkeypatch, lambda path: 0.25 + int(path[-5]) % 3)
     config = small_config(folders, train__epochs=2, optim__learning_rate=1e-4)
-    sweep = run.prepare_sweep(resolve(config), [{}, {'loss.logit_adjustment': 1.0}])
+    sweep = run.prepare_sweep(setup.configure(config), [{}, {'loss.logit_adjustment': 1.0}])
     assert sorted(sweep.train()) == [0, 1]
     train_and_evaluate(config, tmp_path / 'alone')
     for mine, theirs in zip(sweep.members[0].records, records(tmp_path / 'alone'), strict=True):
@@ -138,7 +137,7 @@ def test_only_what_balanced_epochs_draw_is_computed(folders, tmp_path, caplog):
     config = small_config(folders, train__epochs=1, train__balanced_sampling=True)
     config.augment.horizontal_flip = False
     train_and_evaluate(config, tmp_path / 'w')
-    labels = load_splits(resolve(config).data).train.labels
+    labels = load_splits(setup.configure(config).data).train.labels
     drawn = np.unique(sampling.epoch_order(0, 0, labels, balanced=True))
     assert len(drawn) < 20
     assert f'computing features of {len(drawn)} of {len(drawn)} views of 20' in caplog.text

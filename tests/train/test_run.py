@@ -43,7 +43,7 @@ def records(workdir):
 
 def last_params(workdir):
     restored = tlflax.load(workdir, 'last')
-    return jax.device_get(restored.trainable)
+    return jax.device_get(restored.trainable.params)
 
 
 @pytest.fixture(scope='module')

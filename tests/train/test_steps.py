@@ -12,7 +12,8 @@ from helpers import TESTS, run_code
 from tlflax.features.batches import OnDevice
 from tlflax.models import classifier as classifiers
 from tlflax.models import heads
-from tlflax.models.vgg import network
+from tlflax.models.base.modules import Variables
+from tlflax.models.vgg import network, rows
 from tlflax.train import optim, steps
 from tlflax.train.losses import Loss
 from tlflax.utils import trees
@@ -22,16 +23,18 @@ WIDTHS = (4, 6, 8, 8, 8)
 RULES = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
 
 
-def make_params(head='mlp', size=(32, 32), layer='block5_pool'):
-    backbone = network.init(jax.random.key(0), widths=WIDTHS)
-    shape = classifiers.feature_shape(backbone, image_size=size, layer=layer)
+def make_params(head='mlp', size=(32, 32), layer='block5_pool', rules=RULES):
+    row = rows.make('vgg16', network.VGG16, widths=WIDTHS)
     options = {'units': 16, 'dropout': 0.0}
+    shape = row.feature_shape(size, layer)
     params = {
-        'backbone': backbone,
-        'head': heads.init(head, shape, 3, jax.random.key(1), **options),
+        'backbone': row.init(jax.random.key(0), layer).params,
+        'head': heads.init(head, shape, 3, jax.random.key(1), **options).params,
     }
+    labels = label_tree(params, rules)
     model = classifiers.create(
-        backbone,
+        row,
+        partition(params, labels)[0],
         image_size=size,
         num_classes=3,
         head=head,
@@ -44,7 +47,7 @@ def make_params(head='mlp', size=(32, 32), layer='block5_pool'):
 
 def make_learner(params, rules=RULES, name='adam', **options):
     labels = label_tree(params, rules)
-    trainable, frozen = partition(params, labels)
+    trainable, frozen = optim.partition_variables(Variables(params, {}), labels)
     trainable_labels, _ = partition(labels, labels)
     rates = optim.label_rates(trainable_labels, default=1e-2, overrides=())
     tx = optim.build(trainable_labels, name=name, learning_rates=rates, **options)
@@ -75,7 +78,7 @@ def copy(tree):
 def test_frozen_parameters_stay_bit_identical_and_carry_no_state(name, options):
     params, model = make_params()
     trainable, frozen, tx = make_learner(params, name=name, **options)
-    before, head_before = jax.device_get(frozen), jax.device_get(trainable)
+    before, head_before = jax.device_get(frozen), jax.device_get(trainable.params)
     state = steps.init_state(copy(trainable), tx)
     for i in range(20):
         state, _ = steps.train_step(
@@ -85,7 +88,7 @@ def test_frozen_parameters_stay_bit_identical_and_carry_no_state(name, options):
     for path, leaf in trees.flatten(state.params).items():
         assert path.startswith('head/')
         assert np.any(leaf != trees.flatten(head_before)[path]), path
-    head_shapes = {leaf.shape for leaf in jax.tree.leaves(trainable)} | {()}
+    head_shapes = {leaf.shape for leaf in jax.tree.leaves(trainable.params)} | {()}
     assert {leaf.shape for leaf in jax.tree.leaves(state.opt_state)} <= head_shapes
     assert optim.state_bytes(state.opt_state)['frozen'] == 0
 
@@ -100,7 +103,8 @@ def test_optimizer_over_all_parameters_gives_frozen_ones_no_update():
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(updates['head']))
 
 
-def _flops(params, model, rules):
+def _flops(rules):
+    params, model = make_params(rules=rules)
     trainable, frozen, tx = make_learner(params, rules)
     state = steps.init_state(trainable, tx)
     lowered = steps.train_step.lower(
@@ -112,23 +116,24 @@ def _flops(params, model, rules):
 def test_compiled_step_computes_no_gradient_of_frozen_layers():
     params, model = make_params()
     forward = (
-        steps.eval_step.lower(params, make_batch(0), classifier=model)
+        steps.eval_step.lower(Variables(params, {}), make_batch(0), classifier=model)
         .compile()
         .cost_analysis()['flops']
     )
-    assert _flops(params, model, RULES) < 1.1 * forward
-    everything = _flops(params, model, (('.*', 'all'),))
+    assert _flops(RULES) < 1.1 * forward
+    everything = _flops((('.*', 'all'),))
     assert everything > 2.5 * forward
     # A backbone frozen up to block5 costs the backward pass of block5 alone.
     part = (('backbone/block5.*', 'tail'), ('backbone/.*', 'frozen'), ('head/.*', 'head'))
-    assert forward < _flops(params, model, part) < 1.3 * forward
+    assert forward < _flops(part) < 1.3 * forward
 
 
 def test_partly_frozen_backbone_learns_where_it_may():
-    params, model = make_params()
     rules = (('backbone/block5.*', 'tail'), ('backbone/.*', 'frozen'), ('head/.*', 'head'))
+    params, model = make_params(rules=rules)
+    assert model.cut_is_image
     trainable, frozen, tx = make_learner(params, rules)
-    before = jax.device_get(trainable)
+    before = jax.device_get(trainable.params)
     state = steps.init_state(copy(trainable), tx)
     for i in range(5):
         state, _ = steps.train_step(
@@ -149,7 +154,7 @@ def test_one_compilation_each_over_ragged_last_batches():
             batch = make_batch(10 * epoch + i, real=real)
             state, _ = steps.train_step(state, frozen, batch, 0, Loss(), classifier=model, tx=tx)
         for real in (8, 5):
-            full = trees.merge(state.params, frozen)
+            full = state.variables.merge(frozen)
             steps.eval_step(full, make_batch(0, real=real), classifier=model)
     after = steps.train_step._cache_size(), steps.eval_step._cache_size()
     assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
@@ -208,9 +213,10 @@ def test_training_the_head_follows_pytorch(name, weighted):
     """Weighted: by class and example, divided by the number of examples."""
     rng = np.random.default_rng(1)
     shape, options = (7, 7, 16), {'units': 8, 'dropout': 0.0}
-    head = heads.init('conv', shape, 3, jax.random.key(2), **options)
-    graph = heads.graph('conv', shape, 3, **options)
-    model = classifiers.Classifier('caffe', 'block5_pool', 'float32', graph)
+    head = heads.init('conv', shape, 3, jax.random.key(2), **options).params
+    static = heads.static('conv', shape, 3, **options)
+    row = rows.VGG16
+    model = classifiers.Classifier(row, 'caffe', row.layer, row.layer, 'float32', static)
     decay = 0.0 if name == 'adam' else 0.05
     trainable, frozen, tx = make_learner(
         {'head': head}, (('head/.*', 'head'),), name, weight_decay=decay
@@ -252,10 +258,10 @@ def test_scan_equals_steps():
     features = jnp.asarray(rng.normal(0, 1, (20, 1, 1, 8)), jnp.float32)
     label = jnp.asarray(rng.integers(0, 3, 20, np.int32))
     weight = jnp.asarray(rng.random(20, np.float32))
-    rows = np.append(rng.permutation(20), [-1, -1, -1, -1]).reshape(3, 8).astype(np.int32)
+    places = np.append(rng.permutation(20), [-1, -1, -1, -1]).reshape(3, 8).astype(np.int32)
     one = steps.init_state(copy(trainable), tx)
     losses = []
-    for batch_rows in rows:
+    for batch_rows in places:
         batch = {
             'features': features[batch_rows],
             'label': label[batch_rows],
@@ -266,7 +272,7 @@ def test_scan_equals_steps():
         losses.append(float(sums.loss))
     other, sums = steps.train_scan(
         steps.init_state(copy(trainable), tx), frozen, OnDevice(features, label, weight),
-        jnp.asarray(rows), 5, WEIGHTED, classifier=model, tx=tx,
+        jnp.asarray(places), 5, WEIGHTED, classifier=model, tx=tx,
     )  # fmt: skip
     np.testing.assert_allclose(sums.loss, losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, other.params)
@@ -278,12 +284,15 @@ def test_evaluation_counts_classes_and_knows_no_weights():
     params['head'] = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params['head'])
     features = jnp.asarray(rng.normal(0, 1, (19, 1, 1, 8)), jnp.float32)
     label = rng.integers(0, 3, 19).astype(np.int32)
-    rows = np.append(np.arange(19), [-1] * 5).reshape(3, 8)
+    places = np.append(np.arange(19), [-1] * 5).reshape(3, 8)
     on_device = OnDevice(features, jnp.asarray(label), jnp.full(19, 100.0))
-    scanned, probabilities = steps.eval_scan(params, on_device, jnp.asarray(rows), classifier=model)
+    variables = Variables(params, {})
+    scanned, probabilities = steps.eval_scan(
+        variables, on_device, jnp.asarray(places), classifier=model
+    )
     one_by_one = [
-        steps.eval_step(params, steps._gather(on_device, batch), classifier=model)[0]
-        for batch in jnp.asarray(rows)
+        steps.eval_step(variables, steps._gather(on_device, batch), classifier=model)[0]
+        for batch in jnp.asarray(places)
     ]
     probabilities = np.asarray(probabilities).reshape(-1, 3)[:19]
     predicted = probabilities.argmax(-1)
@@ -343,7 +352,6 @@ import sys; sys.path[:0] = sys.argv[1:]
 import jax, numpy as np, dataclasses
 from tlflax.features.batches import OnDevice
 from tlflax.train import epoch, steps
-from tlflax.utils import trees
 from tlflax.utils.sharding import default_mesh, put_batch, put_rows, replicate
 import test_steps as t
 params, model = t.make_params()
@@ -361,7 +369,7 @@ rows = np.append(np.arange(5), -1).reshape(1, 6)
 on_device = replicate(
     OnDevice(np.asarray(t.make_batch(9, n=5, size=(1, 1))['image'][..., :1] / 99.0 *
                    np.ones(8, np.float32)), np.arange(5, dtype=np.int32) % 3), mesh)
-full = trees.merge(state.params, r.frozen)
+full = state.variables.merge(r.frozen)
 counts = steps.eval_scan(full, on_device, put_rows(rows, mesh), classifier=model)[0].counts
 assert int(counts.true.sum()) == int(counts.predicted.sum()) == 5
 print(jax.device_count(), float(sums.loss), *np.concatenate(counts).tolist(),

@@ -14,7 +14,7 @@ from tlflax.train.optim import partition_variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.labels import label_tree
-from tlflax.utils.sharding import default_mesh, replicate, require_one_process
+from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
 
 
@@ -28,7 +28,6 @@ def load(workdir: str | Path, step: str = 'best') -> Trained:
     Raises:
         UserError: The checkpoint or its pretrained weights do not exist.
     """
-    require_one_process()
     with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
         number = saved.find(step)
         meta = saved.meta(number)

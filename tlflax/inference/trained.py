@@ -75,7 +75,9 @@ class Trained:
         """All parameters, {'backbone': ..., 'head': ...}: the first argument of `logits`."""
         return self._variables.params
 
-    def logits(self, params: Params, images: Shaped[Array, '*b h w 3']) -> Float[Array, '*b n']:
+    def logits(
+        self, params: Params, images: Shaped[Array | np.ndarray, '*b h w 3']
+    ) -> Float[Array, '*b n']:
         """Returns the logits of RGB images; a pure function for `jit`, `grad` and `vmap`.
 
         Preprocessing is part of it, dropout and flips are not; statistics are those of training.
@@ -88,7 +90,7 @@ class Trained:
         Returns:
             float32, one logit for each of `class_names`.
         """
-        batch = images.reshape(-1, *images.shape[-3:])
+        batch = jnp.asarray(images).reshape(-1, *images.shape[-3:])
         variables = self._variables._replace(params=params)
         logits, _ = self.classifier(variables, {'image': batch})
         return logits.reshape(*images.shape[:-3], -1)

@@ -34,8 +34,9 @@ def find(name: str) -> Backbone:
     key = 'config.model.backbone'
     if not python_file.is_spec(name):
         if name not in BACKBONES:
-            hint = f"{did_you_mean(name, BACKBONES)}, or give 'py:FILE.py:NAME'"
-            raise UserError(f'{name!r} is not a backbone', where=key, fix=hint)
+            known = [*BACKBONES, 'py:FILE.py:NAME']
+            fix = did_you_mean(name, known)
+            raise UserError(f'{name!r} is not a backbone', where=key, fix=fix)
         return BACKBONES[name]
     loaded = python_file.load(name, where=key)
     if not isinstance(loaded.value, Backbone):

@@ -1,6 +1,7 @@
 """A classifier as one Flax NNX module, for research code."""
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
@@ -29,7 +30,7 @@ class ClassifierModule(nnx.Module):
         self.head = classifier.head.module(own.branch('head'))
         self.eval()
 
-    def __call__(self, images: Shaped[Array, 'b h w 3']) -> Float[Array, 'b n']:
+    def __call__(self, images: Shaped[Array | np.ndarray, 'b h w 3']) -> Float[Array, 'b n']:
         """Returns the logits of RGB images in 0..255, float32."""
         model = self.classifier
         dtype, precision = COMPUTE[model.dtype]

@@ -189,8 +189,8 @@ def builder(
     key = 'config.model.head'
     own = python_file.is_spec(name)
     if not own and name not in HEADS:
-        hint = f"{did_you_mean(name, HEADS)}, or give 'py:FILE.py:NAME'"
-        raise UserError(f'{name!r} is not a head', where=key, fix=hint)
+        fix = did_you_mean(name, [*HEADS, 'py:FILE.py:NAME'])
+        raise UserError(f'{name!r} is not a head', where=key, fix=fix)
     head = python_file.load(name, where=key).value if own else HEADS[name]
 
     def build(rngs: nnx.Rngs) -> nnx.Module:

@@ -120,8 +120,8 @@ def _check(tensors: Tensors, shapes: Variables, name: str, *, where: str) -> Non
             or names the first tensor that is not finite.
     """
     fix = (
-        f'give float32 weights of {name} itself (config.model.backbone), not of another depth or '
-        'one with other layers'
+        f'give float32 weights of {name} itself (config.model.backbone), not of a network of '
+        'another depth or with other layers, such as batch normalization'
     )
     trees.check_same(trees.merge(*shapes), tensors, where=where, fix=fix)
     for path, tensor in tensors.items():

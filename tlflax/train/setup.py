@@ -83,8 +83,10 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     """Returns a complete, checked configuration, with the backbone's own layer for 'auto'.
 
     Raises:
-        UserError: A key or value is not allowed, or there is no such backbone or layer.
+        UserError: A key or value is not allowed, there is no such backbone or layer, or several
+            processes run together.
     """
+    require_one_process()
     config = parse.resolve(raw)
     layer = find(config.model.backbone).choose(config.features.layer)
     return dataclasses.replace(config, features=dataclasses.replace(config.features, layer=layer))
@@ -99,7 +101,6 @@ def load(config: Config) -> Inputs:
     Raises:
         UserError: A split or the weights are missing or unfit; see `load_splits`, `load_backbone`.
     """
-    require_one_process()
     ranges.check(config.augment, config.data.image_size)
     splits = load_splits(config.data)
     if config.data.audit != 'off':

@@ -1,7 +1,7 @@
 """Trees of parameters addressed by path: flatten, merge, compare, digest.
 
 A tree is a nested dict; a leaf's path joins its keys with slashes, as in
-`backbone/block1_conv1/kernel`. The configuration, checkpoints and messages use the same paths.
+`head/hidden/kernel`. The configuration, checkpoints and messages use the same paths.
 """
 
 import hashlib

@@ -9,7 +9,6 @@ from helpers import make_folders, picture, scan_folder, small_config
 from PIL import Image
 from scipy import stats
 
-from tlflax.config.parse import resolve
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import apply
 from tlflax.data.augment import mixup as mixing
@@ -197,7 +196,7 @@ def test_mixed_images_run_live_and_say_so(tmp_path, caplog):
     make_folders(tmp_path / 'd' / 'Train', 4, seed=1)
     make_folders(tmp_path / 'd' / 'Test', 2, seed=2)
     config = small_config(tmp_path / 'd', augment__mixup=0.2)
-    prepared = setup.build(resolve(config), setup.load(resolve(config)))
+    prepared = setup.build(setup.configure(config), setup.load(setup.configure(config)))
     source = prepared.sources.train(prepared.splits.train)
     assert isinstance(source, live_sources.ComputedSource)
     assert 'mixed images' in caplog.text
@@ -207,7 +206,7 @@ def test_mixed_images_run_live_and_say_so(tmp_path, caplog):
     with pytest.raises(UserError, match='mixup and cutmix cannot be kept'):
         prepared.sources.train_on_device(prepared.splits.train, [0])
     config.features.cache = True
-    prepared = setup.build(resolve(config), setup.load(resolve(config)))
+    prepared = setup.build(setup.configure(config), setup.load(setup.configure(config)))
     with pytest.raises(UserError, match='features of mixed images cannot be kept'):
         prepared.sources.train(prepared.splits.train)
 

@@ -15,13 +15,24 @@ from PIL import Image
 
 from tlflax.models import classifier as classifiers
 from tlflax.models import pretrained
+from tlflax.models.base.modules import Variables
 from tlflax.models.vgg import network as vgg
-from tlflax.models.vgg import tensor_names
+from tlflax.models.vgg import rows, tensor_names
+from tlflax.models.vgg.rows import VGG16, VGG19
+from tlflax.models.weights.file_formats import Container
 from tlflax.models.weights.preprocess import PREPROCESS
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import unflatten
 
 NARROW = {'widths': (4, 6, 8, 10, 12), 'units': 16, 'num_classes': 5}
+
+
+NARROW_ROW = rows.make('vgg16', vgg.VGG16, **NARROW)
+
+
+def apply(params, x, layer='block5_pool', **options):
+    """Runs VGG16 up to a layer."""
+    return VGG16.apply(Variables(params, {}), x, stop=layer, **options)[0]
 
 
 def relative_error(got, want):
@@ -39,7 +50,7 @@ def random_images(seed, *shape):
 def assert_blocks_agree(params, images, references):
     assert vgg.POOLS == reference.POOLS
     # In one program, as XLA computes only once what the five have in common.
-    ours = jax.jit(lambda *args: {name: vgg.apply(*args, layer=name) for name in vgg.POOLS})
+    ours = jax.jit(lambda *args: {name: apply(*args, layer=name) for name in vgg.POOLS})
     for name, output in ours(params, images).items():
         for theirs in references:
             assert relative_error(output, theirs[name]) < 1e-4, name
@@ -70,7 +81,7 @@ def test_every_block_agrees_with_keras_and_torch(keras_network, torch_network, s
 def test_real_weights_on_real_photographs(
     imagenet_weights_path, traffic_lights_dir, keras_network, torch_network, size
 ):
-    params = pretrained.load(imagenet_weights_path).params
+    params = pretrained.load(imagenet_weights_path, VGG16).variables.params
     reference.keras_set(keras_network, params)
     torch_network.set_convolutions(params)
     paths = sorted(traffic_lights_dir.rglob('*.jpg'))
@@ -93,10 +104,11 @@ def test_softmax_of_the_full_network_in_both_fc1_orders():
     images = random_images(4, 2, 224, 224, 3) / 64
     want = torch_network.probabilities(images)
     state = {name: tensor.numpy() for name, tensor in torch_network.state_dict().items()}
-    found = tensor_names.canonical(state, onnx=False, top=True, where='memory')
+    container = Container('PyTorch', state, {})
+    found = tensor_names.canonical(container, vgg.VGG16, top=True, where='memory')
     params = jax.device_put(unflatten(found.tensors))
-    del state, torch_network, found
-    ours = vgg.apply(params, jnp.asarray(images), layer='predictions')
+    del state, container, torch_network, found
+    ours = apply(params, jnp.asarray(images), layer='predictions')
     assert want.max() > 3 * np.median(want)  # far enough from uniform to tell an order apart
     assert relative_error(ours, want) < 1e-4
     keras_full = reference.keras_network(top=True)
@@ -111,9 +123,7 @@ def test_fc1_fc2_agree_with_keras():
     images = random_images(6, 3, 224, 224, 3)
     for layer in vgg.TOP:
         theirs = keras.Model(network.input, network.get_layer(layer).output)(images)
-        assert relative_error(vgg.apply(params, jnp.asarray(images), layer=layer), theirs) < 1e-4, (
-            layer
-        )
+        assert relative_error(apply(params, jnp.asarray(images), layer=layer), theirs) < 1e-4, layer
 
 
 SHAPES = {  # of one example, for images of 230 x 251 pixels and the widths of NARROW
@@ -128,25 +138,21 @@ SHAPES = {  # of one example, for images of 230 x 251 pixels and the widths of N
 }
 
 
-@pytest.mark.parametrize('layer', vgg.LAYERS)
+@pytest.mark.parametrize('layer', SHAPES)
 def test_shape_of_every_output(layer):
-    params = reference.random_arrays(0, top=True, **NARROW)
-    got = classifiers.feature_shape(params, image_size=(230, 251), layer=layer)
-    assert got == SHAPES[layer]
+    assert NARROW_ROW.feature_shape((230, 251), layer) == SHAPES[layer]
 
 
 def test_shapes_of_the_real_network():
-    params = jax.eval_shape(functools.partial(vgg.init, top=True), jax.random.key(0))
     for layer, shape in {'block5_pool': (7, 7, 512), 'predictions': (1000,)}.items():
-        got = classifiers.feature_shape(params, image_size=(224, 224), layer=layer)
-        assert got == shape
+        assert VGG16.feature_shape((224, 224), layer) == shape
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     params = reference.random_arrays(0, widths=NARROW['widths'])
     images = random_images(7, 2, 64, 64, 3)
-    exact = vgg.apply(params, jnp.asarray(images))
-    rough = vgg.apply(params, jnp.asarray(images), dtype=jnp.bfloat16)
+    exact = apply(params, jnp.asarray(images))
+    rough = apply(params, jnp.asarray(images), dtype=jnp.bfloat16)
     assert exact.dtype == jnp.float32
     assert rough.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
@@ -164,11 +170,11 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
 def test_compute_types_ask_accelerators_for_their_precision(dtype, type_name, precision):
     params = reference.random_arrays(0, top=True, **NARROW)
     model = classifiers.create(
-        params, image_size=(224, 224), num_classes=3, head='mlp', units=4, dropout=0.0,
+        NARROW_ROW, {}, image_size=(224, 224), num_classes=3, head='mlp', units=4, dropout=0.0,
         preprocess='caffe', layer='predictions', dtype=dtype,
     )  # fmt: skip
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8)
-    text = jax.jit(functools.partial(model.features, params)).lower(image).as_text()
+    text = jax.jit(functools.partial(model.features, Variables(params, {}))).lower(image).as_text()
     operations = [
         line
         for line in text.splitlines()
@@ -183,7 +189,7 @@ def test_compute_types_ask_accelerators_for_their_precision(dtype, type_name, pr
 def test_nothing_after_the_layer_is_computed():
     params = reference.random_arrays(0, widths=NARROW['widths'])
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    program = jax.make_jaxpr(functools.partial(vgg.apply, layer='block2_pool'))(params, image)
+    program = jax.make_jaxpr(functools.partial(apply, layer='block2_pool'))(params, image)
     kernels = [
         equation.invars[1].aval.shape
         for equation in program.eqns
@@ -210,29 +216,29 @@ def test_the_real_network_has_the_published_numbers_of_parameters():
 def test_too_small_images_are_refused():
     params = reference.random_arrays(0, widths=NARROW['widths'])
     with pytest.raises(UserError, match=r'config.data.image_size: 31x224 .* at least 32x32'):
-        vgg.apply(params, jnp.ones((1, 31, 224, 3)))
+        apply(params, jnp.ones((1, 31, 224, 3)))
     with pytest.raises(UserError, match='40x20'):
-        classifiers.feature_shape(params, image_size=(40, 20), layer='block1_pool')
+        NARROW_ROW.feature_shape((40, 20), 'block1_pool')
 
 
 def test_an_unknown_layer_gets_a_suggestion():
-    params = reference.random_arrays(0, widths=NARROW['widths'])
+    assert VGG16.choose('auto') == 'block5_pool'
     with pytest.raises(UserError, match=r"config.features.layer.*did you mean 'block5_pool'"):
-        classifiers.feature_shape(params, image_size=(64, 64), layer='blok5_pool')
+        VGG16.choose('blok5_pool')
 
 
 def test_layers_of_the_top_need_weights_and_an_image_that_fit():
     without = reference.random_arrays(0, widths=NARROW['widths'])
     with pytest.raises(UserError, match='have no fc1'):
-        vgg.apply(without, jnp.ones((1, 224, 224, 3)), layer='fc2')
+        apply(without, jnp.ones((1, 224, 224, 3)), layer='fc2')
     full = reference.random_arrays(0, top=True, **NARROW)
     with pytest.raises(UserError, match='made for 224x224 pixels, not 192x224'):
-        vgg.apply(full, jnp.ones((1, 192, 224, 3)), layer='fc1')
+        apply(full, jnp.ones((1, 192, 224, 3)), layer='fc1')
 
 
 def test_the_module_holds_the_parameters_it_was_given():
     params = vgg.init(jax.random.key(0), top=True, **NARROW)
-    held = nnx.to_pure_dict(nnx.state(vgg.VGG16(params)))
+    held = nnx.to_pure_dict(nnx.state(vgg.VGG(params)))
     assert jax.tree.structure(held) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, held, params)
 
@@ -254,3 +260,34 @@ def test_preprocessing_is_that_of_keras(mode, dtype):
 def test_rescale_is_to_one():
     images = np.arange(256, dtype=np.uint8)[:255].reshape(1, 5, 17, 3)
     np.testing.assert_allclose(PREPROCESS['rescale'](jnp.asarray(images)), images / 255, rtol=1e-7)
+
+
+def test_vgg19_agrees_with_keras_at_every_layer():
+    theirs = keras.applications.VGG19(weights=None, include_top=False, input_shape=(64, 64, 3))
+    params = jax.device_get(VGG19.init(jax.random.key(1), 'block5_pool').params)
+    reference.keras_set(theirs, params)
+    images = random_images(11, 2, 64, 64, 3)
+    names = [layer for layer in VGG19.layers if layer not in vgg.TOP]
+    assert names == [layer.name for layer in theirs.layers[1:]]
+    outputs = keras.Model(theirs.input, [layer.output for layer in theirs.layers[1:]])(images)
+
+    @jax.jit
+    def ours(params, images):
+        return [VGG19.apply(Variables(params, {}), images, stop=name)[0] for name in names]
+
+    for name, got, want in zip(names, ours(params, images), outputs, strict=True):
+        assert relative_error(got, want) < 1e-4, name
+
+
+@pytest.mark.parametrize('row', [VGG16, VGG19], ids=lambda row: row.name)
+def test_a_network_that_is_cut_anywhere_is_the_whole(row):
+    depths = {'vgg16': vgg.VGG16, 'vgg19': vgg.VGG19}[row.name]
+    narrow = rows.make(row.name, depths, **NARROW)
+    variables = narrow.init(jax.random.key(0), 'predictions')
+    x = jnp.asarray(random_images(12, 1, 224, 224, 3))
+    whole = narrow.apply(variables, x, stop='predictions')[0]
+    for cut in ('block1_conv1', 'block3_conv2', 'block4_pool', 'fc1'):
+        below = narrow.apply(variables, x, stop=cut)[0]
+        assert below.shape[1:] == narrow.feature_shape((224, 224), cut)
+        above = narrow.apply(variables, below, start=cut, stop='predictions')[0]
+        np.testing.assert_allclose(above, whole, rtol=1e-6)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from tlflax.models import pretrained
 from tlflax.models.vgg import autotune, fast_cpu, network, winograd
-from tlflax.models.vgg.fast_cpu import DIRECT_PLAN, BlockPlan
+from tlflax.models.vgg.fast_cpu import BlockPlan, direct_plan
+from tlflax.models.vgg.rows import VGG16
 from tlflax.models.vgg.winograd import DIRECT, Tiling
 from tlflax.models.weights.preprocess import PREPROCESS
 
@@ -113,7 +114,7 @@ MIXED = (
 @pytest.mark.parametrize(
     ('way', 'size'),
     [
-        (DIRECT_PLAN, (97, 61)),
+        (direct_plan(), (97, 61)),
         (uniform(DIRECT, images=1, rows=6), (97, 61)),
         (uniform(Tiling(4), rows=8), (64, 64)),
         (uniform(Tiling(6, True), images=1), (32, 47)),
@@ -134,15 +135,15 @@ def test_every_plan_gives_every_block(way, size):
 def test_only_what_a_layer_needs_is_prepared():
     params = reference.random_arrays(1, widths=WIDTHS)
     prepared = fast_cpu.prepare(params, uniform(Tiling(4)), layer='block2_pool')
-    assert set(prepared) == {*network.conv_names(1), *network.conv_names(2)}
+    assert set(prepared) == {*network.conv_names(1, 2), *network.conv_names(2, 2)}
 
 
 def test_the_dense_layers_and_uint8_images():
     params = reference.random_arrays(2, widths=WIDTHS, top=True, units=8)
     x = np.random.default_rng(3).integers(0, 256, (1, 224, 224, 3), np.uint8)
     for name in ('fc1', 'fc2', 'predictions'):
-        run = fast_cpu.compiled(params, DIRECT_PLAN, layer=name, before=PREPROCESS['caffe'])
-        want = network.apply(params, PREPROCESS['caffe'](x), layer=name)
+        run = fast_cpu.compiled(params, direct_plan(), layer=name, before=PREPROCESS['caffe'])
+        want = network.VGG(params)(PREPROCESS['caffe'](x), stop=name)
         assert relative_error(run(x), np.asarray(want, np.float64)) < 1e-5
 
 
@@ -186,7 +187,7 @@ def test_a_dropped_program_leaves_neither_threads_nor_arrays_nor_programs(monkey
 
 def test_a_guess_fits_any_shape():
     for shape in [(1, 32, 32), (16, 224, 224), (3, 97, 61), (64, 448, 300)]:
-        for block, depth in zip(autotune.guess(network.WIDTHS, shape), network.DEPTHS, strict=True):
+        for block, depth in zip(autotune.guess(network.WIDTHS, shape), network.VGG16, strict=True):
             assert len(block.layers) == depth
             assert block.rows % 2 == 0
             assert 0 <= block.images < shape[0] or block.images == 0
@@ -243,7 +244,7 @@ def test_a_damaged_plan_is_measured_again(params, tmp_path, monkeypatch, damage)
 
 def test_accelerators_convolve_directly(params, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert autotune.choose(params, (2, 32, 32), tmp_path) == DIRECT_PLAN
+    assert autotune.choose(params, (2, 32, 32), tmp_path) == direct_plan()
     assert fast_cpu.split(64) == [slice(0, 64)]
     assert not list(tmp_path.iterdir())
 
@@ -265,7 +266,7 @@ def test_the_fastest_wins(monkeypatch):
 
 @pytest.mark.assets
 def test_real_weights_and_photographs(imagenet_weights_path, traffic_lights_dir):
-    params = pretrained.load(imagenet_weights_path).params
+    params = pretrained.load(imagenet_weights_path, VGG16).variables.params
     paths = sorted(traffic_lights_dir.rglob('*.jpg'))
     pixels = [
         np.asarray(Image.open(path).convert('RGB').resize((224, 224)))
@@ -279,3 +280,14 @@ def test_real_weights_and_photographs(imagenet_weights_path, traffic_lights_dir)
         error = relative_error(run(fast_cpu.prepare(params, way), x), want)
         print(f'{way[0].layers[1]}: relative error {error:.1e}')
         assert error < 1e-4
+
+
+def test_vgg19_is_computed_by_a_plan_of_its_own_depths(tmp_path):
+    depths, shape = network.VGG19, (2, 64, 64)
+    params = network.init(jax.random.key(0), depths, widths=WIDTHS)
+    plan = autotune.choose(params, shape, tmp_path, measured=False)
+    assert [len(block.layers) for block in plan] == list(depths)
+    x = np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
+    want = network.VGG(params)(jnp.asarray(x))
+    assert relative_error(fast_cpu.compiled(params, plan)(x), want) < 1e-5
+    assert autotune.plan_key(WIDTHS, shape, depths) != autotune.plan_key(WIDTHS, shape)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool
 
@@ -61,7 +62,7 @@ class Training(NamedTuple):
     """
 
     key: Array
-    mask: Bool[Array, ' b']
+    mask: Bool[Array | np.ndarray, ' b']
     live: frozenset[str]
 
     def inside(self, branch: str) -> 'Training':
@@ -71,7 +72,9 @@ class Training(NamedTuple):
         return self._replace(live=own)
 
 
-_MASK: contextvars.ContextVar[Array | None] = contextvars.ContextVar('mask', default=None)
+_MASK: contextvars.ContextVar[Array | np.ndarray | None] = contextvars.ContextVar(
+    'mask', default=None
+)
 
 
 class MaskedBatchNorm(nnx.BatchNorm):
@@ -114,10 +117,14 @@ class Static:
             start = jax.random.key(0) if key is None else key
             counter = path[-1] == 'count'
             values[path] = jnp.uint32(0) if counter else jax.random.fold_in(start, number)
-        return nnx.merge(self.graph, nnx.State.from_flat_path(values))
+        return nnx.merge(self.graph, nnx.from_flat_state(list(values.items())))
 
     def apply(
-        self, variables: Variables, x: Array, training: Training | None = None, **arguments: Any
+        self,
+        variables: Variables,
+        x: Array | np.ndarray,
+        training: Training | None = None,
+        **arguments: Any,
     ) -> tuple[Array, Tree]:
         """Calls the module and returns its output and its new state; see `call`."""
         module = self.module(variables, None if training is None else training.key)
@@ -125,7 +132,11 @@ class Static:
 
 
 def call(
-    module: nnx.Module, state: Tree, x: Array, training: Training | None, **arguments: Any
+    module: nnx.Module,
+    state: Tree,
+    x: Array | np.ndarray,
+    training: Training | None,
+    **arguments: Any,
 ) -> tuple[Array, Tree]:
     """Calls a module in evaluation or training mode.
 
@@ -188,7 +199,7 @@ def _is_state(_: Path, value: Any) -> bool:
     return isinstance(value, nnx.Variable) and not isinstance(value, nnx.Param | nnx.RngState)
 
 
-def _values(state: nnx.State) -> dict[str, Array]:
+def _values(state: Any) -> dict[str, Array]:
     return {_name(path): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
@@ -197,7 +208,7 @@ def _name(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _masking(mask: Array | None) -> Iterator[None]:
+def _masking(mask: Array | np.ndarray | None) -> Iterator[None]:
     token = _MASK.set(mask)
     try:
         yield

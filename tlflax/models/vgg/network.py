@@ -8,6 +8,7 @@ networks of tests run the same code as the real ones.
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -197,9 +198,16 @@ def init(
     return params
 
 
-def variables(key: Array, layer: str, *, depths: Depths) -> Variables:
-    """Returns the random variables that `layer` needs; the top is left out where it is not used."""
-    return Variables(init(key, depths, top=layer in TOP), {})
+def variables(key: Array, layer: str, *, depths: Depths, **sizes: Any) -> Variables:
+    """Returns the random variables that `layer` needs: the top is left out where it is not used.
+
+    Args:
+        key: A JAX random key.
+        layer: One of `layers(depths)`.
+        depths: Convolutions of the five blocks.
+        **sizes: Of a narrow network; see `init`.
+    """
+    return Variables(init(key, depths, top=layer in TOP, **sizes), {})
 
 
 def _check_images(image_size: tuple[int, ...], *, top: bool) -> None:

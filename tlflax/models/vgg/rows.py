@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from tlflax.models.vgg import autotune, network, tensor_names
 from tlflax.models.weights.catalogue import VGG16_IMAGENET, VGG19_IMAGENET
 from tlflax.models.weights.file_formats import Container
 from tlflax.models.weights.identity import Identity
+from tlflax.utils.assets import Asset
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import digest
 
@@ -90,28 +92,32 @@ def _oriented(tensors: Tensors, container: Container, path: Path) -> tuple[Tenso
     return tensors, ''
 
 
-_row = functools.partial(
-    Backbone,
-    layer='block5_pool',
-    module=_module,
-    preprocess='torch',  # pixels of unit scale, as He's initialization assumes
-    identify=_identify,
-    fast_cpu=autotune.program,
-    # Released versions kept ReLU of the logits under this layer's name.
-    corrected={network.PROBABILITIES: 'softmax'},
-)
+def make(
+    name: str, depths: network.Depths, imagenet: Asset | None = None, **sizes: Any
+) -> Backbone:
+    """Returns a row of the table of backbones.
 
-VGG16 = _row(
-    name='vgg16',
-    layers=network.layers(network.VGG16),
-    init=functools.partial(network.variables, depths=network.VGG16),
-    find=functools.partial(_find, network.VGG16),
-    imagenet=VGG16_IMAGENET,
-)
-VGG19 = _row(
-    name='vgg19',
-    layers=network.layers(network.VGG19),
-    init=functools.partial(network.variables, depths=network.VGG19),
-    find=functools.partial(_find, network.VGG19),
-    imagenet=VGG19_IMAGENET,
-)
+    Args:
+        name: Its name.
+        depths: Convolutions of the five blocks.
+        imagenet: Where its ImageNet weights can be downloaded.
+        **sizes: Of a narrow network; see `network.init`.
+    """
+    return Backbone(
+        name=name,
+        layers=network.layers(depths),
+        layer=network.POOLS[-1],
+        init=functools.partial(network.variables, depths=depths, **sizes),
+        module=_module,
+        preprocess='torch',  # pixels of unit scale, as He's initialization assumes
+        find=functools.partial(_find, depths),
+        identify=_identify,
+        imagenet=imagenet,
+        fast_cpu=autotune.program,
+        # Released versions kept ReLU of the logits under this layer's name.
+        corrected={network.PROBABILITIES: 'softmax'},
+    )
+
+
+VGG16 = make('vgg16', network.VGG16, VGG16_IMAGENET)
+VGG19 = make('vgg19', network.VGG19, VGG19_IMAGENET)
