@@ -68,6 +68,11 @@ class DataConfig:
         'cover and crop the center',
         choices=('stretch', 'pad', 'crop'),
     )
+    interpolation: str = _key(
+        'auto',
+        'of the resize; auto: the one that the backbone was trained with',
+        choices=('auto', 'bilinear', 'bicubic'),
+    )
     antialias: bool = _key(True, 'filter when shrinking, as Pillow does')
     on_bad_image: str = _key(
         'error',

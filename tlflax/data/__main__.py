@@ -16,9 +16,7 @@ from tlflax.data.audit.problems import CODES
 class Arguments:
     """The arguments of the command."""
 
-    train: str | None = flags.optional(
-        None, 'IMAGES', 'training images; docs/data.md has all forms'
-    )
+    train: str | None = flags.optional(None, 'IMAGES', 'training images: see docs/data.md')
     val: str | None = flags.optional(None, 'IMAGES', 'validation images')
     test: str | None = flags.optional(None, 'IMAGES', 'test images')
     config: ConfigFile = flags.config_file(needed=False)
@@ -66,9 +64,11 @@ def _show(config: Config, path: str) -> int:
     from tlflax.data.images.format import ImageFormat
     from tlflax.data.pipeline import preview
     from tlflax.data.splits import load
+    from tlflax.models.backbones import find
 
-    settings = ImageFormat.of(config.data), config.augment, config.train.seed
-    preview.draw_grid(load.load_train(config.data), path, *settings)
+    form = ImageFormat.of(config.data, find(config.model.backbone).interpolation)
+    table = load.load_train(config.data)
+    preview.draw_grid(table, path, form, config.augment, config.train.seed)
     print(f'{path} shows training images, and how the first epochs augment them')
     return 0
 

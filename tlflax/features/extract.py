@@ -48,6 +48,7 @@ def describe_space(
     """
     backbone, layer = classifier.backbone, classifier.cut
     background, corrected = image_format.background, backbone.corrected.get(layer)
+    interpolation = image_format.interpolation
     return {
         'version': _VERSION,
         'weights': weights_digest,
@@ -59,6 +60,7 @@ def describe_space(
         'compute': classifier.dtype,
         # Features computed before there was a choice of backgrounds stay valid.
         **({'background': list(background)} if any(background) else {}),
+        **({'interpolation': interpolation} if interpolation != 'bilinear' else {}),
         # Released versions kept other values under this layer's name.
         **({corrected: True} if corrected else {}),
         # The digest of the weights tells built-in backbones apart; another may compute anything.

@@ -57,6 +57,7 @@ def from_layers(
     *,
     layer: str | None = None,
     preprocess: str = 'torch',
+    interpolation: str = 'bilinear',
     imagenet: Asset | None = None,
 ) -> Backbone:
     """Returns a backbone of NNX modules that are called one after another.
@@ -69,6 +70,7 @@ def from_layers(
         build: Random keys to the layers by name, in order. Each maps an array to the next.
         layer: The layer that feeds heads; by default the last one.
         preprocess: See `Backbone`.
+        interpolation: See `Backbone`.
         imagenet: See `Backbone`.
     """
 
@@ -77,12 +79,16 @@ def from_layers(
 
     with python_file.explaining(name):
         layers = tuple(build(nnx.Rngs(0)))
-    if preprocess not in PREPROCESS:
-        raise UserError(
-            f'{preprocess!r} is not a preprocessing',
-            where=f'backbone {name!r}',
-            fix=did_you_mean(preprocess, PREPROCESS),
-        )
+    for value, what, known in (
+        (preprocess, 'preprocessing', PREPROCESS),
+        (interpolation, 'interpolation', ('bilinear', 'bicubic')),
+    ):
+        if value not in known:
+            raise UserError(
+                f'{value!r} is not a known {what}',
+                where=f'backbone {name!r}',
+                fix=did_you_mean(value, known),
+            )
     return Backbone(
         name=name,
         layers=layers,
@@ -90,6 +96,7 @@ def from_layers(
         init=lambda key, layer: modules.init(stack, key),
         module=lambda variables: modules.static(stack).module(variables),
         preprocess=preprocess,
+        interpolation=interpolation,
         imagenet=imagenet,
     )
 

@@ -246,7 +246,7 @@ def build_sources(
 ) -> SourceSelector:
     """Returns what chooses the sources of the splits, in training and after it."""
     return SourceSelector(
-        image_format=ImageFormat.of(config.data),
+        image_format=ImageFormat.of(config.data, classifier.backbone.interpolation),
         augment=config.augment,
         features=config.features,
         train_config=config.train,

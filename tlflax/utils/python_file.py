@@ -66,7 +66,8 @@ def load(spec: str, *, where: str = '', what: str = 'name') -> Loaded:
         place, name = place_and_name(spec, what)
         module, digest = _module(place, what)
         if not hasattr(module, name):
-            known = [n for n, v in vars(module).items() if callable(v) and not n.startswith('_')]
+            public = (n for n in vars(module) if not n.startswith('_'))
+            known = [n for n in public if not isinstance(getattr(module, n), ModuleType)]
             raise UserError(f'{place} has no {what} {name!r}', fix=did_you_mean(name, known))
     except UserError as error:
         error.where = error.where or where

@@ -70,31 +70,34 @@ def joined(batches, key):
     return np.concatenate([batch[key][batch['mask']] for batch in batches])
 
 
-def reference(path, size, resize):
+def reference(path, size, resize, filter=Image.BILINEAR):
     image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
     size = size[::-1]
     if resize == 'pad':
-        return ImageOps.pad(image, size, Image.BILINEAR)
+        return ImageOps.pad(image, size, filter)
     if resize == 'crop':
-        return ImageOps.fit(image, size, Image.BILINEAR)
-    return image.resize(size, Image.BILINEAR)
+        return ImageOps.fit(image, size, filter)
+    return image.resize(size, filter)
 
 
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
 @pytest.mark.parametrize('size', [(24, 32), (33, 20), (96, 128)])
 @pytest.mark.parametrize('resize', ['stretch', 'pad', 'crop'])
-def test_pixels_are_pillows(tmp_path, resize, size):
-    """Within one level: Pillow rounds between its two passes, and to fixed point."""
+def test_pixels_are_pillows(tmp_path, resize, size, interpolation):
+    """Within one level, two where the filter amplifies: Pillow rounds between its two passes."""
     write_formats(tmp_path / 'formats')
     table = scan_folder(tmp_path / 'formats')
     assert 0 < table.plain_jpeg.sum() < len(table)
-    batches = tf_data.eval_epoch(
-        table, image_format=ImageFormat(size, resize=resize), batch_size=len(table)
-    )
+    form = ImageFormat(size, resize=resize, interpolation=interpolation)
+    batches = tf_data.eval_epoch(table, image_format=form, batch_size=len(table))
     images = joined(batches, 'image')
     assert images.dtype == np.uint8
+    filter = {'bilinear': Image.BILINEAR, 'bicubic': Image.BICUBIC}[interpolation]
     for path, image in zip(table.paths, images, strict=True):
-        expected = np.asarray(reference(path, size, resize), int)
-        assert abs(image - expected).max() <= 1, path
+        expected = np.asarray(reference(path, size, resize, filter), int)
+        difference = abs(image - expected)
+        assert difference.max() <= {'bilinear': 1, 'bicubic': 2}[interpolation], path
+        assert difference.mean() < 0.3, path
 
 
 @pytest.mark.parametrize('size', [(61, 97), (20, 400)])
@@ -102,7 +105,7 @@ def test_pixels_are_pillows(tmp_path, resize, size):
 def test_rows_and_columns_by_themselves_are_one_resize_to_the_last_bit(monkeypatch, size, mode):
     """The cache knows nothing of how a resize is computed, so it may not change a bit."""
 
-    def at_once(image, size, scale, offset, antialias):
+    def at_once(image, size, scale, offset, antialias, interpolation):
         return tf.raw_ops.ScaleAndTranslate(
             images=image[None],
             size=size,

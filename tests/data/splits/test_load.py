@@ -13,6 +13,7 @@ from tlflax.data.splits.load import load_splits, load_table, load_val, read_inpu
 from tlflax.features import extract
 from tlflax.features.batches import Order
 from tlflax.features.live_sources import ImageSource
+from tlflax.train import setup
 from tlflax.utils.errors import UserError
 
 
@@ -221,8 +222,9 @@ def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkey
         for batch in [*images.eval_batches(), *images.train_batches(0, 0)]:
             assert batch['mask'].sum() == 6
             assert (batch['image'][batch['mask']] == color).all()
-        spaces = extract.describe_space(form, weights_digest='', preprocess='', layer='', dtype='')
-        assert spaces.get('background') == (list(color) if any(color) else None)
+        model = setup.build_classifier(setup.configure({}), {}, 3, 'caffe')
+        space = extract.describe_space(form, model, weights_digest='')
+        assert space.get('background') == (list(color) if any(color) else None)
 
 
 def test_prediction_has_the_limit_too(tmp_path):

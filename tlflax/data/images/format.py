@@ -14,9 +14,10 @@ class ImageFormat:
     Attributes:
         image_size: (height, width) in pixels.
         resize: 'stretch', 'pad' or 'crop'; see `tlflax.data.pipeline.resize.resize_image`.
-        antialias: Whether the bilinear filter is widened when an image shrinks, as in Pillow.
+        antialias: Whether the filter is widened when an image shrinks, as in Pillow.
         background: RGB, 0..255, behind transparent pixels.
         max_pixels: Images of more pixels are refused.
+        interpolation: 'bilinear' or 'bicubic'.
     """
 
     image_size: tuple[int, int]
@@ -24,14 +25,21 @@ class ImageFormat:
     antialias: bool = True
     background: tuple[int, int, int] = (0, 0, 0)
     max_pixels: int = MAX_PIXELS
+    interpolation: str = 'bilinear'
 
     @classmethod
-    def of(cls, data: DataConfig) -> Self:
-        """Returns the format that the section `data` of a configuration asks for."""
+    def of(cls, data: DataConfig, interpolation: str = 'bilinear') -> Self:
+        """Returns the format that the section `data` of a configuration asks for.
+
+        Args:
+            data: The section.
+            interpolation: What 'auto' stands for.
+        """
         return cls(
             image_size=data.image_size,
             resize=data.resize,
             antialias=data.antialias,
             background=data.background,
             max_pixels=data.max_pixels,
+            interpolation=interpolation if data.interpolation == 'auto' else data.interpolation,
         )

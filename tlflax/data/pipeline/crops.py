@@ -1,5 +1,6 @@
 """From an image of any size to one of the network's size: all of it resized, or a part."""
 
+import functools
 from collections.abc import Mapping
 
 import tensorflow as tf
@@ -29,10 +30,15 @@ def resize(
     Returns:
         float32 [*image_size, 3].
     """
-    size, mode, antialias = image_format.image_size, image_format.resize, image_format.antialias
+    size, mode = image_format.image_size, image_format.resize
+    resized = functools.partial(
+        resize_image,
+        antialias=image_format.antialias,
+        interpolation=image_format.interpolation,
+    )
     if 'crop' in parameters:
         larger = larger_size(size, augment.crop_fraction)
-        image = resize_image(image, larger, mode, antialias=antialias)
+        image = resized(image, larger, mode)
         top, left = tf.unstack(tf.gather(offsets(larger, size), parameters['crop']))
         image = tf.slice(image, [top, left, 0], [*size, 3])
         image.set_shape([*size, 3])
@@ -48,7 +54,7 @@ def resize(
             )
         )
         image, mode = image[top : top + height, left : left + width], 'stretch'
-    return resize_image(image, size, mode, antialias=antialias)
+    return resized(image, size, mode)
 
 
 def random_box(

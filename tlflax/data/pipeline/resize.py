@@ -1,12 +1,17 @@
-"""One documented resize, the same in training, evaluation and prediction: bilinear, float32."""
+"""One documented resize, the same in training, evaluation and prediction, in float32."""
 
 import tensorflow as tf
 
 
 def resize_image(
-    image: tf.Tensor, size: tuple[int, int], mode: str, *, antialias: bool
+    image: tf.Tensor,
+    size: tuple[int, int],
+    mode: str,
+    *,
+    antialias: bool,
+    interpolation: str = 'bilinear',
 ) -> tf.Tensor:
-    """Resizes bilinearly, with half-pixel centers.
+    """Resizes with half-pixel centers.
 
     Args:
         image: uint8 or float32 [h, w, 3], of any h and w.
@@ -15,6 +20,7 @@ def resize_image(
             as `PIL.ImageOps.pad`; 'crop' covers `size` and cuts the center out, as
             `PIL.ImageOps.fit`.
         antialias: Whether to widen the filter when shrinking, as Pillow does.
+        interpolation: 'bilinear', or 'bicubic' with Pillow's filter.
 
     Returns:
         float32 [*size, 3].
@@ -26,28 +32,34 @@ def resize_image(
         inner = tf.cast(tf.round(tf.cast(source, tf.float64) * tf.reduce_min(ratio)), tf.int32)
         inner = tf.clip_by_value(inner, 1, target)
         before = tf.cast(tf.round(tf.cast(target - inner, tf.float64) / 2), tf.int32)
-        result = _scale(image, inner, antialias=antialias)
+        result = _scale(image, inner, antialias, interpolation)
         result = tf.image.pad_to_bounding_box(result, before[0], before[1], *size)
     elif mode == 'crop':
         factor = tf.reduce_max(ratio)
         offset = (tf.cast(target, tf.float64) - tf.cast(source, tf.float64) * factor) / 2
-        result = _resample(image, target, tf.stack([factor, factor]), offset, antialias)
+        scale = tf.stack([factor, factor])
+        result = _resample(image, target, scale, offset, antialias, interpolation)
     else:
-        result = _scale(image, target, antialias=antialias)
+        result = _scale(image, target, antialias, interpolation)
     result.set_shape([*size, 3])
     return result
 
 
-def _scale(image: tf.Tensor, size: tf.Tensor, *, antialias: bool) -> tf.Tensor:
+def _scale(image: tf.Tensor, size: tf.Tensor, antialias: bool, interpolation: str) -> tf.Tensor:
     """Resizes to exactly `size`."""
     source = tf.shape(image)[:2]
+    if interpolation == 'bicubic':
+        nowhere = tf.zeros(2, tf.float64)
+        return _resample(image, size, size / source, nowhere, antialias, interpolation)
     if not antialias:
         return _interpolate(image, size)
     # An image that grows needs no wider filter, and this operation is faster, most so on floats.
     return tf.cond(
         tf.reduce_all(size >= source),
         lambda: _interpolate(tf.cast(image, tf.float32), size),
-        lambda: _resample(image, size, size / source, tf.zeros(2, tf.float64), antialias),
+        lambda: _resample(
+            image, size, size / source, tf.zeros(2, tf.float64), antialias, interpolation
+        ),
     )
 
 
@@ -56,9 +68,14 @@ def _interpolate(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
 
 def _resample(
-    image: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, antialias: bool
+    image: tf.Tensor,
+    size: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    antialias: bool,
+    interpolation: str,
 ) -> tf.Tensor:
-    """Resamples with a triangle filter: output position = scale * input position + offset.
+    """Resamples with a filter: output position = scale * input position + offset.
 
     Resizes rows and columns separately, columns as rows of the transposed image. The operation
     loops over the last axis; with a row of pixels there, not three colors, it takes a third of the
@@ -72,10 +89,15 @@ def _resample(
             size=tf.stack([size[axis], 1]),
             scale=tf.stack([tf.cast(scale[axis], tf.float32), 1.0]),
             translation=tf.stack([tf.cast(offset[axis], tf.float32), 0.0]),
-            kernel_type='triangle',
+            kernel_type={'bilinear': 'triangle', 'bicubic': 'keyscubic'}[interpolation],
             antialias=antialias,
         )
-        return tf.reshape(result, tf.stack([size[axis], shape[1], shape[2]]))
+        result = tf.reshape(result, tf.stack([size[axis], shape[1], shape[2]]))
+        # Cubic interpolation overshoots at edges; Pillow cuts that off after each pass.
+        return tf.clip_by_value(result, 0, 255) if interpolation == 'bicubic' else result
 
+    if interpolation == 'bicubic':  # columns first, as Pillow: what is cut off depends on it
+        columns = rows(tf.transpose(image, (1, 0, 2)), 1)
+        return rows(tf.transpose(columns, (1, 0, 2)), 0)
     columns = tf.transpose(rows(image, 0), (1, 0, 2))
     return tf.transpose(rows(columns, 1), (1, 0, 2))

@@ -72,6 +72,7 @@ class Backbone:
         module: Variables to a module that holds them; `module(x, start=, stop=)` runs the layers
             after `start` up to `stop` on preprocessed images or on the output of `start`.
         preprocess: The preprocessing of weights that do not say theirs, a key of `PREPROCESS`.
+        interpolation: How its training images were resized, 'bilinear' or 'bicubic'.
         find: (file, last layer or None for all, file name) to its tensors, whatever they are called
             in that format; None where they are named by path.
         identify: (checked tensors, file, path) to what they are; None where they have no known
@@ -91,6 +92,7 @@ class Backbone:
     init: Callable[[Array, str], Variables]
     module: Callable[[Variables], nnx.Module]
     preprocess: str = 'torch'
+    interpolation: str = 'bilinear'
     find: Callable[[Container, str | None, str], Found] | None = None
     identify: Callable[[Tensors, Container, Path], Identified] | None = None
     imagenet: Asset | None = None
@@ -189,4 +191,7 @@ class Backbone:
             where='config.data.image_size and config.features.layer',
             fix='give larger images, an earlier layer, or correct the backbone',
         ):
-            return jax.eval_shape(run, self.shapes(layer), image).shape[1:]
+            shape = jax.eval_shape(run, self.shapes(layer), image).shape[1:]
+            if 0 in shape:
+                raise ValueError(f'nothing is left of them at {layer}: {shape}')
+        return shape
