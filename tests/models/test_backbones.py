@@ -145,6 +145,19 @@ def test_a_head_with_statistics_learns_and_restores(runs):
     assert restored.evaluate()['loss'] == pytest.approx(result['val']['loss'], abs=1e-6)
 
 
+@pytest.mark.parametrize('include', [True, False])
+def test_frozen_state_is_restored_from_the_checkpoint_or_from_the_weights(root, tmp_path, include):
+    labels = (('head/norm/.*', 'frozen'), ('head/.*', 'head'), ('backbone/.*', 'frozen'))
+    config = own_config(root, head=True, train__epochs=1, optim__labels=labels)
+    config.checkpoint.include_backbone = include
+    result = train_and_evaluate(config, tmp_path)
+    assert (tmp_path / 'checkpoints' / str(result['step']) / 'frozen_state').is_dir()
+    restored = tlflax.load(tmp_path)
+    assert restored.trainable.state == {}
+    assert set(restored.frozen.state) == {'backbone', 'head'}
+    assert restored.evaluate()['loss'] == pytest.approx(result['val']['loss'], abs=1e-6)
+
+
 def test_an_interrupted_run_ends_with_the_same_statistics(root, tmp_path, monkeypatch, runs):
     config = own_config(root, head=True, train__epochs=6)
     answers = iter([False] * 3 + [True] * 99)

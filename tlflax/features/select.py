@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -178,7 +177,7 @@ class SourceSelector:
                 where='config.features.cache and config.augment',
                 fix="set features.cache to 'auto', or augment.mixup and augment.cutmix to 0",
             )
-        if wish == 'False' or mixed or self.classifier.cut_is_image or jax.process_count() > 1:
+        if wish == 'False' or mixed or self.classifier.cut_is_image:
             return False
         return exact or wish == 'True'
 
