@@ -72,6 +72,25 @@ def run_code(code: str, *arguments: str, timeout: float = 120, **environment: st
     return server().run('code', code, *arguments, timeout=timeout, env=env)
 
 
+def run_on_devices(code: str, folder: Path) -> list[list[float]]:
+    """Runs code on one and on four virtual devices; returns the numbers that each run prints.
+
+    Args:
+        code: Finds this folder and `folder` in its arguments, and prints the number of devices
+            first.
+        folder: The folder of the test.
+    """
+    outcomes = []
+    for devices in (1, 4):
+        flag = f'--xla_force_host_platform_device_count={devices}'
+        done = run_code(code, str(TESTS), str(folder), XLA_FLAGS=flag)
+        assert done.returncode == 0, done.stderr
+        count, *values = map(float, done.stdout.split())
+        assert count == devices
+        outcomes.append(values)
+    return outcomes
+
+
 def run_script(path: Path, *arguments: object, timeout: float = 120, **environment: str):
     """Runs `python <path>` with changes of the environment, in a forked process."""
     env = {**os.environ, **environment}

@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
-from helpers import TESTS, run_code
+from helpers import TESTS, run_on_devices
 
 from tlflax.models.base import modules
 from tlflax.models.base.modules import Training, Variables
@@ -198,12 +198,4 @@ print(jax.device_count(), *np.concatenate([state['norm']['mean'], state['norm'][
 
 
 def test_statistics_are_those_of_the_global_batch():
-    outcomes = []
-    for devices in (1, 4):
-        flag = f'--xla_force_host_platform_device_count={devices}'
-        done = run_code(DEVICES, str(TESTS), str(TESTS / 'models'), XLA_FLAGS=flag)
-        assert done.returncode == 0, done.stderr
-        count, *values = map(float, done.stdout.split())
-        assert count == devices
-        outcomes.append(values)
-    np.testing.assert_allclose(*outcomes, rtol=1e-5)
+    np.testing.assert_allclose(*run_on_devices(DEVICES, TESTS / 'models'), rtol=1e-5)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from tlflax.models.base import modules
-from tlflax.models.base.backbone import IMAGE, Backbone
+from tlflax.models.base.backbone import Backbone, layers_between
 from tlflax.models.vgg import rows as vgg
 from tlflax.models.weights.preprocess import PREPROCESS
 from tlflax.utils import python_file
@@ -34,8 +34,7 @@ def find(name: str) -> Backbone:
     key = 'config.model.backbone'
     if not python_file.is_spec(name):
         if name not in BACKBONES:
-            known = [*BACKBONES, 'py:FILE.py:NAME']
-            fix = did_you_mean(name, known)
+            fix = did_you_mean(name, [*BACKBONES, 'py:FILE.py:NAME'])
             raise UserError(f'{name!r} is not a backbone', where=key, fix=fix)
         return BACKBONES[name]
     loaded = python_file.load(name, where=key)
@@ -77,8 +76,6 @@ def from_layers(
     def stack(rngs: nnx.Rngs) -> nnx.Module:
         return Stack(build(rngs))
 
-    with python_file.explaining(name):
-        layers = tuple(build(nnx.Rngs(0)))
     for value, what, known in (
         (preprocess, 'preprocessing', PREPROCESS),
         (interpolation, 'interpolation', ('bilinear', 'bicubic')),
@@ -89,12 +86,14 @@ def from_layers(
                 where=f'backbone {name!r}',
                 fix=did_you_mean(value, known),
             )
+    with python_file.explaining(name):
+        layers, static = tuple(build(nnx.Rngs(0))), modules.static(stack)
     return Backbone(
         name=name,
         layers=layers,
         layer=layers[-1] if layer is None else layer,
         init=lambda key, layer: modules.init(stack, key),
-        module=lambda variables: modules.static(stack).module(variables),
+        module=static.module,
         preprocess=preprocess,
         interpolation=interpolation,
         imagenet=imagenet,
@@ -115,7 +114,6 @@ class Stack(nnx.Module):
 
     def __call__(self, x: Array, *, start: str, stop: str) -> Array:
         """Runs the layers after `start` up to `stop`."""
-        order = (IMAGE, *self.names)
-        for name in order[order.index(start) + 1 : order.index(stop) + 1]:
+        for name in layers_between(self.names, start, stop):
             x = getattr(self, name)(x)
         return x

@@ -7,7 +7,6 @@ their float32 bytes in the order of their paths.
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +59,16 @@ def load(
     path = Path(path)
     container = file_formats.read(path)
     declared = _declared(container, str(path))
-    found = (backbone.find or _by_path(backbone))(container, layer, str(path))
+    if backbone.find is None:
+        found = _by_path(backbone, container)
+    else:
+        found = backbone.find(container, layer, str(path))
     shapes = backbone.shapes(found.layer or backbone.layers[-1])
     _check(found.tensors, shapes, backbone.name, where=str(path))
-    tensors, identity, how = (backbone.identify or _unknown(backbone))(
-        found.tensors, container, path
-    )
+    if backbone.identify is None:
+        tensors, identity, how = _unknown(backbone, found.tensors)
+    else:
+        tensors, identity, how = backbone.identify(found.tensors, container, path)
     if identity.assumed and declared is not None:
         # Only a digest proves that weights are the published ones.
         name = 'custom' if declared.name == 'imagenet-caffe' else declared.name
@@ -73,43 +76,30 @@ def load(
     ignored = f'; {len(found.ignored)} other tensors are ignored' if found.ignored else ''
     return Pretrained(
         **dataclasses.asdict(identity),
-        variables=_split(tensors, shapes),
+        variables=Variables(*(trees.like(tensors, part) for part in shapes)),
         digest=digest(tensors),
         source=f'{path.name} ({container.kind})',
         recognized=how + ignored,
     )
 
 
-def _by_path(backbone: Backbone) -> Callable[[Container, str | None, str], Found]:
-    """Returns what finds tensors that are named by their path, whatever separates its names."""
-
-    def find(container: Container, layer: str | None, where: str) -> Found:
-        del layer
-        shapes = backbone.shapes(backbone.layers[-1])
-        wanted = set(trees.flatten(trees.merge(*shapes)))
-        named = {name.replace('.', '/'): name for name in container.tensors}
-        tensors = {
-            path: np.ascontiguousarray(container.tensors[name])
-            for path, name in named.items()
-            if path in wanted
-        }
-        return Found(tensors, tuple(name for path, name in named.items() if path not in wanted))
-
-    return find
+def _by_path(backbone: Backbone, container: Container) -> Found:
+    """Finds tensors that are named by their path, whatever separates its names."""
+    wanted = set(trees.flatten(trees.merge(*backbone.shapes(backbone.layers[-1]))))
+    named = {name.replace('.', '/'): name for name in container.tensors}
+    tensors = {
+        path: np.ascontiguousarray(container.tensors[name])
+        for path, name in named.items()
+        if path in wanted
+    }
+    return Found(tensors, tuple(name for path, name in named.items() if path not in wanted))
 
 
-def _unknown(backbone: Backbone) -> Callable[[Tensors, Container, Path], Identified]:
-    """Returns what identifies weights whose preprocessing only the backbone says."""
-
-    def identify(tensors: Tensors, container: Container, path: Path) -> Identified:
-        identity = Identity('custom', backbone.preprocess, "their owner's")
-        return Identified(
-            tensors,
-            identity,
-            f'no known digest; {backbone.preprocess!r} preprocessing, as {backbone.name} says',
-        )
-
-    return identify
+def _unknown(backbone: Backbone, tensors: Tensors) -> Identified:
+    """Identifies weights whose preprocessing only the backbone says."""
+    identity = Identity('custom', backbone.preprocess, "their owner's")
+    how = f'no known digest; {backbone.preprocess!r} preprocessing, as {backbone.name} says'
+    return Identified(tensors, identity, how)
 
 
 def _check(tensors: Tensors, shapes: Variables, name: str, *, where: str) -> None:
@@ -127,11 +117,6 @@ def _check(tensors: Tensors, shapes: Variables, name: str, *, where: str) -> Non
     for path, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise UserError(f'{path} holds NaN or infinity', where=where, fix='get the file again')
-
-
-def _split(tensors: Tensors, shapes: Variables) -> Variables:
-    """Returns tensors by path as parameters and state."""
-    return Variables(*(trees.like(trees.unflatten(tensors), part) for part in shapes))
 
 
 def save(path: str | os.PathLike[str], weights: Pretrained) -> None:

@@ -14,7 +14,7 @@ from tlflax.models.base.modules import Training, Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses, metrics
 from tlflax.train.metrics import ClassCounts
-from tlflax.utils.trees import flatten, unflatten
+from tlflax.utils.trees import flatten, like
 
 Batch = dict[str, Array]
 
@@ -143,8 +143,7 @@ def update(
     grads, (sums, after) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    flat = flatten(after)
-    model_state = unflatten({path: flat[path] for path in flatten(state.model_state)})
+    model_state = like(after, state.model_state)
     return TrainState(state.step + 1, params, opt_state, model_state), sums
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from tlflax.utils.errors import UserError, did_you_mean, printable
+from tlflax.utils.errors import UserError, did_you_mean, located, printable
 
 _PREFIX = 'py:'
 
@@ -62,16 +62,13 @@ def load(spec: str, *, where: str = '', what: str = 'name') -> Loaded:
     Raises:
         UserError: The file does not exist or fails, or has no such name.
     """
-    try:
+    with located(where):
         place, name = place_and_name(spec, what)
         module, digest = _module(place, what)
         if not hasattr(module, name):
             public = (n for n in vars(module) if not n.startswith('_'))
             known = [n for n in public if not isinstance(getattr(module, n), ModuleType)]
             raise UserError(f'{place} has no {what} {name!r}', fix=did_you_mean(name, known))
-    except UserError as error:
-        error.where = error.where or where
-        raise
     return Loaded(getattr(module, name), digest)
 
 

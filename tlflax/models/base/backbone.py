@@ -4,7 +4,7 @@ The built-in ones are in `tlflax.models.backbones`, and what makes one of a few 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,12 @@ IMAGE = 'image'
 
 Tensors = dict[str, np.ndarray]
 Features = Callable[[Array | np.ndarray], Array]
+
+
+def layers_between(layers: Sequence[str], start: str, stop: str) -> tuple[str, ...]:
+    """Returns the layers after `start`, which may be `IMAGE`, up to `stop`."""
+    order = (IMAGE, *layers)
+    return order[order.index(start) + 1 : order.index(stop) + 1]
 
 
 class Found(NamedTuple):
@@ -130,8 +136,7 @@ class Backbone:
 
     def between(self, start: str, stop: str) -> tuple[str, ...]:
         """Returns the layers after `start` up to `stop`."""
-        order = (IMAGE, *self.layers)
-        return order[order.index(start) + 1 : order.index(stop) + 1]
+        return layers_between(self.layers, start, stop)
 
     def apply(
         self,
@@ -151,7 +156,7 @@ class Backbone:
             x: Preprocessed images [b, h, w, 3], or the output of `start`.
             start: `IMAGE` or a layer.
             stop: A later layer.
-            training: None for evaluation; see `tlflax.models.modules.call`.
+            training: None for evaluation; see `tlflax.models.base.modules.call`.
             dtype: Type of the computation; the variables keep theirs.
             precision: Of float32 products on accelerators; HIGH is TF32 on GPUs. Sums are float32.
 

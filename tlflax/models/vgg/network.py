@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from tlflax.models.base.backbone import IMAGE, layers_between
 from tlflax.models.base.modules import Variables
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import Tree
@@ -128,14 +129,14 @@ class VGG(nnx.Module):
             setattr(self, name, Layer(layer['kernel'], layer['bias']))
 
     def __call__(
-        self, x: Float[Array, 'b ...'], *, start: str = '', stop: str = 'block5_pool'
+        self, x: Float[Array, 'b ...'], *, start: str = IMAGE, stop: str = 'block5_pool'
     ) -> Float[Array, 'b ...']:
         """Runs the layers after `start` up to `stop`; later layers are not computed.
 
         Args:
             x: Preprocessed images [b, h, w, 3], at least 32 pixels high and wide, or the output of
                 `start`.
-            start: A layer; any other name stands for the images.
+            start: `IMAGE` or a layer.
             stop: A layer.
 
         Returns:
@@ -146,10 +147,9 @@ class VGG(nnx.Module):
             UserError: The images are too small, or a layer of the top is asked for and the
                 parameters lack it or the images do not fit it.
         """
-        first = self.layers.index(start) + 1 if start in self.layers else 0
-        if not first:
+        if start == IMAGE:
             _check_images(x.shape[1:3], top=stop in TOP)
-        for name in self.layers[first : self.layers.index(stop) + 1]:
+        for name in layers_between(self.layers, start, stop):
             x = self._run(name, x)
         return x
 

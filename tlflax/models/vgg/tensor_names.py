@@ -93,7 +93,7 @@ def _torch_path(name: str, names: Mapping[str, str]) -> str | None:
     if match is None:
         return None
     leaf = {'weight': 'kernel', 'bias': 'bias'}.get(match[3], match[3])
-    # Other layers, such as batch normalization, keep their names, which `check` rejects.
+    # Other layers, such as batch normalization, keep their names, which `load` rejects.
     return f'{names.get(match[1], match[1])}/{leaf}'
 
 
@@ -114,7 +114,7 @@ def _in_top(path: str) -> bool:
 
 
 def _laid_out(path: str, tensor: np.ndarray, *, channels_first: bool, torch: bool) -> np.ndarray:
-    """Returns the tensor in canonical layout; `check` rejects tensors that do not fit."""
+    """Returns the tensor in canonical layout; `load` rejects tensors that do not fit."""
     if tensor.ndim == 4 and channels_first:
         tensor = tensor.transpose(2, 3, 1, 0)
     elif tensor.ndim == 2 and torch:
