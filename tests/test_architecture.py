@@ -21,8 +21,8 @@ HOMES = {
     'tensorflow': ('data',),
     'tensorflow_datasets': ('data',),
     'orbax': ('workdir',),
-    'absl.flags': ('config.cli',),
-    'ml_collections.config_flags': ('config.cli',),
+    'absl.flags': ('config.command_line', 'config.libraries'),
+    'ml_collections.config_flags': ('config.command_line',),
 }
 TOP = 18  # most entries of the package
 FOLDER = 12  # most modules of a room

@@ -18,8 +18,11 @@ class Arguments:
         'IMAGES',
         'labeled images, given like config.data.train; by default the validation images of the run',
     )
-    step: str = flags.optional(
-        'best', 'STEP', "checkpoint: 'best', 'last' or a saved step's number"
+    step: str | None = flags.optional(
+        None,
+        'STEP',
+        "checkpoint: 'best', 'last' or a saved step's number; by default the one that result.json "
+        'is about',
     )
     tta: bool = flags.switch(
         'test-time augmentation: average over mirrored copies, and crops if trained on them'

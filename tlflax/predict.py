@@ -26,8 +26,11 @@ class Arguments:
     images: tuple[str, ...] = flags.positional(
         'image', 'IMAGE...', 'image files, and folders of them'
     )
-    step: str = flags.optional(
-        'best', 'STEP', "checkpoint: 'best', 'last' or a saved step's number"
+    step: str | None = flags.optional(
+        None,
+        'STEP',
+        "checkpoint: 'best', 'last' or a saved step's number; by default the one that result.json "
+        'is about',
     )
     format: str = flags.choice(
         'text',

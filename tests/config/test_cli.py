@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from tlflax.config import cli, default_config, flags
+from tlflax.config import cli, default_config, flags, libraries
 from tlflax.config.flags import ConfigFile
+from tlflax.utils import interrupts
 from tlflax.utils.errors import UserError
 
 
@@ -73,8 +74,8 @@ def test_overrides_without_a_file():
 @pytest.mark.parametrize(
     ('arguments', 'error', 'words'),
     [
-        (['--config='], cli.UsageError, '--config: no file is named'),
-        (['--config'], cli.UsageError, '--config: no file is named'),
+        (['--config='], flags.UsageError, '--config: no file is named'),
+        (['--config'], flags.UsageError, '--config: no file is named'),
         (['--config=no.py'], UserError, 'no.py: no such config file'),
         (['--config.trian.seed=1'], UserError, "--config.trian: no such key; did you mean 'train'"),
         (['--noconfig.data.antalias'], UserError, "did you mean 'antialias'"),
@@ -84,7 +85,7 @@ def test_overrides_without_a_file():
         (['--verbosity=1'], UserError, "Unknown command line flag 'verbosity'"),
         (['--format=xml'], UserError, 'text|json'),
         (['--nofast=1'], UserError, 'does not take an argument'),
-        (['--workdir='], cli.UsageError, 'no --workdir is given'),
+        (['--workdir='], flags.UsageError, 'no --workdir is given'),
     ],
     ids=str,
 )
@@ -96,7 +97,7 @@ def test_mistakes(arguments, error, words):
 
 
 def test_everything_that_is_missing_is_named():
-    with pytest.raises(cli.UsageError, match='no --workdir and no image is given'):
+    with pytest.raises(flags.UsageError, match='no --workdir and no image is given'):
         make().parse([])
 
 
@@ -111,7 +112,7 @@ def refuse(arguments):
 @pytest.mark.parametrize(
     ('main', 'arguments', 'code', 'said'),
     [
-        (lambda arguments: None, [], None, ''),
+        (lambda arguments: None, [], 0, ''),
         (lambda arguments: 1, [], 1, ''),
         (refuse, [], 2, 'error: here: it is broken; repair it\n'),
         (interrupt, ['--names=saved'], 130, 'interrupted: saved\n'),
@@ -119,8 +120,10 @@ def refuse(arguments):
     ],
 )
 def test_exit_codes(monkeypatch, capsys, main, arguments, code, said):
-    for name in ('setup_logging', 'keep_compiled_programs'):  # they change the process
-        monkeypatch.setattr(cli, name, lambda: None)
+    for name in ('set_up_logging', 'keep_compiled_programs'):  # they change the process
+        monkeypatch.setattr(libraries, name, lambda: None)
+    monkeypatch.setattr(interrupts, 'raised', lambda: None)
+    monkeypatch.setattr(interrupts, 'leave', lambda code: None)
     monkeypatch.setattr('sys.argv', ['some', '--workdir=w', 'x.jpg', *arguments])
     with pytest.raises(SystemExit) as stop:
         make(main).run()

@@ -16,9 +16,9 @@ def test_only_notices_are_held_back(capfd):
 
 def test_nothing_is_printed_where_a_command_loads_tensorflow():
     code = """
-from tlflax.config import cli
-cli.setup_logging()
-cli.setup_logging()
+from tlflax.config import libraries
+libraries.set_up_logging()
+libraries.set_up_logging()
 import tensorflow as tf
 tf.constant(1) + 1
 import tensorflow.io

@@ -162,7 +162,7 @@ def test_an_interrupted_run_ends_with_the_same_statistics(root, tmp_path, monkey
     config = own_config(root, head=True, train__epochs=6)
     answers = iter([False] * 3 + [True] * 99)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, '_signals', lambda: Stops(answers))
+        patch.setattr(loop.interrupts, 'deferred', lambda announce: Stops(answers))
         patch.setattr('tlflax.train.epoch.SCAN', 1)
         with pytest.raises(loop.Interrupted):
             train_and_evaluate(config, tmp_path)

@@ -244,7 +244,7 @@ def test_interruption_keeps_what_had_finished(config, tmp_path, monkeypatch):
     real = sweeping.Sweep.train
     monkeypatch.setattr(sweeping.Sweep, 'train', interrupted)
     settings = [{'model.head': 'gap_linear'}, {'model.head': 'mlp'}]
-    with pytest.raises(KeyboardInterrupt, match='1 settings had finished'):
+    with pytest.raises(KeyboardInterrupt, match='1 of 2 settings had finished'):
         sweeping.run(setup.configure(config), settings, Workdir(tmp_path / 'w'))
     assert len(json.loads((tmp_path / 'w' / 'sweep.json').read_text())) == 1
     assert tlflax.load(tmp_path / 'w' / 'best').config.model.head == 'gap_linear'

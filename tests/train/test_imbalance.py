@@ -125,7 +125,7 @@ def test_balanced_run_goes_on_exactly(folders, tmp_path, monkeypatch, cache, ans
     config = small_config(folders, features__cache=cache, **EVERYTHING)
     train_and_evaluate(config, tmp_path / 'whole')
     stops = iter([False] * answers + [True] + [False] * 1000)
-    monkeypatch.setattr(loop, '_signals', lambda: Stops(stops))
+    monkeypatch.setattr(loop.interrupts, 'deferred', lambda announce: Stops(stops))
     with pytest.raises(loop.Interrupted):
         train_and_evaluate(config, tmp_path / 'parts')
     train_and_evaluate(config, tmp_path / 'parts')

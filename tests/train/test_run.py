@@ -113,7 +113,7 @@ def test_interrupted_run_goes_on_exactly(folders, tmp_path, monkeypatch, cache, 
     config = small_config(folders, features__cache=cache)
     train_and_evaluate(config, tmp_path / 'whole')
     stops = iter([False] * answers + [True] + [False] * 1000)
-    monkeypatch.setattr(loop, '_signals', lambda: Stops(stops))
+    monkeypatch.setattr(loop.interrupts, 'deferred', lambda announce: Stops(stops))
     with pytest.raises(loop.Interrupted) as interrupted:
         train_and_evaluate(config, tmp_path / 'parts')
     assert not (tmp_path / 'parts' / 'result.json').exists()
@@ -152,7 +152,7 @@ def test_signal_saves_and_the_same_command_goes_on(folders, tmp_path, number):
     assert 'run the same command to continue' in stderr
     assert 'Traceback' not in stderr
     with Checkpoints(tmp_path / 'w' / 'checkpoints', read_only=True) as saved:
-        assert saved.latest() > 0
+        assert saved.steps()
 
 
 def test_early_stopping_ends_the_run(folders, tmp_path):
@@ -367,7 +367,7 @@ def test_changed_images_are_noticed(tmp_path, monkeypatch):
     make_folders(tmp_path / 'Test', 2, seed=3)
     config = small_config(tmp_path)
     stops = iter([False] * 3 + [True] * 1000)
-    monkeypatch.setattr(loop, '_signals', lambda: Stops(stops))
+    monkeypatch.setattr(loop.interrupts, 'deferred', lambda announce: Stops(stops))
     with pytest.raises(loop.Interrupted):
         train_and_evaluate(config, tmp_path / 'w')
     (tmp_path / 'Train' / 'red' / '000.jpg').unlink()

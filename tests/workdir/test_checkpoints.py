@@ -30,13 +30,19 @@ def save(checkpoints, step, rank, scale=1.0, **meta):
     checkpoints.save(step, trained=Variables(params, {}), opt_state=opt_state, meta=meta, rank=rank)
 
 
-def test_keeps_the_best_and_the_latest(tmp_path):
+def steps_on_disk(folder):
+    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+
+
+def test_keeps_the_latest_the_best_and_the_best_before(tmp_path):
     with Checkpoints(tmp_path / 'c') as saved:
-        for step, rank in ((10, 1), (20, 2), (30, -1), (40, -1)):
+        for step, rank in ((5, 0), (10, 1), (20, 2), (30, -1), (40, -1)):
             save(saved, step, rank)
         saved.wait()
-        assert {int(p.name) for p in (tmp_path / 'c').iterdir() if p.name.isdigit()} == {20, 40}
+        assert steps_on_disk(tmp_path / 'c') == {10, 20, 40}
         assert (saved.find('best'), saved.find('last'), saved.find('20')) == (20, 40, 20)
+        saved.drop_former()
+        assert steps_on_disk(tmp_path / 'c') == {20, 40}
 
 
 def test_first_save_without_improvement_is_still_found(tmp_path):
@@ -78,14 +84,118 @@ def test_saved_arrays_may_be_donated_at_once(tmp_path):
         )
 
 
-def test_same_step_again_replaces(tmp_path):
+def test_a_step_is_never_deleted_for_the_same_step(tmp_path):
     with Checkpoints(tmp_path / 'c') as saved:
-        save(saved, 5, -1, scale=1.0)
-        save(saved, 5, 1, scale=2.0)
-        saved.wait()
+        save(saved, 5, 1, scale=1.0)
+        with pytest.raises(UserError, match='already exists'):
+            save(saved, 5, -1, scale=2.0)
+        assert saved.best() == 5
         np.testing.assert_array_equal(
-            saved.trained(5, Variables(PARAMS, {})).params['head']['bias'], 2 * np.ones(3)
+            saved.trained(5, Variables(PARAMS, {})).params['head']['bias'], np.ones(3)
         )
+
+
+def like():
+    params, opt_state = make_state()
+    return Variables(params, {}), opt_state
+
+
+def damage(folder, step, item):
+    """Changes an item of a step: metadata by a bit, arrays to those of another step."""
+    path = folder / str(step) / item
+    if item == 'meta':
+        flip(next(p for p in path.iterdir() if p.is_file()), 40)
+        return
+    shutil.rmtree(path)
+    shutil.copytree(folder / ('30' if step != 30 else '10') / item, path)
+
+
+def flip(path, at, bit=2):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def make_steps(folder):
+    """The first epoch, the best one, and the last."""
+    with Checkpoints(folder) as saved:
+        for step, rank in ((10, 1), (20, 2), (30, -1)):
+            save(saved, step, rank, scale=float(step))
+
+
+@pytest.mark.parametrize('item', ['params', 'opt_state', 'meta'])
+@pytest.mark.parametrize(('damaged', 'resumed'), [(30, 20), (20, 10), (10, 30)])
+def test_resumes_from_the_newest_state_that_leads_to_the_same_end(
+    tmp_path, caplog, item, damaged, resumed
+):
+    make_steps(tmp_path / 'c')
+    damage(tmp_path / 'c', damaged, item)
+    if damaged == 20 and item == 'opt_state':  # of the best, only the parameters are needed
+        resumed = 30
+    with Checkpoints(tmp_path / 'c') as saved:
+        found = saved.resume(*like())
+        assert found.step == resumed
+        np.testing.assert_array_equal(found.trained.params['head']['bias'], resumed * np.ones(3))
+        aside = {int(path.name) for path in tmp_path.glob('damaged/*')}
+        unreadable = {10} if (damaged, item) == (10, 'meta') else set()
+        assert aside == {step for step in (20, 30) if step > resumed} | unreadable
+        assert bool(aside) == any(f'step {damaged}' in line for line in caplog.messages)
+        for step in (20, 30):  # the same steps can be saved again
+            if step > resumed:
+                save(saved, step, -1)
+
+
+def test_no_state_that_leads_to_the_same_end(tmp_path):
+    make_steps(tmp_path / 'c')
+    for step in (10, 20):
+        damage(tmp_path / 'c', step, 'params')
+    with (
+        Checkpoints(tmp_path / 'c') as saved,
+        pytest.raises(UserError, match='no state is left'),
+    ):
+        saved.resume(*like())
+    assert steps_on_disk(tmp_path / 'c') == {10, 20, 30}
+
+
+def test_no_flipped_bit_gives_other_parameters(tmp_path):
+    make_steps(tmp_path / 'c')
+    files = sorted(p for p in (tmp_path / 'c').rglob('*') if p.is_file())
+    rng = np.random.default_rng(0)
+    detected = 0
+    for _ in range(60):
+        path = files[rng.integers(len(files))]
+        whole = path.read_bytes()
+        flip(path, rng.integers(len(whole)), rng.integers(8))
+        try:
+            with Checkpoints(tmp_path / 'c', read_only=True) as saved:
+                trained = saved.trained(saved.find('best'), Variables(PARAMS, {}))
+        except UserError:
+            detected += 1
+        else:
+            np.testing.assert_array_equal(trained.params['head']['bias'], 20 * np.ones(3))
+        path.write_bytes(whole)
+    assert detected > 5
+
+
+@pytest.mark.parametrize('item', ['params', 'meta'])
+def test_damage_is_an_error_where_it_decides_the_answer(tmp_path, item):
+    make_steps(tmp_path / 'c')
+    damage(tmp_path / 'c', 20, item)
+    with (
+        Checkpoints(tmp_path / 'c', read_only=True) as saved,
+        pytest.raises(UserError, match='step 20 (is damaged|cannot be read)'),
+    ):
+        saved.trained(saved.find('best'), Variables(PARAMS, {}))
+
+
+def test_a_best_step_that_is_gone_is_not_replaced_by_another(tmp_path):
+    make_steps(tmp_path / 'c')
+    shutil.rmtree(tmp_path / 'c' / '20')
+    with (
+        Checkpoints(tmp_path / 'c', read_only=True) as saved,
+        pytest.raises(UserError, match='step 20, the best before step 30, is missing'),
+    ):
+        saved.find('best')
 
 
 def test_missing_folder_and_damaged_step(tmp_path):

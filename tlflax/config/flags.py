@@ -6,13 +6,19 @@ They return dataclass fields; their type is Any, so that a field can be annotate
 import dataclasses
 import shutil
 import textwrap
-from typing import Any, Literal, NamedTuple
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tlflax.config import schema
+from tlflax.utils.errors import UserError
+
+if TYPE_CHECKING:  # commands import this module before they handle signals, so it is light
+    from ml_collections import ConfigDict
 
 _WIDTH = 100  # most columns of the help
+
+
+class UsageError(UserError):
+    """A command line that lacks something; it is printed with the command's usage and example."""
 
 
 class ConfigFile(NamedTuple):
@@ -24,7 +30,7 @@ class ConfigFile(NamedTuple):
     """
 
     name: str
-    values: ConfigDict
+    values: 'ConfigDict'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +112,10 @@ def config_file(*, needed: bool = True) -> Any:
     Args:
         needed: A file must be given; if not, the overrides change the defaults.
     """
-    doc = 'Python file whose get_config() returns the configuration, such as configs/traffic.py'
+    doc = (
+        'Python file whose get_config() returns the configuration, such as configs/traffic.py; or '
+        'the config.json of a run'
+    )
     argument = Argument('config', 'FILE', doc, needed=needed)
     return dataclasses.field(metadata={'argument': argument})
 

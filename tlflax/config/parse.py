@@ -6,25 +6,50 @@ A config file is a short Python module whose `get_config()` changes what differs
 """
 
 import dataclasses
+import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ml_collections
 
 from tlflax.config.schema import Config, Key
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean
 
 T = TypeVar('T')
 
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns every key with its default, locked against unknown keys."""
-    config = ml_collections.ConfigDict(to_dict(Config()), type_safe=False)  # `resolve` checks
-    config.lock()
-    return config
+    return _locked(Config())
+
+
+def read_json(path: Path) -> ml_collections.ConfigDict:
+    """Returns the configuration in a config.json, as a config file's `get_config()` does.
+
+    Raises:
+        UserError: It cannot be read, or a key or value is not allowed.
+    """
+    with as_user_error(
+        'this configuration cannot be read ({reason})',
+        where=str(path),
+        fix="give a run's config.json, or a .py file",
+        of=(OSError, ValueError),
+    ):
+        raw = json.loads(path.read_text())
+        if not isinstance(raw, dict):
+            raise ValueError('it holds no keys')
+    return _locked(resolve(raw))
+
+
+def _locked(config: Config) -> ml_collections.ConfigDict:
+    """Returns a configuration that can be changed but for its keys."""
+    changeable = ml_collections.ConfigDict(to_dict(config), type_safe=False)  # `resolve` checks
+    changeable.lock()
+    return changeable
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -85,13 +110,20 @@ def _cast(key: str, hint: type | types.GenericAlias, value: object) -> object:
 
 
 def _check(key: str, value: object, rule: Key) -> None:
-    """Checks a value, or each number of a tuple, against the choices and limits of its key."""
+    """Checks a value, or each number in a tuple, against the choices and limits of its key."""
     if rule.choices and value not in rule.choices:
         hint = did_you_mean(str(value), rule.choices)
         raise UserError(f'{value!r} is not one of its values', where=key, fix=hint)
-    values = value if isinstance(value, tuple) else (value,)
-    numbers = [number for number in values if isinstance(number, int | float)]
+    numbers = list(_numbers(value))
     if rule.at_least is not None and not all(number >= rule.at_least for number in numbers):
         raise UserError(f'{value!r} is too small', where=key, fix=f'give at least {rule.at_least}')
     if rule.at_most is not None and not all(number <= rule.at_most for number in numbers):
         raise UserError(f'{value!r} is too large', where=key, fix=f'give at most {rule.at_most}')
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value

@@ -254,7 +254,9 @@ class OptimConfig:
     name: str = _key('adam', 'the optimizer', choices=('adam', 'adamw', 'sgd'))
     learning_rate: float = _key(1e-3, 'peak learning rate', at_least=0)
     learning_rates: tuple[tuple[str, float], ...] = _key(
-        (), '(label, peak learning rate) pairs for labels with a learning rate of their own'
+        (),
+        '(label, peak learning rate) pairs for labels with a learning rate of their own',
+        at_least=0,
     )
     schedule: str = _key(
         'constant',
@@ -286,7 +288,7 @@ class LossConfig:
         choices=('none', 'balanced', 'effective', 'explicit'),
     )
     weights_by_class: tuple[tuple[str, float], ...] = _key(
-        (), '(class name, weight) pairs; the weight of all other classes is 1'
+        (), '(class name, weight) pairs; the weight of all other classes is 1', at_least=0
     )
     effective_beta: float = _key(
         0.999,
@@ -337,8 +339,15 @@ class EarlyStoppingConfig:
     baseline: float = _key(math.nan, 'a value that the metric has to improve on; nan: off')
     start_from_epoch: int = _key(0, 'epochs before the metric is monitored', at_least=0)
     restore_best: bool = _key(
-        True, 'the final evaluation uses the best epoch; False: the last epoch'
+        True,
+        'the final evaluation, and whatever restores the classifier, uses the best epoch; False: '
+        'the last epoch',
     )
+
+    @property
+    def counts(self) -> str:
+        """The checkpoint that counts, 'best' or 'last'."""
+        return 'best' if self.restore_best else 'last'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def main(arguments: Arguments) -> int:
             values.data[split] = images
     config = resolve(values)
     if not config.data.train:
-        raise cli.UsageError('no training images are named', where='--train')
+        raise flags.UsageError('no training images are named', where='--train')
     if arguments.show:
         return _show(config, arguments.show)
     return _audit(config, arguments.accept, arguments.report)

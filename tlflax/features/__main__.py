@@ -31,7 +31,7 @@ def main(arguments: Arguments) -> None:
             in_use = f', {kept / 1e9:.2f} GB in use kept' if kept else ''
             print(f'{freed / 1e9:.2f} GB freed{in_use}')
         case _:
-            raise cli.UsageError(
+            raise flags.UsageError(
                 f'{" ".join(arguments.action)!r} is not an action',
                 where='command line',
                 fix='info lists what is cached, clear deletes all of it, clear NAME a part of it',

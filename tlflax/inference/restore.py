@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 
+from tlflax.config import parse
+from tlflax.config.paths import started_in
 from tlflax.config.schema import Config
 from tlflax.inference.trained import Trained
 from tlflax.models.backbones import find
@@ -18,20 +20,22 @@ from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
 
 
-def load(workdir: str | Path, step: str = 'best') -> Trained:
+def load(workdir: str | Path, step: str | None = None) -> Trained:
     """Restores a trained classifier on the devices of this machine.
 
     Args:
         workdir: The folder of a run.
-        step: 'best', 'last' or the number of a saved step.
+        step: 'best', 'last' or the number of a saved step; None: the one that `result.json` is
+            about, which `config.early_stopping.restore_best` decides.
 
     Raises:
         UserError: The checkpoint or its pretrained weights do not exist.
     """
     with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
-        number = saved.find(step)
+        number = saved.find(step or _counts(saved))
         meta = saved.meta(number)
-        config, class_names = setup.configure(meta['config']), tuple(meta['classes'])
+        raw, class_names = parse.resolve(meta['config']), tuple(meta['classes'])
+        config = setup.configure(parse.to_dict(started_in(raw, meta.get('folder', ''))))
         _check_code(config, meta.get('code', {}))
         trainable_like, frozen_like = _abstract(config, len(class_names))
         trainable = saved.trained(number, trainable_like)
@@ -50,11 +54,17 @@ def load(workdir: str | Path, step: str = 'best') -> Trained:
         class_names=class_names,
         step=number,
         weights_digest=meta['weights_digest'],
+        val_digest=meta.get('split_digests', {}).get('val'),
         classifier=classifier,
         trainable=replicate(trainable, mesh),
         frozen=replicate(frozen, mesh),
         mesh=mesh,
     )
+
+
+def _counts(saved: Checkpoints) -> str:
+    """Returns the checkpoint that counts, 'best' or 'last'."""
+    return parse.resolve(saved.meta(saved.find('last'))['config']).early_stopping.counts
 
 
 def _check_code(config: Config, started: Mapping[str, str]) -> None:

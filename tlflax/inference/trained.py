@@ -55,6 +55,7 @@ class Trained:
         class_names: In the order of the outputs.
         step: The checkpoint's step.
         weights_digest: The digest of the pretrained backbone.
+        val_digest: The digest of the run's validation images; None if it was not recorded.
         classifier: The static half of the model.
         trainable: The trained parameters and their state, on every device of `mesh`.
         frozen: The other parameters and state.
@@ -65,6 +66,7 @@ class Trained:
     class_names: tuple[str, ...]
     step: int
     weights_digest: str
+    val_digest: str | None
     classifier: Classifier
     trainable: Variables = dataclasses.field(repr=False)
     frozen: Variables = dataclasses.field(repr=False)
@@ -122,6 +124,12 @@ class Trained:
         """
         if data is None:
             table = load_val(self.config.data, self.class_names)
+            if self.val_digest not in (None, table.digest):
+                raise UserError(
+                    'these are not the validation images that the run was evaluated on',
+                    where=f'config.data.val={self.config.data.val!r}',
+                    fix='put them back, or name the images to evaluate with --data',
+                )
         else:
             with located('--data'):
                 table = load_table(str(data), data=self.config.data, class_names=self.class_names)

@@ -65,8 +65,13 @@ def run(config: Config, work: Workdir, *, standardize: bool = False) -> JsonObje
         UserError: The features are not kept on the device, or the workdir is in use.
     """
     began = time.perf_counter()
-    work.require_unused('config.json')
     config = probe_config(config)
+    with work.locked():
+        work.check_free()
+        return _probe(config, work, standardize, began)
+
+
+def _probe(config: Config, work: Workdir, standardize: bool, began: float) -> JsonObject:
     run = setup.build(config, setup.load(config))
     train = run.sources.eval(run.splits.train, 'training')
     val = run.sources.eval(run.splits.val, 'validation')

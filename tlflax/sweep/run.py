@@ -2,14 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import logging
 
+from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.features.batches import OnDeviceSource
 from tlflax.features.sources import require_on_device
 from tlflax.sweep.group import Member, train_group
+from tlflax.sweep.journal import Journal
 from tlflax.sweep.program import compile_program
 from tlflax.sweep.ranking import Row, format_csv, order, row, status
 from tlflax.sweep.settings import Setting, resolve_settings
@@ -17,7 +19,7 @@ from tlflax.train import losses, setup
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.run import publish
 from tlflax.utils.errors import UserError
-from tlflax.utils.files import atomic_write, write_json
+from tlflax.utils.files import JsonObject, atomic_write, write_json
 from tlflax.utils.sharding import replicate
 from tlflax.workdir.files import Workdir
 
@@ -39,10 +41,12 @@ class Sweep:
     val: OnDeviceSource
 
     def train(self) -> Iterator[int]:
-        """Trains all members; yields the number, from 0, of each one that has finished."""
+        """Trains the members that have not finished; yields the number, from 0, as each does."""
         numbers = {id(member): number for number, member in enumerate(self.members)}
         groups: dict[Config, list[Member]] = {}
         for member in self.members:
+            if member.finished:
+                continue
             groups.setdefault(_structure(member.run.config), []).append(member)
         for group in groups.values():
             logging.info('%d heads of one structure: %s', len(group), group[0].run.config.model)
@@ -102,11 +106,11 @@ def _warn(configs: Sequence[Config], where: str) -> None:
 def run(
     config: Config, settings: Sequence[Setting], work: Workdir, where: str = 'settings'
 ) -> list[Row]:
-    """Trains a head for every setting and writes the ranking and the best head.
+    """Trains a head for every setting, or those that are left, and writes ranking and best head.
 
     Writes `sweep.csv`, `sweep.json` (the ranking with every epoch's record) and `best/`, the
     workdir of the best setting. An interrupted sweep writes them for the settings that had
-    finished.
+    finished, and goes on with the others when it is started again.
 
     Args:
         config: The configuration that the settings change.
@@ -124,57 +128,89 @@ def run(
         KeyboardInterrupt: After writing.
     """
     began = time.perf_counter()
-    work.require_unused('sweep.json', 'config.json', 'best')
-    sweep = prepare_sweep(config, settings, where)
-    finished, interrupted = _train_all(sweep)
-    ranking = [
-        row(rank, n + 1, sweep.settings[n], sweep.members[n])
-        for rank, n in enumerate(finished, start=1)
-    ]
-    if finished:
-        _publish_best(sweep.members[finished[0]], sweep.val, work, time.perf_counter() - began)
-    atomic_write(work.path / 'sweep.csv', format_csv(ranking))
-    write_json(work.path / 'sweep.json', ranking)
+    with work.locked():
+        sweep = prepare_sweep(config, settings, where)
+        journal = Journal(work, _header(config, sweep))
+        finished, interrupted = _train_all(sweep, journal, began)
+        ranking = [
+            row(rank, n + 1, sweep.settings[n], sweep.members[n])
+            for rank, n in enumerate(finished, start=1)
+        ]
+        atomic_write(work.path / 'sweep.csv', format_csv(ranking))
+        write_json(work.path / 'sweep.json', ranking)
     if interrupted:
-        raise KeyboardInterrupt(f'{len(finished)} settings had finished; see {work.path}')
+        done = f'{len(finished)} of {len(settings)} settings had finished, see {work.path}'
+        raise KeyboardInterrupt(f'{done}; run the same command to continue')
     if sweep.members[finished[0]].diverged is not None:
         raise UserError(
             f'all {len(settings)} settings diverged',
             where=where,
-            fix='lower optim.learning_rate',
+            fix='lower optim.learning_rate and give another --workdir',
         )
     return ranking
 
 
-def _train_all(sweep: Sweep) -> tuple[list[int], bool]:
-    """Trains all members.
+def _header(config: Config, sweep: Sweep) -> JsonObject:
+    """Returns what a sweep is of, which it must still be of when it goes on."""
+    meta = sweep.members[0].run.meta
+    return {
+        'configuration': to_dict(config),
+        'settings': list(sweep.settings),
+        'images': meta['data_digest'],
+        'weights': meta['weights_digest'],
+        'Python files of the model': [member.run.meta['code'] for member in sweep.members],
+    }
+
+
+def _train_all(sweep: Sweep, journal: Journal, began: float) -> tuple[list[int], bool]:
+    """Trains all members that have not finished, and keeps the best as a run.
 
     Returns:
         The numbers of those that have finished, best first, and whether the sweep was interrupted.
     """
-    finished: list[int] = []
 
     def by_rank(number: int) -> tuple[float, ...]:
-        return order(sweep.members[number])
+        return (*order(sweep.members[number]), number)
 
+    finished = _restore(sweep, journal, by_rank)
+    spent = journal.seconds
     interrupted = False
     try:
         for number in sweep.train():
+            member = sweep.members[number]
+            logging.info('setting %d %s', number + 1, status(member))
+            seconds = spent + time.perf_counter() - began
+            if member.saved and number == min([*finished, number], key=by_rank):
+                _publish(member, sweep.val, journal, seconds)
+            member.saved.clear()
+            journal.add(number, member, seconds)
             finished.append(number)
-            logging.info('setting %d %s', number + 1, status(sweep.members[number]))
-            best = min(finished, key=by_rank)
-            for other in finished:
-                if other != best:
-                    sweep.members[other].saved.clear()  # only the best is written
     except KeyboardInterrupt:
         interrupted = True
     return sorted(finished, key=by_rank), interrupted
 
 
-def _publish_best(best: Member, val: OnDeviceSource, work: Workdir, seconds: float) -> None:
-    """Writes the best member as a workdir of its own, unless training diverged."""
-    if best.saved:
-        publish(best.run, Workdir(work.path / 'best'), val, best.records, best.saved, seconds)
+def _restore(
+    sweep: Sweep, journal: Journal, by_rank: Callable[[int], tuple[float, ...]]
+) -> list[int]:
+    """Restores the members that have finished; the best of them only if its run is there too."""
+    untrained = [dataclasses.replace(member) for member in sweep.members]
+    finished = journal.restore(sweep.members)
+    if finished:
+        logging.info('%d of %d settings have finished', len(finished), len(sweep.members))
+        best = min(finished, key=by_rank)
+        if sweep.members[best].diverged is None and not journal.holds_best(sweep.members[best]):
+            journal.forget(best)
+            finished.remove(best)
+            sweep.members[best] = untrained[best]
+    return finished
+
+
+def _publish(member: Member, val: OnDeviceSource, journal: Journal, seconds: float) -> None:
+    """Makes `best/` the run of a member."""
+    journal.replace_best(
+        lambda work: publish(member.run, work, val, member.records, member.saved, seconds)
+    )
 
 
 def _structure(config: Config) -> Config:

@@ -29,9 +29,10 @@ def main(arguments: Arguments) -> None:
     try:
         result = train_and_evaluate(arguments.config.values, workdir)
     except Interrupted as interrupted:
-        raise KeyboardInterrupt(
-            f'saved at step {interrupted.step} in {workdir}; run the same command to continue'
-        ) from None
+        done = (
+            f'saved at step {interrupted.step} in {workdir}' if interrupted.step else 'no step done'
+        )
+        raise KeyboardInterrupt(f'{done}; run the same command to continue') from None
     print(metrics.format_table(result['val']))
     if result['test']:
         print(f'test split\n{metrics.format_table(result["test"])}')

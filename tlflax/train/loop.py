@@ -1,11 +1,8 @@
 """The loop over epochs: training, validation, early stopping, checkpoints, interruptions."""
 
-import contextlib
 import dataclasses
-import signal
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
@@ -15,6 +12,7 @@ from tlflax.train import steps
 from tlflax.train.early_stopping import EarlyStopping
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
+from tlflax.utils import interrupts
 from tlflax.utils.errors import UserError
 from tlflax.utils.progress import progress
 from tlflax.workdir.checkpoints import Checkpoints
@@ -22,7 +20,11 @@ from tlflax.workdir.files import Workdir
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has saved its state."""
+    """Training was asked to stop and has saved its state.
+
+    Args:
+        step: The last step, which is saved; 0 if none was done.
+    """
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -98,16 +100,25 @@ def train_epochs(
         Interrupted: SIGINT or SIGTERM was received; the state is saved.
         UserError: The loss is no longer finite; the last checkpoints are kept.
     """
-    with _signals() as stop_requested:
+    with interrupts.deferred(_announce) as stop_requested:
         while position.epoch < fit.run.config.train.epochs and not position.stopping.stopped:
+            before = position
             state, position, complete = _train_epoch(fit, train, state, position, stop_requested)
-            if not complete:
+            if complete:
+                position = _finish_epoch(fit, rule, state, position)
+                continue
+            if position.step_in_epoch > before.step_in_epoch:  # else this state is saved already
                 fit.save(state, position, record=None)
-                fit.checkpoints.wait()
-                raise Interrupted(int(state.step))
-            position = _finish_epoch(fit, rule, state, position)
+            fit.checkpoints.wait()
+            raise Interrupted(int(state.step))
         fit.checkpoints.wait()
+        if stop_requested():  # since the last step: only the final evaluation is missing
+            raise Interrupted(int(state.step))
     return state, position
+
+
+def _announce(name: str) -> None:
+    logging.info('%s: stopping after this step', name)
 
 
 def _train_epoch(
@@ -176,26 +187,3 @@ def _log(record: Record, epochs: int, improved: bool) -> None:
         record['images_per_second'],
         record['epoch_seconds'],
     )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a request to stop; a second one interrupts."""
-    requested = False
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-        logging.info('%s: stopping after this step', signal.Signals(number).name)
-
-    try:
-        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread may set handlers
-        before = {}
-    try:
-        yield lambda: requested
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -168,6 +168,12 @@ def build(
         'effective': lambda: effective_weights(counts, config.effective_beta),
         'explicit': lambda: named_weights(config.weights_by_class, classes),
     }[config.class_weights]()
+    if weight is not None and not (weight * counts).any():
+        raise UserError(
+            'the weight of every class that has training images is 0, so nothing would be learned',
+            where=_KEY,
+            fix='give one of them a weight above 0',
+        )
     shift = None
     if config.logit_adjustment:
         shift = config.logit_adjustment * np.log(np.maximum(counts, 1) / counts.sum())

@@ -20,7 +20,7 @@ from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
-from tlflax.workdir import files
+from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
@@ -43,12 +43,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
     """
     resolved = setup.configure(config)
     work = Workdir(Path(workdir))
-    work.check(to_dict(resolved))
-    result = work.result()
-    if result is not None:
-        logging.info('%s is finished; the result is in result.json', work.path)
-        return result
-    return train(resolved, work)
+    with work.locked():
+        work.check(to_dict(resolved))
+        result = work.result()
+        if result is not None:
+            logging.info('%s is finished; the result is in result.json', work.path)
+            return result
+        return train(resolved, work)
 
 
 def train(config: Config, work: Workdir) -> JsonObject:
@@ -65,7 +66,7 @@ def train(config: Config, work: Workdir) -> JsonObject:
     _log_class_weights(run)
     train_source = run.sources.train(run.splits.train)
     val_source = run.sources.eval(run.splits.val, 'validation')
-    work.claim(to_dict(config))
+    _claim(run, work)
     try:
         with Checkpoints(work.checkpoints) as checkpoints:
             state, position, spent = _resume(checkpoints, run, work)
@@ -78,7 +79,8 @@ def train(config: Config, work: Workdir) -> JsonObject:
             )
             _, position = train_epochs(fit, train_source, rule, state, position)
             result = _result(fit, position)
-        work.write_result(result)
+            checkpoints.drop_former()
+        result = work.write_result(result)
     finally:
         work.close()
     best, epochs = result['best_epoch'], result['epochs_run']
@@ -98,7 +100,7 @@ def publish(
 
     Args:
         run: The run.
-        work: Empty.
+        work: One that `check_free` accepts.
         val: Its validation split.
         records: The record of each epoch.
         saved_states: States at the end of some epochs in order, the best and the last among them,
@@ -108,7 +110,8 @@ def publish(
     Returns:
         The contents of `result.json`.
     """
-    work.claim(to_dict(run.config))
+    work.begin_writing()
+    _claim(run, work)
     try:
         with Checkpoints(work.checkpoints) as checkpoints:
             fit = Fit(
@@ -120,10 +123,20 @@ def publish(
                 fit.save(state, position, records[position.epoch - 1])
             checkpoints.wait()
             result = _result(fit, saved_states[-1][1])
-        work.write_result(result)
+        return work.write_result(result)
     finally:
         work.close()
-    return result
+
+
+def _claim(run: Run, work: Workdir) -> None:
+    """Binds a workdir to a run, and records what it takes to repeat it."""
+    work.claim(to_dict(run.config))
+    digests = {
+        'data': run.splits.digest,
+        'weights': run.pretrained.digest,
+        'code': run.meta['code'],
+    }
+    work.add_session(provenance.session(digests, run.config.train.seed))
 
 
 def _resume(
@@ -131,37 +144,41 @@ def _resume(
 ) -> tuple[steps.TrainState, Position, float]:
     """Returns the last saved state or the first one, its position and the seconds spent before."""
     state = steps.init_state(run.learner.trainable, run.learner.tx)
+    saved = checkpoints.resume(state.variables, state.opt_state)
     position, spent = Position(), 0.0
-    last = checkpoints.latest()
-    if last is not None:
-        meta = checkpoints.meta(last)
-        started = (
-            (meta['data_digest'], run.meta['data_digest'], 'images'),
-            (meta['weights_digest'], run.meta['weights_digest'], 'weights'),
-            (meta.get('code', {}), run.meta['code'], 'Python files of the model'),
-        )
-        for then, now, thing in started:
-            if then != now:
-                raise UserError(
-                    f'the {thing} are no longer those this run started with',
-                    where=str(work.path),
-                    fix=f'put the {thing} back, or start a new run with another --workdir',
-                )
-        trained, opt_state = checkpoints.state(last, state.variables, state.opt_state)
-        state = steps.TrainState(jnp.int32(last), trained.params, opt_state, trained.state)
-        position = Position.from_json(meta['position'])
-        spent = meta['wall_seconds']
-        logging.info('resuming after epoch %d, step %d', position.epoch, last)
+    if saved is not None:
+        _check_unchanged(saved.meta, run, work)
+        (params, model_state), step = saved.trained, jnp.int32(saved.step)
+        state = steps.TrainState(step, params, saved.opt_state, model_state)
+        position = Position.from_json(saved.meta['position'])
+        spent = saved.meta['wall_seconds']
+        logging.info('resuming after epoch %d, step %d', position.epoch, saved.step)
     work.rewind(position.epoch)
     return replicate(state, run.runner.mesh), position, spent
+
+
+def _check_unchanged(meta: JsonObject, run: Run, work: Workdir) -> None:
+    """Checks that configuration, images, weights and code are those a run started with."""
+    work.check_same(to_dict(run.config), meta['config'])
+    started = (
+        (meta['data_digest'], run.meta['data_digest'], 'images'),
+        (meta['weights_digest'], run.meta['weights_digest'], 'weights'),
+        (meta.get('code', {}), run.meta['code'], 'Python files of the model'),
+    )
+    for then, now, thing in started:
+        if then != now:
+            raise UserError(
+                f'the {thing} are no longer those this run started with',
+                where=str(work.path),
+                fix=f'put the {thing} back, or start a new run with another --workdir',
+            )
 
 
 def _result(fit: Fit, position: Position) -> JsonObject:
     """Evaluates the checkpoint that counts and returns the contents of result.json."""
     run, checkpoints = fit.run, fit.checkpoints
-    best_step = checkpoints.find('best')
-    best = checkpoints.meta(best_step)['record']
-    step = best_step if run.config.early_stopping.restore_best else checkpoints.find('last')
+    best = checkpoints.meta(checkpoints.find('best'))['record']
+    step = checkpoints.find(run.config.early_stopping.counts)
     trained = replicate(checkpoints.trained(step, run.learner.trainable), run.runner.mesh)
     val = evaluate_split(run.runner, trained, fit.val, run.splits.val)
     test = None
@@ -180,7 +197,7 @@ def _result(fit: Fit, position: Position) -> JsonObject:
         'data_digest': run.splits.digest,
         'val': val,
         'test': test,
-        'versions': files.versions(),
+        'versions': provenance.versions(),
     }
 
 

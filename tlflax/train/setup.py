@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import default_mesh, replicate, require_one_process
-from tlflax.workdir import files
+from tlflax.workdir import provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +157,10 @@ def _metadata(config: Config, inputs: Inputs) -> JsonObject:
         'preprocess': inputs.preprocess,
         'weights_digest': inputs.pretrained.digest,
         'data_digest': inputs.splits.digest,
+        'split_digests': {name: t.digest for name, t in inputs.splits.by_name.items()},
         'code': code_digests(config),
-        'versions': files.versions(),
+        'folder': os.getcwd(),  # where the relative paths in `config` start
+        'versions': provenance.versions(),
     }
 
 

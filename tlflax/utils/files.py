@@ -1,6 +1,8 @@
 """Atomic file writes, and strict JSON."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import math
 import os
@@ -8,6 +10,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_SELF = 'sha256'
 
 JsonObject = dict[str, Any]
 """The contents of a JSON object."""
@@ -35,9 +39,56 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def lock(path: Path, mode: int, kind: int) -> int:
+    """Opens and locks a file; returns its descriptor, whose closing releases the lock.
+
+    Args:
+        path: The file.
+        mode: As for `os.open`.
+        kind: As for `fcntl.flock`.
+
+    Raises:
+        FileNotFoundError: The file does not exist, or was deleted in the meantime.
+        BlockingIOError: With LOCK_NB, if somebody holds a lock that excludes this one.
+        OSError: The file cannot be opened, or the file system has no locks.
+    """
+    descriptor = os.open(path, mode | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, kind)
+        if os.fstat(descriptor).st_nlink == 0:
+            raise FileNotFoundError(path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def dump_json(value: object, *, indent: int | None = None) -> str:
     """Returns strict JSON: NaN and infinities become null."""
     return json.dumps(plain_json(value), indent=indent, allow_nan=False)
+
+
+def signed(value: JsonObject) -> JsonObject:
+    """Returns a plain object with its own digest, under the key 'sha256'."""
+    plain = plain_json(value)
+    return {**plain, _SELF: _digest(plain)}
+
+
+def is_signed(value: object, *, needed: bool = True) -> bool:
+    """Returns whether an object is as `signed` made it.
+
+    Args:
+        value: What JSON gave back.
+        needed: Whether one without a digest, as released versions wrote, is refused too.
+    """
+    if not isinstance(value, dict):
+        return False
+    return value[_SELF] == _digest(value) if _SELF in value else not needed
+
+
+def _digest(value: JsonObject) -> str:
+    rest = {key: item for key, item in value.items() if key != _SELF}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -28,8 +28,8 @@ class Abstract(Protocol):
     def dtype(self) -> np.dtype: ...
 
 
-def flatten(tree: Mapping[str, object]) -> dict[str, Any]:
-    """Returns path -> leaf, ordered by key at every level; empty branches are dropped."""
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns path -> leaf of a pytree, a dict's by key; empty branches are dropped."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
@@ -113,7 +113,21 @@ def digest(tree: Mapping[str, object]) -> str:
     """
     sha = hashlib.sha256()
     for _, leaf in sorted(flatten(tree).items()):
-        array = np.asarray(leaf)
-        array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
-        sha.update(array.reshape(-1).view(np.uint8).data)
+        sha.update(_bytes(leaf))
     return sha.hexdigest()
+
+
+def fingerprint(tree: Any) -> str:
+    """Returns the hex SHA-256 of the paths, dtypes, shapes and bytes of all leaves of a pytree."""
+    sha = hashlib.sha256()
+    for path, leaf in sorted(flatten(tree).items()):
+        sha.update(f'{path} {_describe(leaf)}\n'.encode())
+        sha.update(_bytes(leaf))
+    return sha.hexdigest()
+
+
+def _bytes(leaf: Any) -> memoryview:
+    """Returns the bytes of an array, C-contiguous and little-endian."""
+    array = np.asarray(leaf)
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
+    return array.reshape(-1).view(np.uint8).data

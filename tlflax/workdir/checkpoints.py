@@ -3,26 +3,67 @@
 A checkpoint is a step of an Orbax `CheckpointManager` with separate items: `params` (the trained
 parameters), `opt_state`, `meta` (JSON: everything needed to use or resume them) and, where there is
 any, `state` (what training changes without a gradient), `frozen` and `frozen_state` (what it does
-not change, unless the pretrained weights hold it). The latest and the best step are kept.
+not change, unless the pretrained weights hold it). The metadata holds a digest of every other item
+and of itself, which are compared when they are read, so that damage is an error and never another
+answer. The latest, the best and the best before it are kept: whichever of them is damaged, another
+leads to the same end.
 """
 
 import contextlib
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from tlflax.models.base.modules import Variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import JsonObject, plain_json
+from tlflax.utils.files import JsonObject, is_signed, signed
 
-_RANK = 'rank'
 NOTHING = Variables({}, {})
+
+_DIGESTS = 'digests'  # key of the metadata: those of the other items
+_DAMAGED = 'damaged'  # beside the checkpoints: those that could not be read
+
+
+class Saved(NamedTuple):
+    """A state from which a training continues.
+
+    Attributes:
+        step: Completed optimizer steps.
+        meta: The metadata saved with it.
+        trained: What training has changed, as host arrays.
+        opt_state: The optimizer's state, as host arrays.
+    """
+
+    step: int
+    meta: JsonObject
+    trained: Variables
+    opt_state: optax.OptState
+
+
+class _Keep(policies.PreservationPolicy):
+    """Keeps the steps in `steps`; Orbax deletes the others once a new one is saved."""
+
+    def __init__(self) -> None:
+        self.steps: set[int] = set()
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        """Returns whether each checkpoint is kept."""
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -47,20 +88,10 @@ class Checkpoints:
                 where=str(self.folder),
                 fix='give a workdir in which `python -m tlflax.train` ran',
             )
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(1),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[_RANK],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        self._keep = _Keep()
+        self._metas: dict[int, JsonObject] = {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep,
-            best_fn=lambda metrics: metrics[_RANK],
-            keep_checkpoints_without_metrics=False,
+            preservation_policy=self._keep,
             # Folders made in the background leave threads waiting for minutes when that fails.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             read_only=read_only,
@@ -81,15 +112,38 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def latest(self) -> int | None:
-        """Returns the last saved step, or None."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """Returns the steps that have a folder, in order, damaged or not."""
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isdigit())
 
     def best(self) -> int | None:
-        """Returns the step of the best epoch so far, or None."""
-        ranks = {step: self.meta(step)['rank'] for step in self._manager.all_steps()}
-        ranked = {step: rank for step, rank in ranks.items() if rank >= 0}
-        return max(ranked, key=lambda step: ranked[step]) if ranked else None
+        """Returns the step of the best epoch so far, or None.
+
+        Raises:
+            UserError: The metadata of a step is damaged, so that it cannot be told.
+        """
+        return self._best_of(self.steps())
+
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        """Returns the best of some steps, the last of which knows it; see `best`."""
+        meta = self.meta(steps[-1]) if steps else {'best_step': None}
+        if 'best_step' not in meta:  # released versions did not say
+            ranks = self._ranks(steps)
+            return max(ranks, key=lambda step: ranks[step]) if ranks else None
+        best: int | None = meta['best_step']
+        if best is not None and best not in steps:
+            raise UserError(
+                f'step {best}, the best before step {steps[-1]}, is missing',
+                where=str(self.folder),
+                fix='put back a copy of it, or choose another --step',
+            )
+        return best
+
+    def _ranks(self, steps: Sequence[int]) -> dict[int, int]:
+        """Returns the ranks of the steps that were the best when they were saved."""
+        ranks = {step: self.meta(step)['rank'] for step in steps}
+        return {step: rank for step, rank in ranks.items() if rank >= 0}
 
     def find(self, which: str) -> int:
         """Returns the saved step that 'best', 'last' or a number names.
@@ -97,7 +151,7 @@ class Checkpoints:
         Raises:
             UserError: No such step is saved.
         """
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         if not steps:
             raise UserError(
                 'no checkpoint found',
@@ -114,6 +168,69 @@ class Checkpoints:
                 fix=f"choose 'best', 'last' or one of {', '.join(map(str, steps))}",
             )
         return int(which)
+
+    def resume(self, trained: Variables, opt_state: optax.OptState) -> Saved | None:
+        """Returns the newest state that leads to the end that an undamaged run has.
+
+        It is not damaged, and nor is the best state before it. Newer ones, and others that are
+        damaged, are named in the log and moved to a folder `damaged` beside the checkpoints.
+
+        Args:
+            trained: The shapes of what training changes.
+            opt_state: The shapes of the optimizer's state.
+
+        Returns:
+            None if nothing is saved yet.
+
+        Raises:
+            UserError: There is no such state.
+        """
+        steps = self.steps()
+        for at in reversed(range(len(steps))):
+            try:
+                found = self._sound(steps[: at + 1], trained, opt_state)
+            except UserError as error:
+                logging.warning('WARNING: %s: %s', error.where, error.what)
+            else:
+                self._set_aside([*filter(self._is_damaged, steps[:at]), *steps[at + 1 :]])
+                return found
+        if steps:
+            raise UserError(
+                'no state is left from which this run can continue',
+                where=str(self.folder),
+                fix='put back a copy of it, or start a new run with another --workdir',
+            )
+        return None
+
+    def _sound(self, steps: Sequence[int], trained: Variables, opt_state: optax.OptState) -> Saved:
+        """Returns the last of some steps; checks it, and the best of them."""
+        step = steps[-1]
+        found = Saved(step, self.meta(step), *self.state(step, trained, opt_state))
+        best = self._best_of(steps)
+        if best is not None and best != step:
+            self.trained(best, trained)
+        return found
+
+    def _is_damaged(self, step: int) -> bool:
+        try:
+            self.meta(step)
+        except UserError as error:
+            logging.warning('WARNING: %s: %s', error.where, error.what)
+            return True
+        return False
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        aside = self.folder.parent / _DAMAGED
+        with self._saving():
+            for step in steps:
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                os.rename(self.folder / str(step), aside / str(step))
+                self._metas.pop(step, None)
+        if steps:
+            self._manager.reload()
+            names = ', '.join(map(str, steps))
+            logging.warning('WARNING: %s: now holds what was step %s', aside, names)
 
     def save(
         self,
@@ -136,25 +253,35 @@ class Checkpoints:
             frozen: Frozen parameters and state to save too.
         """
         self.wait()
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        arrays = {
+        ranks = self._ranks(self.steps()) | ({step: rank} if rank >= 0 else {})
+        best = sorted(ranks, key=lambda step: ranks[step])[-2:]
+        trees_by_name = {
             'params': trained.params,
             'opt_state': opt_state,
             'state': trained.state,
             'frozen': frozen.params,
             'frozen_state': frozen.state,
         }
+        arrays = {name: jax.tree.map(np.asarray, t) for name, t in trees_by_name.items() if t}
+        digests = {name: trees.fingerprint(tree) for name, tree in arrays.items()}
+        best_step = best[-1] if best else None
+        whole = signed({**meta, 'rank': rank, 'best_step': best_step, _DIGESTS: digests})
         items: dict[str, ocp.args.CheckpointArgs] = {
-            name: ocp.args.StandardSave(jax.tree.map(np.asarray, tree))
-            for name, tree in arrays.items()
-            if tree
+            name: ocp.args.StandardSave(tree) for name, tree in arrays.items()
         }
-        items['meta'] = ocp.args.JsonSave(plain_json({**meta, 'rank': rank}))
+        items['meta'] = ocp.args.JsonSave(whole)
+        self._keep.steps = {step, *best}
         with self._saving():
-            self._manager.save(
-                step, args=ocp.args.Composite(**items), metrics={_RANK: float(rank)}, force=True
-            )
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._metas[step] = whole
+
+    def drop_former(self) -> None:
+        """Deletes all but the best and the latest step, for a training that has ended."""
+        self.wait()
+        keep = {self.find('best'), self.find('last')}
+        for step in self.steps():
+            if step not in keep:
+                self._manager.delete(step)
 
     def wait(self) -> None:
         """Waits for the current save.
@@ -174,9 +301,24 @@ class Checkpoints:
         )
 
     def meta(self, step: int) -> JsonObject:
-        """Returns the metadata saved with a step."""
-        restored = self._restore(step, meta=ocp.args.JsonRestore())
-        return _decode(restored['meta'])
+        """Returns the metadata saved with a step.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        if step not in self._metas:
+            saved = self._restore(step, meta=ocp.args.JsonRestore())['meta']
+            if not is_signed(saved, needed=False):
+                raise self._damaged(step, 'meta')
+            self._metas[step] = _decode(saved)
+        return self._metas[step]
+
+    def _damaged(self, step: int, name: str) -> UserError:
+        return UserError(
+            f'step {step} is damaged: its {name} is not what was saved',
+            where=str(self.folder),
+            fix='put back a copy of it, or choose another --step',
+        )
 
     def trained(self, step: int, abstract: Variables) -> Variables:
         """Returns what training has changed, as host arrays shaped like `abstract`."""
@@ -207,13 +349,19 @@ class Checkpoints:
         return found
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        """Restores items of a step, and compares arrays with the digests in its metadata."""
         with as_user_error(
             f'step {step} cannot be read ({{reason}})',
             where=str(self.folder),
             fix='it was written by another model or is damaged; choose another --step',
-            of=(ValueError, KeyError, FileNotFoundError),
         ):
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        arrays = [name for name in items if name != 'meta']
+        digests = self.meta(step).get(_DIGESTS) if arrays else None
+        for name in arrays:
+            if digests is not None and trees.fingerprint(restored[name]) != digests.get(name):
+                raise self._damaged(step, name)
+        return restored
 
 
 def _host(tree: Any) -> ocp.args.StandardRestore:

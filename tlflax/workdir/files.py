@@ -1,24 +1,28 @@
 """The files of a workdir other than checkpoints: config, metrics, result, TensorBoard events."""
 
-import importlib.metadata
 import json
+import shutil
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from tensorboardX import SummaryWriter
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import JsonObject, atomic_write, dump_json, plain_json, write_json
-
-_PACKAGES = ('tlflax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that decide a result."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+from tlflax.utils.files import (
+    JsonObject,
+    atomic_write,
+    dump_json,
+    is_signed,
+    plain_json,
+    signed,
+    write_json,
+)
+from tlflax.workdir.lock import locked
 
 
 class Workdir:
@@ -58,8 +62,16 @@ class Workdir:
         path = self.path / 'config.json'
         if not path.exists():
             return
+        self.check_same(config, read_json(path))
+
+    def check_same(self, config: JsonObject, started: JsonObject) -> None:
+        """Checks that a configuration is the one that a run was started with.
+
+        Raises:
+            UserError: It is not; names the keys that differ.
+        """
         # A key that did not exist when the run was started had its default.
-        theirs = {**_plain(to_dict(Config())), **_leaves(read_json(path))}
+        theirs = {**_plain(to_dict(Config())), **_leaves(started)}
         ours = _plain(config)
         differ = [
             f'{key} was {theirs.get(key)!r} and is {ours.get(key)!r}'
@@ -88,22 +100,77 @@ class Workdir:
                 'this workdir is in use', where=str(self.path), fix='give another --workdir'
             )
 
-    def result(self) -> JsonObject | None:
-        """Returns the result of a finished run, or None."""
-        path = self.path / 'result.json'
-        return read_json(path) if path.exists() else None
+    def check_free(self) -> None:
+        """Refuses a workdir with a run in it, unless a process was killed while it wrote that.
 
-    def write_result(self, result: JsonObject) -> None:
-        """Writes result.json, which marks the run as finished."""
-        write_json(self.path / 'result.json', result)
+        Raises:
+            UserError: It has one.
+        """
+        if not self._writing.exists():
+            self.require_unused('config.json', 'result.json')
+
+    def begin_writing(self) -> None:
+        """Prepares for a run that is written at once, until `write_result`; see `check_free`."""
+        self.check_free()
+        self._writing.touch()
+        for folder in (self.checkpoints, self.path / 'tensorboard'):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.path / 'metrics.jsonl').unlink(missing_ok=True)
+
+    @property
+    def _writing(self) -> Path:
+        return self.path / '.writing'
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps others from training here; see `tlflax.workdir.lock.locked`."""
+        return locked(self.path)
+
+    def add_session(self, session: JsonObject) -> None:
+        """Adds to provenance.json, which has an entry for each process of the run."""
+        path = self.path / 'provenance.json'
+        try:
+            before = json.loads(path.read_text())['sessions']
+        except FileNotFoundError:
+            before = []
+        except (ValueError, KeyError, TypeError):
+            logging.warning('WARNING: %s: is damaged and begins again', path)
+            before = []
+        write_json(path, {'sessions': [*before, session]})
+
+    def result(self) -> JsonObject | None:
+        """Returns the result of a finished run, or None.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        path = self.path / 'result.json'
+        if not path.exists():
+            return None
+        result = read_json(path)
+        if not is_signed(result, needed=False):
+            raise _damaged(path)
+        return result
+
+    def write_result(self, result: JsonObject) -> JsonObject:
+        """Writes result.json, which marks the run as finished; returns its contents."""
+        whole = signed(result)
+        write_json(self.path / 'result.json', whole)
+        self._writing.unlink(missing_ok=True)
+        return whole
 
     def records(self) -> list[JsonObject]:
-        """Returns the epochs' records written so far."""
+        """Returns the epochs' records written so far; a line that is damaged is left out."""
         path = self.path / 'metrics.jsonl'
-        if not path.exists():
-            return []
-        lines = path.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.endswith('}')]
+        records = []
+        for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
+            try:
+                record = json.loads(line)
+                record['epoch'] + record['step']
+            except (ValueError, TypeError, KeyError):
+                logging.warning('WARNING: %s: a line is damaged and is removed', path)
+            else:
+                records.append(record)
+        return records
 
     def rewind(self, epochs: int) -> None:
         """Drops the records after the first `epochs` epochs, which will be run again."""
@@ -140,11 +207,20 @@ def read_json(path: Path) -> Any:
         fix='give a workdir in which `python -m tlflax.train` ran',
         of=(FileNotFoundError,),
     )
-    damaged = as_user_error(
-        'is not JSON ({reason})', where=str(path), fix='the file is damaged', of=(ValueError,)
+    with missing:
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        'the file is damaged',
+        where=str(path),
+        fix='delete it and run the command again; what it held is restored from the checkpoints',
     )
-    with missing, damaged:
-        return json.loads(path.read_text())
 
 
 def _plain(config: JsonObject) -> JsonObject:

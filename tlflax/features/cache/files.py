@@ -1,12 +1,12 @@
 """Files of the feature store: created sparse, locked, written in place."""
 
-import fcntl
 import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
+from tlflax.utils import files
 from tlflax.utils.errors import UserError, reason
 
 
@@ -18,34 +18,21 @@ def allocate(path: Path, header: bytes, size: int) -> None:
 
 
 def lock(path: Path, mode: int, kind: int) -> int:
-    """Opens and locks a file; returns its descriptor.
-
-    Args:
-        path: The file.
-        mode: As for `os.open`.
-        kind: As for `fcntl.flock`.
+    """Opens and locks a file of the store; see `tlflax.utils.files.lock`.
 
     Raises:
-        FileNotFoundError: The file does not exist, or was deleted in the meantime.
-        BlockingIOError: With LOCK_NB, if another process holds a lock that excludes this one.
         UserError: The file system has no locks.
     """
-    descriptor = os.open(path, mode | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, kind)
-        if os.fstat(descriptor).st_nlink == 0:
-            raise FileNotFoundError(path)
-    except (FileNotFoundError, BlockingIOError):
-        os.close(descriptor)
+        return files.lock(path, mode, kind)
+    except (FileNotFoundError, BlockingIOError, PermissionError):
         raise
     except OSError as error:
-        os.close(descriptor)
         raise UserError(
             f'the file system cannot lock files ({reason(error)})',
             where=str(path.parent),
             fix='set TLFLAX_CACHE to a folder on a local disk, or features.cache=False',
         ) from error
-    return descriptor
 
 
 def touch(descriptor: int) -> None:

@@ -1,0 +1,43 @@
+"""What commands do to the libraries they load: quiet logging, compiled programs that are kept."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import absl.flags
+import absl.logging
+
+from tlflax.config import tensorflow_notices
+from tlflax.utils import assets
+
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def set_up_logging() -> None:
+    """Shows our own lines, without prefixes, and only errors of other libraries, all on stderr."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    tensorflow_notices.hold_back()
+    warnings.filterwarnings('ignore', module=r'(?!tlflax)')
+    absl.flags.FLAGS.mark_as_parsed()  # absl warns when it logs before that
+    absl.logging.use_absl_handler()
+    absl.logging.set_verbosity(absl.logging.INFO)
+    handler = absl.logging.get_absl_handler()
+    handler.setFormatter(logging.Formatter('%(message)s'))
+    handler.addFilter(_ours_or_error)
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles in the user's cache folder, so that a second run starts fast.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder.
+    """
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        import jax  # takes a second, which `--help` and mistakes on the command line are spared
+
+        jax.config.update('jax_compilation_cache_dir', str(assets.cache_folder() / 'programs'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def _ours_or_error(record: logging.LogRecord) -> bool:
+    return record.pathname.startswith(_PACKAGE) or record.levelno >= logging.ERROR

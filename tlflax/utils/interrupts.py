@@ -1,0 +1,60 @@
+"""SIGINT and SIGTERM, which ask a process to stop, handled alike."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], object]
+
+
+@contextlib.contextmanager
+def deferred(announce: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
+    """Turns the first signal into a request to stop; a second one raises KeyboardInterrupt.
+
+    In a thread other than the main one, which gets no signals, nothing changes.
+
+    Args:
+        announce: Called with the name of the first signal.
+
+    Yields:
+        A function that returns whether a stop is requested.
+    """
+    requested = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+        announce(signal.Signals(number).name)
+
+    before = {}
+    try:
+        for number in _SIGNALS:
+            before[number] = signal.getsignal(number)
+            signal.signal(number, handler)
+    except ValueError:  # only the main thread may set handlers
+        before = {}
+    try:
+        yield lambda: requested
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def raised() -> None:
+    """Lets SIGTERM raise KeyboardInterrupt in this process, as SIGINT does."""
+    signal.signal(signal.SIGTERM, _raise)
+
+
+def leave(code: int) -> None:
+    """From now on a signal ends this process at once with an exit code, for it is ending anyway."""
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, frame: os._exit(code))
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
