@@ -183,7 +183,7 @@ def test_damage_is_an_error_where_it_decides_the_answer(tmp_path, item):
     damage(tmp_path / 'c', 20, item)
     with (
         Checkpoints(tmp_path / 'c', read_only=True) as saved,
-        pytest.raises(UserError, match='step 20 (is damaged|cannot be read)'),
+        pytest.raises(UserError, match=r'step 20 (is damaged|cannot be read)'),
     ):
         saved.trained(saved.find('best'), Variables(PARAMS, {}))
 

@@ -23,16 +23,25 @@ def started_in(config: Config, folder: str) -> Config:
     if not folder or folder == os.getcwd():
         return config
     data, weights, model = config.data, config.weights, config.model
-    named = {name: _from(folder, getattr(data, name)) for name in ('train', 'val', 'test')}
-    parts = {name: _from(folder, getattr(model, name)) for name in ('backbone', 'head')}
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(data, **named),
+        data=dataclasses.replace(
+            data,
+            train=_from(folder, data.train),
+            val=_from(folder, data.val),
+            test=_from(folder, data.test),
+        ),
         weights=dataclasses.replace(weights, source=_from(folder, weights.source)),
         model=dataclasses.replace(
-            model, **{name: value for name, value in parts.items() if python_file.is_spec(value)}
+            model,
+            backbone=_from_spec(folder, model.backbone),
+            head=_from_spec(folder, model.head),
         ),
     )
+
+
+def _from_spec(folder: str, value: str) -> str:
+    return _from(folder, value) if python_file.is_spec(value) else value
 
 
 def _from(folder: str, value: str) -> str:

@@ -25,6 +25,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.models.weights import preprocess
 from tlflax.utils import assets
+from tlflax.utils.errors import UserError
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import put_batch
 
@@ -147,6 +148,9 @@ def fill(
 
     Returns:
         Row numbers in the store; -1 for views that are not wanted.
+
+    Raises:
+        UserError: They cannot be stored, or not read back.
     """
     keys = np.stack([view_keys(table.digests, view) for view in views.names])
     rows = np.stack([store.lookup(view) for view in keys])
@@ -162,6 +166,13 @@ def fill(
         images = _images(table, index, views.drawn(view, index), views.augment, image_format)
         _append(store, keys[view, index], images, compute, name)
         rows = np.stack([store.lookup(view) for view in keys])
+        if lost := int((wanted & (rows < 0)).sum()):
+            raise UserError(
+                f'{lost} features that were just written cannot be read back',
+                where=str(store.folder),
+                fix='the disk may be failing: set TLFLAX_CACHE to a folder on another one, or '
+                'features.cache=False',
+            )
     return np.where(wanted, rows, -1)
 
 

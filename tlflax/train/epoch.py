@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import OnDeviceSource, Source
@@ -64,6 +65,7 @@ class Runner:
         epoch: int,
         start_step: int = 0,
         *,
+        limit: int | None = None,
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[int], None] = lambda images: None,
     ) -> tuple[steps.TrainState, list[steps.Sums], int]:
@@ -74,6 +76,7 @@ class Runner:
             source: The training split.
             epoch: Counted from 0.
             start_step: Completed steps of the epoch.
+            limit: The most steps to take; None: no limit.
             stop: Called between steps.
             progress: Called with the number of images of each step or scan.
 
@@ -81,10 +84,11 @@ class Runner:
             The new state, the sums of each step, and the number of completed steps.
         """
         if isinstance(source, OnDeviceSource):
-            return self._train_on_device(state, source, epoch, start_step, stop, progress)
+            rows = source.train_rows(epoch)[start_step:][:limit]
+            return self._train_on_device(state, source, rows, stop, progress)
         sums: list[steps.Sums] = []
         waiting: collections.deque[steps.Sums] = collections.deque()
-        for batch in source.train_batches(epoch, start_step):
+        for batch in itertools.islice(source.train_batches(epoch, start_step), limit):
             if stop():
                 break
             state, step_sums = steps.train_step(
@@ -108,12 +112,10 @@ class Runner:
         self,
         state: steps.TrainState,
         source: OnDeviceSource,
-        epoch: int,
-        start_step: int,
+        rows: Int[np.ndarray, 'steps b'],
         stop: Callable[[], bool],
         progress: Callable[[int], None],
     ) -> tuple[steps.TrainState, list[steps.Sums], int]:
-        rows = source.train_rows(epoch)[start_step:]
         sums: list[steps.Sums] = []
         done = 0
         while done < len(rows) and not stop():

@@ -4,16 +4,14 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-import numpy as np
 from absl import logging
 
 from tlflax.features.batches import Source
-from tlflax.train import steps
+from tlflax.train import divergence, steps
 from tlflax.train.early_stopping import EarlyStopping
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
 from tlflax.utils import interrupts
-from tlflax.utils.errors import UserError
 from tlflax.utils.progress import progress
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
@@ -136,6 +134,9 @@ def _train_epoch(
         state, sums, done = fit.run.runner.train(
             state, train, position.epoch, start, stop=stop, progress=tick
         )
+    if (bad := divergence.first_step(sums)) is not None:
+        fit.checkpoints.wait()
+        raise divergence.error(fit.run, train, fit.checkpoints, fit.workdir, position, bad)
     new = steps.totals(sums)
     position = dataclasses.replace(
         position,
@@ -145,13 +146,6 @@ def _train_epoch(
         count=position.count + new.examples,
         seconds=position.seconds + time.perf_counter() - began,
     )
-    if not np.isfinite(position.loss):
-        raise UserError(
-            f'the training loss became {position.loss} in epoch {position.epoch + 1}',
-            where=str(fit.workdir.path),
-            fix='lower config.optim.learning_rate and use a new --workdir '
-            '(checkpoints up to the epoch before are kept)',
-        )
     return state, position, round(position.count) >= train.num_examples
 
 
@@ -169,6 +163,8 @@ def _finish_epoch(
     fit.workdir.append(record)  # first: a resumed run drops records after its checkpoint
     fit.save(state, after, record)
     _log(record, fit.run.config.train.epochs, after.stopping.improved)
+    if excess := divergence.describe_excess(record, len(fit.run.splits.train.class_names)):
+        logging.warning('WARNING: %s', excess)
     return after
 
 

@@ -4,20 +4,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source
-from tlflax.train import losses, setup, steps
+from tlflax.train import losses, resume, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit, train_epochs
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
-from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
 from tlflax.workdir import provenance
@@ -69,7 +67,10 @@ def train(config: Config, work: Workdir) -> JsonObject:
     _claim(run, work)
     try:
         with Checkpoints(work.checkpoints) as checkpoints:
-            state, position, spent = _resume(checkpoints, run, work)
+            state, position, spent = resume.start(checkpoints, run, work)
+            if state.step:
+                logging.info('resuming after epoch %d, step %d', position.epoch, state.step)
+            work.rewind(position.epoch)
             fit = Fit(
                 run=run,
                 val=val_source,
@@ -137,41 +138,6 @@ def _claim(run: Run, work: Workdir) -> None:
         'code': run.meta['code'],
     }
     work.add_session(provenance.session(digests, run.config.train.seed))
-
-
-def _resume(
-    checkpoints: Checkpoints, run: Run, work: Workdir
-) -> tuple[steps.TrainState, Position, float]:
-    """Returns the last saved state or the first one, its position and the seconds spent before."""
-    state = steps.init_state(run.learner.trainable, run.learner.tx)
-    saved = checkpoints.resume(state.variables, state.opt_state)
-    position, spent = Position(), 0.0
-    if saved is not None:
-        _check_unchanged(saved.meta, run, work)
-        (params, model_state), step = saved.trained, jnp.int32(saved.step)
-        state = steps.TrainState(step, params, saved.opt_state, model_state)
-        position = Position.from_json(saved.meta['position'])
-        spent = saved.meta['wall_seconds']
-        logging.info('resuming after epoch %d, step %d', position.epoch, saved.step)
-    work.rewind(position.epoch)
-    return replicate(state, run.runner.mesh), position, spent
-
-
-def _check_unchanged(meta: JsonObject, run: Run, work: Workdir) -> None:
-    """Checks that configuration, images, weights and code are those a run started with."""
-    work.check_same(to_dict(run.config), meta['config'])
-    started = (
-        (meta['data_digest'], run.meta['data_digest'], 'images'),
-        (meta['weights_digest'], run.meta['weights_digest'], 'weights'),
-        (meta.get('code', {}), run.meta['code'], 'Python files of the model'),
-    )
-    for then, now, thing in started:
-        if then != now:
-            raise UserError(
-                f'the {thing} are no longer those this run started with',
-                where=str(work.path),
-                fix=f'put the {thing} back, or start a new run with another --workdir',
-            )
 
 
 def _result(fit: Fit, position: Position) -> JsonObject:

@@ -97,7 +97,7 @@ def class_counts(
     return ClassCounts(count(label, right), count(label, mask), count(predicted, mask))
 
 
-def update(
+def gradients(
     state: TrainState,
     frozen: Variables,
     batch: Batch,
@@ -105,13 +105,12 @@ def update(
     loss: losses.Loss,
     *,
     classifier: Classifier,
-    tx: optax.GradientTransformation,
-) -> tuple[TrainState, Sums]:
-    """Takes one optimizer step on the trainable parameters.
+) -> tuple[Params, tuple[Sums, Params]]:
+    """Differentiates the loss of a batch with respect to the trainable parameters alone.
 
-    Only they are differentiated. What lies below the cut runs before, outside the differentiated
-    function; what lies above it and below the first trainable layer depends on nothing that is
-    differentiated, so no gradient is computed for it either.
+    What lies below the cut runs before, outside the differentiated function; what lies above it and
+    below the first trainable layer depends on nothing that is differentiated, so no gradient is
+    computed for it either.
 
     Args:
         state: The state before the step.
@@ -121,10 +120,9 @@ def update(
         seed: Of dropout; the key depends on it and on the step number alone.
         loss: What is minimized, averaged over the real examples.
         classifier: The static half of the model.
-        tx: The optimizer of `state.params`.
 
     Returns:
-        The new state, and the sums of loss and correct predictions before the update.
+        The gradients, and the sums of loss and correct predictions and the model's state after.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     training = Training(key, batch['mask'], frozenset(flatten(state.model_state)))
@@ -140,7 +138,43 @@ def update(
         sums = metric_sums(logits, losses.training_losses(loss, logits, batch), batch)
         return sums.loss / jnp.maximum(sums.examples, 1), (sums, after)
 
-    grads, (sums, after) = jax.grad(loss_fn, has_aux=True)(state.params)
+    return jax.grad(loss_fn, has_aux=True)(state.params)
+
+
+@functools.partial(jax.jit, static_argnames=('classifier',))
+def gradient_step(
+    state: TrainState,
+    frozen: Variables,
+    batch: Batch,
+    seed: Int[Array, ''] | int,
+    loss: losses.Loss,
+    *,
+    classifier: Classifier,
+) -> Params:
+    """Returns the gradients of a step that is not taken; see `gradients`."""
+    return gradients(state, frozen, batch, seed, loss, classifier=classifier)[0]
+
+
+def update(
+    state: TrainState,
+    frozen: Variables,
+    batch: Batch,
+    seed: Int[Array, ''] | int,
+    loss: losses.Loss,
+    *,
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+) -> tuple[TrainState, Sums]:
+    """Takes one optimizer step on the trainable parameters.
+
+    Args:
+        state, frozen, batch, seed, loss, classifier: See `gradients`.
+        tx: The optimizer of `state.params`.
+
+    Returns:
+        The new state, and the sums of loss and correct predictions before the update.
+    """
+    grads, (sums, after) = gradients(state, frozen, batch, seed, loss, classifier=classifier)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     model_state = like(after, state.model_state)
@@ -168,7 +202,7 @@ def _assess(variables: Variables, batch: Batch, classifier: Classifier) -> tuple
     return metric_sums(logits, losses.cross_entropy(logits, batch['label']), batch), logits
 
 
-def _gather(on_device: OnDevice, rows: Int[Array, ' b']) -> Batch:
+def gather(on_device: OnDevice, rows: Int[Array, ' b']) -> Batch:
     """Returns the batch of these rows; a negative row is padding."""
     batch = {
         'features': on_device.features[rows],
@@ -192,7 +226,7 @@ def update_many(
     """Takes many optimizer steps as one program; the sums have a leading axis of steps."""
 
     def body(state: TrainState, rows: Array) -> tuple[TrainState, Sums]:
-        batch = _gather(on_device, rows)
+        batch = gather(on_device, rows)
         return update(state, frozen, batch, seed, loss, classifier=classifier, tx=tx)
 
     return jax.lax.scan(body, state, rows)
@@ -215,7 +249,7 @@ def eval_scan(
     """Evaluates many batches as one program; the counts are sums over all of them."""
 
     def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array, Array]]:
-        sums, logits = _assess(variables, _gather(on_device, rows), classifier)
+        sums, logits = _assess(variables, gather(on_device, rows), classifier)
         return None, (sums, logits.argmax(-1), jax.nn.softmax(logits))
 
     sums, predicted, probabilities = jax.lax.scan(body, None, rows)[1]

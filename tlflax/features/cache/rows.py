@@ -81,11 +81,21 @@ class Index(NamedTuple):
             block = keys[start : start + _BLOCK]
             order = np.argsort(block[:, 0])  # a search in order stays in the CPU's cache
             wanted = block[order]
-            at = np.searchsorted(self.first, wanted[:, 0]).clip(max=len(self.first) - 1)
-            # If two keys share the first word, one of them is a miss; that is rare enough.
-            hit = (self.first[at] == wanted[:, 0]) & (self.second[at] == wanted[:, 1])
-            rows[start + order] = np.where(hit, self.numbers[at], -1)
+            rows[start + order] = self._find_sorted(wanted)
         return rows
+
+    def _find_sorted(self, wanted: UInt64[np.ndarray, 'm 2']) -> Int[np.ndarray, ' m']:
+        last = len(self.first) - 1
+        at = np.searchsorted(self.first, wanted[:, 0]).clip(max=last)
+        while True:
+            same = self.first[at] == wanted[:, 0]
+            hit = same & (self.second[at] == wanted[:, 1])
+            # Two keys share the first word almost never, unless the second of one is damaged.
+            onward = same & ~hit & (at < last)
+            onward[onward] = self.first[at[onward] + 1] == wanted[onward, 0]
+            if not onward.any():
+                return np.where(hit, self.numbers[at], -1)
+            at = at + onward
 
 
 def build_index(records: UInt64[np.ndarray, 'n 3'], numbers: Int[np.ndarray, ' n']) -> Index:

@@ -299,7 +299,7 @@ class Store:
     def _describe(self) -> None:
         """Writes space.json, unless it is there."""
         path = self.folder / 'space.json'
-        if not path.exists() or path.read_text() != self._description:
+        if not path.exists() or path.read_bytes() != self._description.encode():
             atomic_write(path, self._description)
 
     def _stored(self, values: Shaped[np.ndarray, 'n ...']) -> UInt8[np.ndarray, 'n bytes']:

@@ -26,7 +26,7 @@ from tlflax.models.vgg import fast_cpu, network
 from tlflax.models.vgg.fast_cpu import BlockPlan, Features, Plan, direct_plan
 from tlflax.models.vgg.winograd import DIRECT, Kernel, Layer, Tiling
 from tlflax.utils import assets, cpu
-from tlflax.utils.files import write_json
+from tlflax.utils.files import is_signed, signed, write_json
 
 FORMAT = 1  # of the files, and of the meaning of their entries
 TILINGS = (DIRECT, Tiling(4), Tiling(4, by_row=True), Tiling(6))
@@ -121,6 +121,8 @@ def load(path: Path, key: dict[str, object]) -> Plan | None:
         kept = json.loads(path.read_text())
         if kept['key'] != key:
             return None
+        if not is_signed(kept, needed=False):
+            raise ValueError('it is damaged')
         return tuple(
             BlockPlan(
                 tuple(Tiling(int(tile), bool(by_row)) for tile, by_row in block['layers']),
@@ -144,7 +146,7 @@ def save(path: Path, key: dict[str, object], plan: Plan, seconds: list[float]) -
         'plan': [dataclasses.asdict(block) for block in plan],
         'seconds_per_image': seconds,
     }
-    write_json(path, kept)
+    write_json(path, signed(kept))
 
 
 def guess(widths: tuple[int, ...], shape: Shape, depths: network.Depths = network.VGG16) -> Plan:
