@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tlflax.data.audit import checks, duplicates
+from tlflax.data.audit import checks, duplicates, shortcuts
 from tlflax.data.images import perceptual_hash, scan_cache
 from tlflax.data.images.files import Entry, ScannedFile
 from tlflax.data.inputs.listing import Listing, Scan
@@ -175,7 +175,8 @@ def remembered(folder: Path, files: int) -> dict[str, float]:
     )
     timed('exact', lambda: duplicates.exact(images))
     timed('alike', lambda: duplicates.alike(images))
-    timed('audit', lambda: checks.audit(scans, images, []))
+    told = timed('shortcuts', lambda: shortcuts.measure(scans['train']))
+    timed('audit', lambda: checks.audit(scans, images, [], told))
     peak = _mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return {'files': files, **seconds, 'peak_mib': peak, 'before_mib': before}
 

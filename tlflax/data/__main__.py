@@ -54,7 +54,7 @@ def _audit(config: Config, accepted: tuple[str, ...], report: str | None) -> int
     found = run.run(config.data)
     print(audit_report.text(found.problems, found.summary))
     if report:
-        audit_report.write(report, found.problems, found.summary)
+        audit_report.write(report, found.problems, found.summary, found.shortcuts)
         logging.info('every finding is in %s', report)
     print(dump_json(figures := found.figures(accepted)))
     return 1 if figures['spoilt'] else 0

@@ -7,9 +7,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from tlflax.data.audit import duplicates, file_checks
+from tlflax.data.audit import duplicates, file_checks, odd_sizes, shortcuts
 from tlflax.data.audit.duplicates import Duplicates, Images
 from tlflax.data.audit.problems import Item, Problem, describe
+from tlflax.data.audit.shortcuts import Told
 from tlflax.data.inputs.class_checks import near_class, some, spelled_alike
 from tlflax.data.inputs.listing import Scan
 from tlflax.data.table import ImageTable
@@ -21,19 +22,26 @@ FAULTS = 50  # of the inputs, listed one by one; the others are counted
 SHARE = 0.01  # of an evaluated split that looks like training images, at least, for an error
 
 
-def audit(scans: Mapping[str, Scan], images: Images, faults: Sequence[UserError]) -> list[Problem]:
+def audit(
+    scans: Mapping[str, Scan],
+    images: Images,
+    faults: Sequence[UserError],
+    told: Sequence[Told],
+) -> list[Problem]:
     """Returns all problems, the worst first.
 
     Args:
         scans: What was read.
         images: The good images, by the splits they are used in; the first is training.
         faults: What listing the files and checking their classes found.
+        told: What each property of the first scan's files tells of the class.
     """
     problems = list(_faults(faults))
     for name, scan in scans.items():
         problems += file_checks.check(name, scan)
+        problems += odd_sizes.check(name, scan)
         problems += _empty_classes(name, scan)
-    problems += file_checks.shortcuts(*next(iter(scans.items())))
+    problems += shortcuts.problems(next(iter(scans)), told)
     problems += [*_classes(images), *balance(images), *copies(images), *shared_groups(images)]
     return sorted(problems, key=lambda problem: problem.rank)
 

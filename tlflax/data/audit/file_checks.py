@@ -12,8 +12,6 @@ from tlflax.utils.errors import printable
 
 SMALL = 16  # pixels of the shorter side, below which it is a warning
 STRETCHED = 4.0  # longer over shorter side, above which it is a note
-TELLING = 0.5  # of what guessing the largest class gets wrong, the part a shortcut gets right
-FEWEST = 20  # images, below which no shortcut is looked for
 
 _EXTENSIONS = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
@@ -35,6 +33,10 @@ _CHECKS = {
     'small': (
         'warning', f'images have a side of fewer than {SMALL} pixels',
         'check whether they show anything recognizable',
+    ),
+    'placeholder': (
+        'warning', 'images show a single color, or nearly',
+        'remove them, unless nothing is what they should show',
     ),
     'extension': (
         'note', 'images are not what their extension says',
@@ -78,30 +80,11 @@ def _faults(path: str, file: ScannedFile) -> Iterator[tuple[str, str]]:
         yield 'small', f'has {file.width}x{file.height} pixels'
     if long > STRETCHED * short:
         yield 'stretched', f'has {file.width}x{file.height} pixels'
+    if file.flat:
+        yield 'placeholder', ''
     extension = os.path.splitext(path)[1].lower()
     if _KIND_OF.get(extension, file.kind) != file.kind:
         yield 'extension', f'is a {file.kind}'
-
-
-def shortcuts(split: str, scan: Scan) -> Iterator[Problem]:
-    """Yields the properties of files that tell the class, so that the network may learn them."""
-    for field, what in (('format', 'file format'), ('mode', 'color mode')):
-        counts: dict[str, Counter[str]] = {}
-        per_class: Counter[str] = Counter()
-        for _, name, file in scan.rows():
-            if file.is_good:
-                counts.setdefault(getattr(file, field), Counter())[name] += 1
-                per_class[name] += 1
-        total = per_class.total()
-        guessed = {value: names.most_common(1)[0] for value, names in counts.items()}
-        right = sum(count for _, count in guessed.values())
-        blind = max(per_class.values(), default=0)
-        if total >= FEWEST and right - blind >= TELLING * (total - blind) > 0:
-            most = sorted(guessed.items(), key=lambda pair: -pair[1][1])[:3]
-            pairs = ', '.join(f'{value}: {printable(name)}' for value, (name, _) in most)
-            sentence = f'{split}: the {what} alone tells the class of {right:,} of {total:,} images'
-            fix = 'convert all images alike, or the network may learn that instead'
-            yield Problem('shortcut', 'warning', right, f'{sentence} ({pairs})', fix)
 
 
 def _left_out(split: str, scan: Scan) -> Iterator[Problem]:

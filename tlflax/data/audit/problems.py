@@ -12,9 +12,9 @@ from tlflax.utils.errors import printable
 LEVELS = ('error', 'warning', 'note')
 CODES = (
     'leak', 'conflict', 'scene', 'near_leak', 'near_conflict', 'classes', 'empty_class', 'spelling',
-    'bad_image', 'folder', 'few', 'imbalance', 'shortcut', 'repeat', 'cut_off', 'small',
-    'extension', 'near_repeat', 'stretched', 'loop', 'empty_file', 'not_an_image', 'hidden',
-    'left_out',
+    'bad_image', 'folder', 'few', 'imbalance', 'shortcut', 'repeat', 'placeholder',
+    'odd_size', 'cut_off', 'small', 'extension', 'near_repeat', 'stretched', 'loop', 'empty_file',
+    'not_an_image', 'hidden', 'left_out',
 )  # fmt: skip
 """What is checked, the worst first."""
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tlflax.data.audit.problems import Problem, describe
+from tlflax.data.audit.shortcuts import Figures
 from tlflax.data.audit.summary import SplitSummary
 from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.files import replacing
 
 Summary = Mapping[str, SplitSummary]
+Shortcuts = Mapping[str, Mapping[str, Figures]]
 
 _EXAMPLES = 3  # of each problem, in the text
 _CLASSES = 12  # lines of the table of classes, before it names the extremes only
@@ -36,20 +38,31 @@ def check_format(path: str) -> None:
         raise UserError('its folder does not exist', where=f'--report={path}', fix='make it')
 
 
-def write(path: str, problems: Sequence[Problem], summary: Summary) -> None:
+def write(
+    path: str, problems: Sequence[Problem], summary: Summary, shortcuts: Shortcuts | None = None
+) -> None:
     """Writes everything, item by item, because there may be millions.
+
+    Args:
+        path: Ends with .json or .html.
+        problems: The worst first.
+        summary: What each split holds.
+        shortcuts: What the properties of each split's files tell; only JSON takes them.
 
     Raises:
         UserError: The file cannot be written.
     """
-    pieces = _json if path.endswith('.json') else _page
+    if path.endswith('.json'):
+        pieces = _json(problems, summary, shortcuts or {})
+    else:
+        pieces = _page(problems, summary)
     what, where = 'the report cannot be written: {reason}', f'--report={path}'
     with (
         as_user_error(what, where=where, fix='name another file', of=(OSError,)),
         replacing(Path(path)) as partial,
         open(partial, 'w', encoding='utf-8') as file,
     ):
-        file.writelines(pieces(problems, summary))
+        file.writelines(pieces)
 
 
 def _splits(summary: Summary) -> Iterator[str]:
@@ -100,8 +113,9 @@ def _problems(problems: Sequence[Problem]) -> Iterator[str]:
         yield 'nothing is wrong'
 
 
-def _json(problems: Sequence[Problem], summary: Summary) -> Iterator[str]:
-    yield f'{{"splits": {json.dumps(summary)},\n"problems": ['
+def _json(problems: Sequence[Problem], summary: Summary, shortcuts: Shortcuts) -> Iterator[str]:
+    yield f'{{"splits": {json.dumps(summary)},\n"shortcuts": {json.dumps(shortcuts)},\n'
+    yield '"problems": ['
     for number, problem in enumerate(problems):
         fields = {key: getattr(problem, key) for key in ('code', 'level', 'count', 'what', 'fix')}
         yield (',\n' if number else '\n') + json.dumps(fields)[:-1] + ', "items": ['

@@ -5,9 +5,10 @@ import time
 from collections.abc import Collection, Mapping
 
 from tlflax.config.schema import DataConfig
-from tlflax.data.audit import checks, duplicates
+from tlflax.data.audit import checks, duplicates, shortcuts
 from tlflax.data.audit.duplicates import Images
 from tlflax.data.audit.problems import CODES, LEVELS, Problem
+from tlflax.data.audit.shortcuts import Figures
 from tlflax.data.audit.summary import SplitSummary, summarize
 from tlflax.data.inputs.class_checks import check_classes, refuse_empty
 from tlflax.data.inputs.listing import Scan
@@ -25,12 +26,14 @@ class Audit:
     Attributes:
         problems: The worst first.
         summary: What each split holds.
+        shortcuts: How well each property of a split's files tells the classes.
         seconds: How long it took.
         num_read: Files that had to be read; the others were known.
     """
 
     problems: list[Problem]
     summary: dict[str, SplitSummary]
+    shortcuts: dict[str, dict[str, Figures]]
     seconds: float
     num_read: int
 
@@ -83,9 +86,11 @@ def run(data: DataConfig) -> Audit:
         else:
             refuse_empty(scan.listing.empty, report)
     images = _images(scans, data, faults.append)
+    told = shortcuts.measure(scans['train'])
     return Audit(
-        problems=checks.audit(scans, images, faults),
-        summary=summarize(scans, images),
+        problems=checks.audit(scans, images, faults, told),
+        summary=summarize(scans, images, told),
+        shortcuts={'train': {one.key: one.figures(classes=True) for one in told}},
         seconds=time.monotonic() - began,
         num_read=sum(scan.num_read for scan in scans.values()),
     )

@@ -1,13 +1,14 @@
 """Summarizes what each split of an audit holds."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 
 from tlflax.data.audit.checks import class_counts, imbalance
 from tlflax.data.audit.duplicates import Images
+from tlflax.data.audit.shortcuts import Figures, Told
 from tlflax.data.inputs.listing import Scan
 
 
@@ -28,10 +29,13 @@ class SplitSummary(TypedDict, total=False):
     height: list[float]
     aspect_ratio: list[float]
     ignored: dict[str, int]
+    shortcuts: dict[str, Figures]
 
 
-def summarize(scans: Mapping[str, Scan], images: Images) -> dict[str, SplitSummary]:
-    """Returns what each split holds, for JSON."""
+def summarize(
+    scans: Mapping[str, Scan], images: Images, told: Sequence[Told]
+) -> dict[str, SplitSummary]:
+    """Returns what each split holds, and what the files of the first tell, for JSON."""
     counts = class_counts(images)
     parts: dict[str, SplitSummary] = {}
     for split, root, row in zip(images.names, images.roots, counts, strict=True):
@@ -40,6 +44,8 @@ def summarize(scans: Mapping[str, Scan], images: Images) -> dict[str, SplitSumma
         parts[split]['root'] = root
     for split, scan in scans.items():
         parts.setdefault(split, {}).update(_measures(scan))
+    first = parts[next(iter(scans))]
+    first['shortcuts'] = {one.key: one.figures(classes=False) for one in told}
     return parts
 
 

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,6 +38,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FLAT = 8  # of 255, the most by which the pixels of a picture of nothing differ
 _TF_MAX_BYTES = 1 << 29  # tf.io.decode_jpeg refuses more
 
 Source = str | os.PathLike[str] | bytes
@@ -99,7 +101,7 @@ def probe(
     with _explaining(data, name), pillow.decoding(max_pixels):
         image, layout, plain = _open(data)
         size, mode = image.size, image.mode
-        thumbnail = _thumbnail(image, layout, background)
+        thumbnail, flat = _thumbnail(image, layout, background)
         if image.format not in _JPEG:
             size = image.size  # a TIFF turns itself on loading
         orientation = _orientation(image)
@@ -115,14 +117,15 @@ def probe(
         height=height,
         orientation=orientation,
         plain_jpeg=plain and orientation == 1 and 3 * width * height < _TF_MAX_BYTES,
+        flat=flat,
         thumbnail=thumbnail.tobytes(),
     )
 
 
 def _thumbnail(
     image: ImageFile.ImageFile, layout: str, background: tuple[int, int, int]
-) -> Image.Image:
-    """Decodes an image; a JPEG to no more pixels than a thumbnail needs."""
+) -> tuple[Image.Image, bool]:
+    """Decodes an image, a JPEG to no more pixels than a thumbnail needs; tells if it is flat."""
     is_jpeg, drafted = image.format in _JPEG, None
     if is_jpeg:
         drafted = image.draft(None, (perceptual_hash.SIDE, perceptual_hash.SIDE))
@@ -130,7 +133,14 @@ def _thumbnail(
     plain_rgb = is_jpeg and image.mode == 'RGB'
     rgb = image if plain_rgb else color_modes.to_rgb(image, layout, background)
     # The last row or column of a draft may stand for a part of a pixel.
-    return perceptual_hash.thumbnail(rgb, drafted[1] if drafted else None)
+    thumbnail = perceptual_hash.thumbnail(rgb, drafted[1] if drafted else None)
+    # A thumbnail of fine texture is flat too, so the pixels decide; few have to be looked at.
+    return thumbnail, _is_flat(thumbnail) and _is_flat(rgb)
+
+
+def _is_flat(rgb: Image.Image) -> bool:
+    bands = cast(tuple[tuple[int, int], ...], rgb.getextrema())
+    return all(high - low <= _FLAT for low, high in bands)
 
 
 def _bytes(source: Source, name: str) -> tuple[bytes, str]:

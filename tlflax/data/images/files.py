@@ -44,6 +44,7 @@ class ScannedFile(NamedTuple):
         orientation: The EXIF value, 1 (upright) to 8.
         plain_jpeg: A JPEG that TensorFlow's decoder reads to the same pixels: baseline or
             progressive Huffman coding, 8 bits, 1 or 3 components, upright.
+        flat: The picture is a single color, or nearly.
         perceptual_hash: See `tlflax.data.images.perceptual_hash`.
         thumbnail: The pixels that `perceptual_hash` is computed from, until it is: many are
             computed at once.
@@ -58,6 +59,7 @@ class ScannedFile(NamedTuple):
     height: int = 0
     orientation: int = 0
     plain_jpeg: bool = False
+    flat: bool = False
     perceptual_hash: bytes = b''
     thumbnail: bytes = b''
 

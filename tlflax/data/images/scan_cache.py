@@ -19,8 +19,8 @@ from tlflax.utils.errors import reason
 from tlflax.utils.files import replacing
 
 # What is found may change with the decoder, so it is kept for one version of it.
-_VERSION = f'3, Pillow {PIL.__version__}'
-_NUMBERS = 12  # columns of the file
+_VERSION = f'4, Pillow {PIL.__version__}'
+_NUMBERS = 13  # columns of the file
 _NO_DIGEST = '0' * 64
 
 
@@ -111,13 +111,13 @@ def _unpack(
     same = shared.setdefault
     values = numbers[rows, 3:].tolist()
     for at, row in enumerate(known.tolist()):
-        kind, fault, form, mode, width, height, orientation, plain, good = values[at]
+        kind, fault, form, mode, width, height, orientation, plain, flat, good = values[at]
         if not good:
             files[row] = ScannedFile(words[kind], words[fault])
             continue
         digest = hexadecimal[64 * at : 64 * (at + 1)]
         hashed = blob[size * at : size * (at + 1)]
-        measures = same(width, width), same(height, height), orientation, bool(plain)
+        measures = same(width, width), same(height, height), orientation, bool(plain), bool(flat)
         texts = words[kind], '', digest, words[form], words[mode]
         files[row] = ScannedFile(*texts, *measures, hashed)
     return files
