@@ -123,7 +123,7 @@ def test_exit_codes(monkeypatch, capsys, main, arguments, code, said):
     for name in ('set_up_logging', 'keep_compiled_programs'):  # they change the process
         monkeypatch.setattr(libraries, name, lambda: None)
     monkeypatch.setattr(interrupts, 'raised', lambda: None)
-    monkeypatch.setattr(interrupts, 'leave', lambda code: None)
+    monkeypatch.setattr(interrupts, 'ignored', lambda: None)
     monkeypatch.setattr('sys.argv', ['some', '--workdir=w', 'x.jpg', *arguments])
     with pytest.raises(SystemExit) as stop:
         make(main).run()

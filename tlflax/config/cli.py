@@ -69,7 +69,7 @@ class Command(Generic[T]):
             code, sentence = EXIT_CODE, f'error: {error}'
         except KeyboardInterrupt as interrupt:
             code, sentence = _INTERRUPTED, f'interrupted: {str(interrupt) or _GOES_ON}'
-        interrupts.leave(code)
+        interrupts.ignored()
         if sentence:
             print(sentence, file=sys.stderr)
         sys.exit(code)

@@ -1,7 +1,6 @@
 """SIGINT and SIGTERM, which ask a process to stop, handled alike."""
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -50,10 +49,10 @@ def raised() -> None:
     signal.signal(signal.SIGTERM, _raise)
 
 
-def leave(code: int) -> None:
-    """From now on a signal ends this process at once with an exit code, for it is ending anyway."""
+def ignored() -> None:
+    """Ignores signals from now on, for a process that is ending; Python's own end is a second."""
     for number in _SIGNALS:
-        signal.signal(number, lambda number, frame: os._exit(code))
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
