@@ -31,6 +31,8 @@ from PIL import Image
 import tlflax
 import tlflax.sweep.run
 from tlflax.data.pipeline import tf_data  # noqa: F401
+from tlflax.models.backbones import find
+from tlflax.utils import trees
 from tlflax.workdir.checkpoints import Checkpoints
 
 MODES = ('cached', 'extracting', 'live', 'sweeping')
@@ -47,11 +49,11 @@ def get_config():
     config.weights.source = {weights!r}
     config.features.layer = 'block3_pool'
     config.features.cache = {cache!r}
-    config.model.head = 'mlp'
-    config.model.units = 8
+    config.model.head = 'flatten_linear'
+    config.early_stopping.monitor = 'val_accuracy'
     config.train.epochs = {epochs}
     config.train.batch_size = 8
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 3e-4
     return config
 """
 SWEEP = """
@@ -91,9 +93,18 @@ def make_images(folder: Path) -> None:
                 image.save(folder / split / name / f'{i}.png')
 
 
-def make_jobs(folder: Path) -> list[Job]:
-    """Writes images, configurations and the sweep, and returns what is to be run."""
+def make_jobs(folder: Path, *, weights: bool = False) -> list[Job]:
+    """Writes images, configurations and the sweep, and returns what is to be run.
+
+    Args:
+        folder: Where they are written.
+        weights: Write the backbone's weights to a file, weights/backbone.npz, too.
+    """
     make_images(folder)
+    source = str(folder / 'weights' / 'backbone.npz') if weights else 'random'
+    if weights:
+        (folder / 'weights').mkdir()
+        os.waitpid(in_child(lambda: _save_weights(Path(source)), folder / 'log', {}), 0)
     (folder / 'sweep.py').write_text(SWEEP)
     jobs = []
     for mode in MODES:
@@ -102,7 +113,7 @@ def make_jobs(folder: Path) -> list[Job]:
             CONFIG.format(
                 train=str(folder / 'Train'),
                 val=str(folder / 'Test'),
-                weights='random',
+                weights=source,
                 cache='False' if mode == 'live' else 'auto',
                 epochs=4 if mode == 'live' else 8,
             )
@@ -111,6 +122,14 @@ def make_jobs(folder: Path) -> list[Job]:
         flags = [f'--sweep={folder / "sweep.py"}'] if mode == 'sweeping' else []
         jobs.append(Job(mode, module, [f'--config={path}', *flags]))
     return jobs
+
+
+def _save_weights(path: Path) -> None:
+    import jax
+
+    backbone = find('vgg16')
+    variables = jax.device_get(backbone.init(jax.random.key(0), 'block3_pool'))
+    np.savez(path, **trees.flatten(variables.params))
 
 
 def in_child(action: Callable[[], object], log: Path, environment: dict[str, str]) -> int:
