@@ -15,6 +15,7 @@ import numpy as np
 from image_samples import SAMPLES
 
 WIDTHS = (1, 2, 1, 2, 1)
+COUNT = 300  # of scanned files: an array of few is read to its checksum in any case
 _DEPTHS = (2, 2, 3, 3, 3)
 
 
@@ -201,7 +202,7 @@ def scanned() -> tuple[list[Any], list[Any], list[Any]]:
 
     rng = random.Random(0)
     entries, files, older = [], [], []
-    for number in range(12):
+    for number in range(COUNT):
         entries.append(Entry(f'red/{number}.jpg', 1000 + number, 5 * number, 7 * number))
         for found in (files, older):
             digest, looks = rng.randbytes(32).hex(), rng.randbytes(56)
@@ -258,13 +259,14 @@ def any_value(rng: random.Random, level: int = 0) -> Any:
 
 
 def raw_config(data: bytes) -> Any:
-    """Returns the default configuration with some values replaced by any others."""
+    """Returns two sections of the configuration with some values replaced by any others."""
     from tlflax.config.parse import to_dict
     from tlflax.config.schema import Config
 
-    rng, raw = random.Random(data), to_dict(Config())
+    rng, whole = random.Random(data), to_dict(Config())
     if rng.random() < 0.05:
         return any_value(rng)
+    raw: dict[Any, Any] = {section: whole[section] for section in rng.sample(list(whole), 2)}
     for _ in range(rng.randint(1, 3)):
         section = rng.choice(list(raw))
         if rng.random() < 0.1 or not isinstance(raw[section], dict):

@@ -1,4 +1,4 @@
-"""Every loader of outside input, with valid inputs to damage: for the tests and scripts/fuzz.py.
+"""Every loader of outside input, with valid inputs to damage: for `fuzz_suite` and scripts/fuzz.py.
 
 A loader keeps the promise if it takes an input or refuses it with a `UserError` of one sentence.
 """
@@ -76,6 +76,9 @@ _HUGE = (b'\xff', b'\x7f\xff', b'\xff' * 4, b'\x7f' + b'\xff' * 3, b'\xff' * 3 +
 _HUGE += (b'\xff' * 8, b'\x7f' + b'\xff' * 7, b'\0\0\0\x40', b'\x40\0\0\0', b'9' * 7, b'9' * 19)
 
 
+_MARKS = (b'NUMPY', b'NUMPY', b'PK\1\2', b'PK\3\4', b'GCOL', b'TREE', b'HEAP', b'name', b'data')
+
+
 def mutate(data: bytes, other: bytes, rng: random.Random, forged: bool = True) -> bytes:
     """Damages an input in one to four places; of archives and PNGs also what checksums protect.
 
@@ -96,7 +99,11 @@ def mutate(data: bytes, other: bytes, rng: random.Random, forged: bool = True) -
 
 
 def _place(data: bytes, rng: random.Random) -> int:
-    """Chooses a place, half of the times near the start, where headers are."""
+    """Chooses a place, mostly where headers are: near the start, or after a mark of a format."""
+    if rng.random() < 0.3:
+        mark = data.find(rng.choice(_MARKS), rng.randrange(len(data) + 1))
+        if mark >= 0:
+            return min(mark + rng.randrange(100), len(data))
     return rng.randrange(min(len(data), rng.choice((64, 1024, 1 << 40))) + 1)
 
 
@@ -131,10 +138,16 @@ def _insert(data: bytes, at: int, other: bytes, rng: random.Random) -> bytes:
 
 def _enlarge(data: bytes, at: int, other: bytes, rng: random.Random) -> bytes:
     huge = rng.choice(_HUGE)
-    digits = [i for i in range(at, min(at + 200, len(data))) if 48 <= data[i] < 58]
-    if digits and rng.random() < 0.5:  # a number that is written out
-        return data[: digits[0]] + b'9' * rng.choice((1, 3, 9, 19, 400)) + data[digits[0] + 1 :]
     return data[:at] + huge + data[at + len(huge) :]
+
+
+def _number(data: bytes, at: int, other: bytes, rng: random.Random) -> bytes:
+    """Changes a number that is written out, or makes it huge."""
+    digits = [i for i in range(at, min(at + 200, len(data))) if 48 <= data[i] < 58]
+    if not digits:
+        return data
+    place, new = rng.choice(digits), rng.choice((b'%d' % rng.randrange(10), b'9', b'9' * 400))
+    return data[:place] + new + data[place + 1 :]
 
 
 def _splice(data: bytes, at: int, other: bytes, rng: random.Random) -> bytes:
@@ -142,7 +155,7 @@ def _splice(data: bytes, at: int, other: bytes, rng: random.Random) -> bytes:
     return data[:at] + other[start : start + rng.choice((4, 32, 1 << 30))] + data[at:][: 1 << 16]
 
 
-_DAMAGE = (_flip, _flip, _replace, _cut, _repeat, _remove, _insert, _enlarge, _enlarge, _splice)
+_DAMAGE = (_flip, _flip, _replace, _cut, _repeat, _remove, _insert, _enlarge, _number, _splice)
 
 
 def _inside_zip(data: bytes, rng: random.Random) -> bytes:
