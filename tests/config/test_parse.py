@@ -59,3 +59,26 @@ def test_numbers_and_spellings_that_are_meant():
     assert resolve({'optim': {'learning_rate': 1}}).optim.learning_rate == 1.0
     assert resolve({'features': {'cache': False}}).features.cache == 'False'
     assert resolve({'data': {'image_size': [32, 48]}}).data.image_size == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ('raw', 'match'),
+    [
+        ([], r'config: holds keys, not \[\]'),
+        (None, 'config: holds keys, not None'),
+        ({3: 1}, '3 is not a key'),
+        ({'data': {None: 1}}, 'None is not a key'),
+        ({'a\n': 1}, 'no such key'),
+        ({'train': {'epochs': 10**5000}}, r'config.train.epochs: int\(\.\.\.\) is too large'),
+        ({'train': {'seed': -(10**30)}}, 'is too'),
+        ({'optim': {'learning_rate': 10**400}}, 'is too large'),
+        ({'data': {'train': 10**5000}}, 'config.data.train: '),
+        ({'loss': {'weights_by_class': [('a', 10**400)]}}, 'is too large'),
+        ({'data': {'train': ['x' * 10**6]}}, 'config.data.train: '),
+    ],
+)
+def test_values_of_any_kind_are_refused_with_a_sentence(raw, match):
+    with pytest.raises(UserError, match=match) as caught:
+        resolve(raw)
+    assert '\n' not in str(caught.value)
+    assert len(str(caught.value)) < 500

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlflax.utils.errors import UserError, as_user_error, located
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean, located, shown
 
 
 def test_located_names_the_place_of_errors_without_one():
@@ -40,3 +40,24 @@ def test_only_the_named_types_are_turned():
         raise UserError('mine')
     with pytest.raises(MemoryError), as_user_error('no', fix='none', but=(MemoryError,)):
         raise MemoryError
+
+
+def test_outside_text_in_a_message_is_cut_and_printable():
+    error = UserError('a\x1b[2J\nb' + 'x' * 10_000, where='\ud800', fix='\n')
+    assert str(error).startswith('�: a�[2J\nbxxx')
+    assert str(error).endswith('...; �')
+    assert len(str(error)) < 4100
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [('a', "'a'"), (10**5000, 'int(...)'), ('x' * 999, "'" + 'x' * 199 + '...')],
+    ids=['short', 'no text', 'long'],
+)
+def test_values_are_shown(value, text):
+    assert shown(value) == text
+
+
+def test_few_of_many_choices_are_compared():
+    choices = [f'choice {number}' for number in range(10**6)]
+    assert did_you_mean('choice 77', choices) == "did you mean 'choice 77'?"

@@ -82,7 +82,7 @@ def _check_config(arguments: Sequence[str]) -> None:
     for path in _config_paths(arguments):
         if not path:
             raise UsageError('no file is named', where='--config')
-        if not Path(path.split(':')[0]).is_file():
+        if not _is_file(path.split(':')[0]):
             raise UserError(
                 'no such config file',
                 where=path,
@@ -92,6 +92,13 @@ def _check_config(arguments: Sequence[str]) -> None:
         name = argument.lstrip('-').partition('=')[0].removeprefix('no')
         if argument.startswith('-') and name.startswith('config.'):
             _check_key(name)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _config_paths(arguments: Sequence[str]) -> Iterator[str]:

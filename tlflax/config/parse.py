@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 import ml_collections
 
 from tlflax.config.schema import Config, Key
-from tlflax.utils.errors import UserError, as_user_error, did_you_mean
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean, printable, shown
 
 T = TypeVar('T')
+
+_LARGEST = 2**63 - 1  # integer that arrays and JSON hold
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -57,7 +59,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def resolve(raw: Mapping[str, object] | ml_collections.ConfigDict) -> Config:
+def resolve(raw: object) -> Config:
     """Checks a raw configuration and returns it as frozen dataclasses.
 
     Args:
@@ -68,20 +70,24 @@ def resolve(raw: Mapping[str, object] | ml_collections.ConfigDict) -> Config:
     """
     if isinstance(raw, ml_collections.ConfigDict):
         raw = raw.to_dict()
+    if not isinstance(raw, Mapping):
+        raise UserError(f'holds keys, not {shown(raw)}', where='config', fix='set its keys')
     return _build(Config, raw, prefix='')
 
 
-def _build(cls: type[T], raw: Mapping[str, object], prefix: str) -> T:
+def _build(cls: type[T], raw: Mapping[Any, object], prefix: str) -> T:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = {}
     for name, value in raw.items():
-        key = f'config.{prefix}{name}'
+        if not isinstance(name, str):
+            raise UserError(f'{shown(name)} is not a key', where='config', fix='keys are texts')
+        key = f'config.{prefix}{printable(name)}'
         if name not in fields:
             raise UserError('no such key', where=key, fix=did_you_mean(name, fields))
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
-                raise UserError(f'holds keys, not {value!r}', where=key, fix='set its keys')
+                raise UserError(f'holds keys, not {shown(value)}', where=key, fix='set its keys')
             values[name] = _build(hints[name], value, f'{prefix}{name}.')
         else:
             values[name] = _cast(key, hints[name], value)
@@ -92,6 +98,8 @@ def _build(cls: type[T], raw: Mapping[str, object], prefix: str) -> T:
 def _cast(key: str, hint: type | types.GenericAlias, value: object) -> object:
     """Returns a value as the annotated type; ints pass as floats and lists as tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise UserError(f'{shown(value)} is too large', where=key, fix=f'give at most {_LARGEST}')
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and value is None:  # NaN in config.json
@@ -106,19 +114,25 @@ def _cast(key: str, hint: type | types.GenericAlias, value: object) -> object:
     elif not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
     wanted = hint.__name__ if origin is None else str(hint)
-    raise UserError(f'{value!r} is a {type(value).__name__}', where=key, fix=f'give it as {wanted}')
+    raise UserError(
+        f'{shown(value)} is a {type(value).__name__}', where=key, fix=f'give it as {wanted}'
+    )
 
 
 def _check(key: str, value: object, rule: Key) -> None:
     """Checks a value, or each number in a tuple, against the choices and limits of its key."""
     if rule.choices and value not in rule.choices:
         hint = did_you_mean(str(value), rule.choices)
-        raise UserError(f'{value!r} is not one of its values', where=key, fix=hint)
+        raise UserError(f'{shown(value)} is not one of its values', where=key, fix=hint)
     numbers = list(_numbers(value))
     if rule.at_least is not None and not all(number >= rule.at_least for number in numbers):
-        raise UserError(f'{value!r} is too small', where=key, fix=f'give at least {rule.at_least}')
+        raise UserError(
+            f'{shown(value)} is too small', where=key, fix=f'give at least {rule.at_least}'
+        )
     if rule.at_most is not None and not all(number <= rule.at_most for number in numbers):
-        raise UserError(f'{value!r} is too large', where=key, fix=f'give at most {rule.at_most}')
+        raise UserError(
+            f'{shown(value)} is too large', where=key, fix=f'give at most {rule.at_most}'
+        )
 
 
 def _numbers(value: object) -> Iterator[int | float]:

@@ -7,11 +7,17 @@ from collections.abc import Iterable, Iterator
 
 EXIT_CODE = 2
 
+_MOST_CHARS = 4000  # of a message: outside text in it may be of any length
+_MOST_CHOICES = 1000  # that are compared with a name
+
 
 class UserError(Exception):
     """An error that the user can fix: what is wrong, where, and how to fix it.
 
     Commands print it as one sentence without a traceback and exit with `EXIT_CODE`.
+
+    Text from outside may be part of it: it is cut where it is long, and control characters are
+    replaced, except for the ends of lines in `what`.
 
     Args:
         what: What is wrong, with the offending value.
@@ -20,8 +26,10 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = '', fix: str = '') -> None:
-        self.what, self.where, self.fix = what, where, fix
-        super().__init__(what, where, fix)
+        lines = _cut(what, _MOST_CHARS).split('\n')  # some list differences
+        self.what = '\n'.join(map(printable, lines))
+        self.where, self.fix = (printable(_cut(text, _MOST_CHARS)) for text in (where, fix))
+        super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:
         sentence = f'{self.where}: {self.what}' if self.where else self.what
@@ -80,13 +88,27 @@ def reason(error: BaseException) -> str:
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Returns `did you mean 'x'?`, or the list of choices if none is close."""
-    choices = list(choices)
+    choices = list(choices)[:_MOST_CHOICES]
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if near:
         return f'did you mean {near[0]!r}?'
     return f'choose from {", ".join(map(repr, choices))}' if choices else 'there are no choices'
 
 
+def shown(value: object) -> str:
+    """Returns an outside value as a message shows it: cut, or its type where it has no text."""
+    try:
+        return _cut(repr(value), 200)
+    except Exception:  # Python writes no integer of more than 4300 digits, for example
+        return f'{type(value).__name__}(...)'
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f'{text[:most]}...'
+
+
 def printable(path: str) -> str:
     """Returns a path, or other outside text, that is safe to print and to encode."""
+    if path.isprintable():
+        return path
     return ''.join('�' if unicodedata.category(char) in ('Cc', 'Cs') else char for char in path)

@@ -224,6 +224,18 @@ def test_too_many_pixels_are_refused_before_decoding():
     assert read_image(small, max_pixels=100).shape == (10, 10, 3)
 
 
+def test_few_bytes_that_announce_many_pixels():
+    """42 bytes of GIF would take gigabytes, as would a few kilobytes of WebP."""
+    gif = bytearray(SAMPLES['gif'])
+    gif[6:10] = struct.pack('<HH', 13_000, 13_000)
+    match = r'has 13000x13000 pixels, far more than [0-9,]+ bytes can hold; shrink it'
+    for read in (read_image, probe):
+        with pytest.raises(UserError, match=match):
+            read(bytes(gif))
+    with pytest.raises(UserError, match='13000x13000 pixels, more than the limit of 99'):
+        read_image(bytes(gif), max_pixels=99)
+
+
 @pytest.mark.parametrize('name', SAMPLES)
 def test_limit_is_ours_and_pillow_keeps_its_own(monkeypatch, name):
     wanted, limits = read_image(SAMPLES[name]), []

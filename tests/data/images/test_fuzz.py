@@ -7,6 +7,7 @@ what comes out of the tf.data pipeline.
 import io
 import warnings
 
+import fuzz_suite
 import numpy as np
 import pytest
 from image_samples import SAMPLES
@@ -133,3 +134,13 @@ def test_files_that_are_damaged_after_the_scan_stop_the_pipeline(tmp_path, name)
         path.write_bytes(data)
         with pytest.raises(UserError, match=r'photo\.jpg: '):
             list(tf_data.eval_epoch(table, image_format=ImageFormat(SIZE), batch_size=1))
+
+
+@pytest.mark.parametrize('name', ['images', 'scan cache'])
+def test_seeds_are_taken(tmp_path, name):
+    fuzz_suite.check_seeds(name, tmp_path)
+
+
+@pytest.mark.parametrize('name', ['images', 'scan cache'])
+def test_damaged_inputs_end_in_a_sentence(tmp_path, name):
+    fuzz_suite.check_damaged(name, tmp_path)

@@ -300,3 +300,18 @@ def test_folders_that_end_like_manifests_are_folders(photos, tmp_path):
     photos.rename(tmp_path / 'photos.csv')
     assert not manifest.is_manifest(str(tmp_path / 'photos.csv'))
     assert len(table_of(str(tmp_path / 'photos.csv'))) == 16
+
+
+@pytest.mark.parametrize('first', ['x' * (1 << 21), '"' + 'x' * (1 << 21)])
+def test_a_first_line_that_is_too_long(tmp_path, first):
+    (tmp_path / 'a.csv').write_text(f'{first}\na,b\n')
+    with pytest.raises(UserError, match=r'line 1: not valid CSV .field larger than field limit'):
+        manifest.read_manifest(tmp_path / 'a.csv')
+
+
+def test_an_object_of_very_many_names(tmp_path):
+    fields = ', '.join(f'"labe{n}": 1' for n in range(200_000))
+    (tmp_path / 'a.jsonl').write_text(f'{{{fields}}}\n')
+    with pytest.raises(UserError, match="line 1: no 'path'") as caught:
+        manifest.read_manifest(tmp_path / 'a.jsonl')
+    assert len(str(caught.value)) < 5000

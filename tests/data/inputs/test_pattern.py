@@ -123,3 +123,37 @@ def test_folders_whose_names_look_like_patterns(root, monkeypatch):
     assert split_base('s3://b/c/{class}/*') == ('s3://b/c', '{class}/*')
     monkeypatch.chdir(Path(root, 'flat'))
     assert len(list_pattern('{class}_*.png').names) == 3
+
+
+@pytest.mark.parametrize(
+    ('rest', 'match'),
+    [
+        ('{class}/[z-a].jpg', 'is not a pattern: bad character range'),
+        ('**/a/**/b/**/c/**/{class}', r'4 \*\* in the pattern .*, more than 3'),
+        ('a*b*c*{class}', r'more than 2 \* before {class}'),
+        ('{class}*' * 4, r'more than 2 \* before {class}'),
+        ('{class}/' * 70, '71 folders'),
+        ('{class}' + 'x' * 4100, '4107 characters'),
+        ('[{class}]/x', 'no file matches'),
+        ('{class}/\0', 'no file matches'),
+        ('{class}\n', 'no file matches'),
+    ],
+)
+def test_patterns_that_cannot_be_matched(root, rest, match):
+    with pytest.raises(UserError, match=match) as caught:
+        list_pattern(f'{root}/{rest}')
+    assert '\n' not in str(caught.value)
+
+
+def test_no_name_takes_forever(tmp_path):
+    name = 'a' * 250 + '.jpg'
+    (tmp_path / name).write_bytes(b'')
+    with pytest.raises(UserError, match='no file matches'):
+        list_pattern(f'{tmp_path}/{{class}}' + '*a' * 40 + 'b')
+    assert found(tmp_path, '{class}' + '*a' * 40 + '*.jpg') == {name: 'a' * 210}
+
+
+def test_stars_after_the_class_take_what_they_can(root):
+    wanted = {'flat/pit_bull_2.png': 'pit_bull', 'flat/pit_bull_10.png': 'pit_bull'}
+    assert found(root, 'flat/{class}_*[0-9]*.p*g') == wanted | {'flat/cat_1.png': 'cat'}
+    assert found(root, 'f*a*/{class}_*u*_?.png') == {'flat/pit_bull_2.png': 'pit'}

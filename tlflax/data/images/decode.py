@@ -28,6 +28,10 @@ from tlflax.utils.errors import UserError, as_user_error, printable, reason
 
 MAX_PIXELS = 178_956_970  # where Pillow too stops by default: half a gigabyte of RGB
 
+# Larger images have at least a byte for this many pixels, however well they compress. What claims
+# more is made to fill the memory: 42 bytes of GIF can announce half a gigabyte of RGB.
+_LARGE, _PIXELS_PER_BYTE = 50_000_000, 100
+
 _JPEG = ('JPEG', 'MPO')  # several JPEGs in one file, as some phones write
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,7 +67,7 @@ def read_image(
         UserError: The file cannot be opened or decoded; names it and says what its bytes are.
     """
     data, name = _bytes(source, name)
-    with _explaining(data, name), pillow.decoding(max_pixels):
+    with _decoding(data, name, max_pixels):
         image, layout, _ = _open(data)
         image.load()
         rgb = color_modes.to_rgb(image, layout, background)
@@ -98,7 +102,7 @@ def probe(
         UserError: As `read_image`.
     """
     data, name = _bytes(source, name)
-    with _explaining(data, name), pillow.decoding(max_pixels):
+    with _decoding(data, name, max_pixels):
         image, layout, plain = _open(data)
         size, mode = image.size, image.mode
         thumbnail, flat = _thumbnail(image, layout, background)
@@ -156,16 +160,21 @@ def _bytes(source: Source, name: str) -> tuple[bytes, str]:
 
 
 @contextlib.contextmanager
-def _explaining(data: bytes, name: str) -> Iterator[None]:
-    """Turns everything that Pillow raises on bad bytes into a sentence.
+def _decoding(data: bytes, name: str, max_pixels: int) -> Iterator[None]:
+    """Limits the pixels, and turns everything that Pillow raises on bad bytes into a sentence.
 
     Its decoders raise a dozen types (SyntaxError, struct.error, IndexError, ...) on damaged files,
     so every Exception from inside counts as the file's fault.
     """
     try:
-        yield
+        with pillow.decoding(min(max_pixels, max(_LARGE, _PIXELS_PER_BYTE * len(data)))):
+            yield
     except pillow.TooLarge as error:
-        raise UserError(f'has {error}', where=name, fix='shrink it or remove it') from None
+        width, height = error.args
+        few = f'far more than {len(data):,} bytes can hold'
+        why = f'more than the limit of {max_pixels:,}' if width * height > max_pixels else few
+        what = f'has {width}x{height} pixels, {why}'
+        raise UserError(what, where=name, fix='shrink it or remove it') from None
     except Exception as error:
         what = f'is {_fault(data, error)}'
         raise UserError(what, where=name, fix='replace or remove it') from error

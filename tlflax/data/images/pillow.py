@@ -35,7 +35,7 @@ _PREFIX_BYTES = 16  # what a plugin sees when it decides whether it takes a file
 
 
 class TooLarge(Exception):
-    """An image has more pixels than allowed."""
+    """An image has more pixels than allowed; holds its width and height."""
 
 
 class _Thread(threading.local):
@@ -58,7 +58,7 @@ def _check_size(size: tuple[int, int], **options: bool) -> None:
     """Stands in for Pillow's check of sizes."""
     limit = _thread.max_pixels
     if limit is not None and size[0] * size[1] > limit:
-        raise TooLarge(f'{size[0]}x{size[1]} pixels, more than the limit of {limit:,}')
+        raise TooLarge(*size)
 
 
 def _with_our_limit(method: object) -> types.FunctionType:

@@ -15,6 +15,7 @@ from jaxtyping import Int, Int64, UInt8
 
 from tlflax.data.images import perceptual_hash
 from tlflax.data.images.files import Entry, ScannedFile
+from tlflax.utils import archives
 from tlflax.utils.errors import reason
 from tlflax.utils.files import replacing
 
@@ -65,15 +66,15 @@ def load(place: Path, entries: Sequence[Entry]) -> list[ScannedFile | None]:
     A file that is missing, damaged or of another version tells nothing.
     """
     try:
-        with np.load(place, allow_pickle=False) as file:
-            texts = file['texts'].tobytes().decode('utf-8', 'surrogateescape').split('\0')
-            if texts[0] == _VERSION:
-                count = int(texts[1])
-                words, paths = list(map(sys.intern, texts[2 : 2 + count])), texts[2 + count :]
-                columns = [file[name] for name in ('numbers', 'digests', 'looks')]
-                if {len(paths)} != {len(column) for column in columns}:
-                    raise ValueError('its columns differ in length')
-                return _unpack(_match(entries, paths, columns[0]), words, *columns)
+        file = archives.read_npz(place)
+        texts = file['texts'].tobytes().decode('utf-8', 'surrogateescape').split('\0')
+        if texts[0] == _VERSION:
+            count = int(texts[1])
+            words, paths = list(map(sys.intern, texts[2 : 2 + count])), texts[2 + count :]
+            columns = [file[name] for name in ('numbers', 'digests', 'looks')]
+            if {len(paths)} != {len(column) for column in columns}:
+                raise ValueError('its columns differ in length')
+            return _unpack(_match(entries, paths, columns[0]), words, *columns)
     except FileNotFoundError:
         pass
     except Exception as error:  # a damaged file makes NumPy and zipfile raise nearly anything

@@ -123,7 +123,10 @@ def _parse_table(path: str, file: Iterable[str], report: Report) -> Iterator[tup
     """Yields the line number and the fields of each line of a CSV, by column."""
     lines = iter(file)
     first = next(lines, '')
-    header, delimiter = _header(path, first)
+    try:
+        header, delimiter = _header(path, first)
+    except csv.Error as error:
+        raise fault_of(path, 1, f'not valid CSV ({error})', 'name the columns') from error
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in reader:

@@ -24,10 +24,12 @@ from tlflax.data.inputs.walk import (
     identity,
     stop,
 )
-from tlflax.utils.errors import UserError, printable
+from tlflax.utils.errors import UserError, as_user_error, printable, shown
 
 _CLASS = '{class}'
 _MAGIC = re.compile(r'[*?[{]')
+_MOST_STARS, _MOST_ANY = 2, 3  # more could be matched in too many ways
+_MOST_FOLDERS, _MOST_CHARS = 64, 4096  # as a path
 _TOKEN = re.compile(r'\{\w*\}|\[!?\]?[^]]*\]|.', re.DOTALL)
 
 
@@ -94,6 +96,14 @@ def _matchers(spec: str, rest: str) -> list[re.Pattern[str]]:
             fix=f'put {_CLASS} where the name of the class stands, as in photos/{_CLASS}/*.jpg',
         )
     parts, patterns, so_far = rest.split('/'), [], ''
+    for what, count, most in (
+        ('**', parts.count('**'), _MOST_ANY),
+        ('folders', len(parts), _MOST_FOLDERS),
+        ('characters', len(rest), _MOST_CHARS),
+    ):
+        if count > most:
+            what = f'{count} {what} in the pattern {shown(spec)}, more than {most}'
+            raise UserError(what, fix='begin nearer to the images')
     for part in parts[:-1]:
         if part == '**':
             patterns.append(f'{so_far}.*')
@@ -104,26 +114,51 @@ def _matchers(spec: str, rest: str) -> list[re.Pattern[str]]:
             so_far += '/'
     last = '*' if parts[-1] == '**' else parts[-1]
     patterns.append(so_far + _translate(last, so_far))
-    return [re.compile(pattern, re.DOTALL) for pattern in patterns]
+    with as_user_error(
+        f'{printable(spec)!r} is not a pattern: {{reason}}', fix='correct its [...]', of=(re.error,)
+    ):
+        return [re.compile(pattern, re.DOTALL) for pattern in patterns]
 
 
 def _translate(part: str, before: str) -> str:
-    """Makes a regular expression of a pattern for one name, to follow `before`."""
+    """Makes a regular expression of a pattern for one name, to follow `before`.
+
+    Raises:
+        UserError: It has too many `*` before `{class}`.
+    """
+    *heads, tail = re.split(r'(?<=\{class\})', part)
     result = ''
-    for token in _TOKEN.findall(part):
+    if sum(len(_pieces(head)) - 1 for head in heads) > _MOST_STARS:
+        raise UserError(
+            f'more than {_MOST_STARS} * before {_CLASS} in {printable(part)!r}',
+            fix=f'write more of what stands before {_CLASS}',
+        )
+    for head in heads:
+        pieces = _pieces(head.removesuffix(_CLASS))
+        known = '(?P<label>' in before + result
+        result += '[^/]*'.join(pieces) + ('(?P=label)' if known else '(?P<label>[^/]+)')
+    first, *others = _pieces(tail)
+    if not others:
+        return result + first
+    # The first place where a piece fits is as good as any other, so none is tried twice (?>...).
+    middle = ''.join(f'(?>[^/]*?{piece})' for piece in others[:-1])
+    return f'{result}{first}{middle}[^/]*{others[-1]}'
+
+
+def _pieces(part: str) -> list[str]:
+    """Returns regular expressions for what stands before, between and after the runs of `*`."""
+    pieces = ['']
+    for token in _TOKEN.findall(re.sub(r'\*+', '*', part)):
         if token == '*':
-            result += '[^/]*'
+            pieces.append('')
         elif token == '?':
-            result += '[^/]'
-        elif token == _CLASS:
-            known = '(?P<label>' in before + result
-            result += '(?P=label)' if known else '(?P<label>[^/]+)'
+            pieces[-1] += '[^/]'
         elif token.startswith('[') and len(token) > 2:
-            inner = token[1:-1].replace('\\', r'\\').replace('[', r'\[').replace('^', r'\^')
-            result += f'[^/{inner[1:]}]' if inner.startswith('!') else f'[{inner}]'
+            inner = re.sub(r'([\\\[\]^&|~])', r'\\\1', token[1:-1])
+            pieces[-1] += f'[^/{inner[1:]}]' if inner.startswith('!') else f'[{inner}]'
         else:
-            result += re.escape(token)
-    return result
+            pieces[-1] += re.escape(token)
+    return pieces
 
 
 def _walk(

@@ -4,22 +4,18 @@ Names and layouts are those of the file; `tlflax.models.pretrained` interprets t
 """
 
 import dataclasses
-import io
 import os
-import pickle
-import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import h5py
 import numpy as np
-import onnx
-import onnx.numpy_helper
 import safetensors
 import safetensors.numpy
 
-from tlflax.utils.errors import UserError, as_user_error
+from tlflax.models.weights import hdf5, onnx_file, pytorch
+from tlflax.utils import archives
+from tlflax.utils.errors import UserError, as_user_error, printable
 from tlflax.utils.files import atomic_write
 
 KNOWN = 'Keras .h5, .weights.h5 or .keras, ONNX, safetensors, .npz and PyTorch .pth'
@@ -36,7 +32,7 @@ class Container:
     Attributes:
         kind: The name of the format, a key of `READERS`.
         tensors: Tensor name to array, as stored.
-        metadata: Text entries of the file: safetensors' metadata, HDF5's root attributes.
+        metadata: Text entries of the file: safetensors' metadata, HDF5's `backend`.
     """
 
     kind: str
@@ -48,8 +44,8 @@ def read(path: str | os.PathLike[str]) -> Container:
     """Reads every tensor of a file; its extension does not matter.
 
     Raises:
-        UserError: The file does not exist, has no known format or is damaged, or it is PyTorch's
-            and PyTorch is not installed.
+        UserError: The file does not exist, has no known format or is damaged, announces far more
+            than it has, or it is PyTorch's and PyTorch is not installed.
     """
     path = Path(path)
     kind = _sniff(path)
@@ -60,7 +56,9 @@ def read(path: str | os.PathLike[str]) -> Container:
         but=(MemoryError,),
     ):
         tensors, metadata = READERS[kind](path)
-    return Container(kind, tensors, metadata)
+    # Names go into messages.
+    named = {printable(name): tensor for name, tensor in tensors.items()}
+    return Container(kind, named, metadata)
 
 
 def write_safetensors(
@@ -107,10 +105,9 @@ def _sniff(path: Path) -> str:
 
 
 def _sniff_zip(path: Path) -> str | None:
-    damaged = (zipfile.BadZipFile,)
-    with (
+    with (  # the names in a damaged directory raise more than BadZipFile
         as_user_error(
-            'is a damaged archive: {reason}', where=str(path), fix='get it again', of=damaged
+            'is a damaged archive: {reason}', where=str(path), fix='get it again', of=(Exception,)
         ),
         zipfile.ZipFile(path) as archive,
     ):
@@ -125,62 +122,6 @@ def _sniff_zip(path: Path) -> str | None:
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
 
 
-def _read_hdf5(path: Path) -> Found:
-    with h5py.File(path, 'r') as file:
-        return _from_hdf5(file)
-
-
-def _read_keras(path: Path) -> Found:
-    with zipfile.ZipFile(path) as archive:
-        content = io.BytesIO(archive.read('model.weights.h5'))
-    with h5py.File(content, 'r') as file:
-        return _from_hdf5(file)
-
-
-def _from_hdf5(file: h5py.File) -> Found:
-    """Reads Keras's layer lists (Keras 1 and 2, `.h5` of 3) or Keras 3's nested `vars` groups."""
-    root = file.get('model_weights', file)
-    legacy = 'layer_names' in root.attrs or 'layer_names0' in root.attrs
-    tensors = dict(_legacy_tensors(root) if legacy else _keras3_tensors(file))
-    metadata = {key: _text(value) for key, value in root.attrs.items() if np.ndim(value) == 0}
-    return tensors, metadata
-
-
-def _legacy_tensors(root: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
-    for layer in _names(root, 'layer_names'):
-        for name in _names(root[layer], 'weight_names'):
-            yield f'{layer}/{name}', root[layer][name][()]
-
-
-def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """Reads a list of names, which Keras splits into `attribute0`, `attribute1`, ... if long."""
-    parts = [key for key in group.attrs if re.fullmatch(rf'{attribute}\d*', key)]
-    parts.sort(key=lambda key: int(key.removeprefix(attribute) or 0))
-    return [_text(name) for part in parts for name in group.attrs[part]]
-
-
-def _keras3_tensors(file: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields `<group path>/<layer name>/<number>`; the name is an attribute of the group."""
-    found: list[tuple[str, h5py.Dataset]] = []
-    file.visititems(lambda name, item: found.append((name, item)))
-    for path, dataset in found:
-        if isinstance(dataset, h5py.Dataset):
-            layer = _text(dataset.parent.attrs.get('name', ''))
-            parent, _, number = path.rpartition('/')
-            yield f'{parent.removesuffix("/vars")}/{layer}/{number}', dataset[()]
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _read_onnx(path: Path) -> Found:
-    """Reads the floating-point initializers of the graph, including data in side files."""
-    model = onnx.load(path)
-    arrays = {str(i.name): onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
-    return {name: array for name, array in arrays.items() if array.dtype.kind == 'f'}, {}
-
-
 def _read_safetensors(path: Path) -> Found:
     with safetensors.safe_open(path, framework='numpy') as file:
         metadata = file.metadata() or {}
@@ -188,43 +129,14 @@ def _read_safetensors(path: Path) -> Found:
 
 
 def _read_npz(path: Path) -> Found:
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive), {}
-
-
-def _read_torch(path: Path) -> Found:
-    with as_user_error(
-        'PyTorch is needed to read a PyTorch file',
-        where=str(path),
-        fix="pip install 'tlflax[torch]', or convert it to safetensors elsewhere",
-        of=(ImportError,),
-    ):
-        import torch
-
-    def flatten(tree: object) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the tensors of nested dicts (a training checkpoint wraps its state dict)."""
-        for key, value in tree.items() if isinstance(tree, Mapping) else ():
-            if isinstance(value, torch.Tensor):
-                yield str(key), value.detach().numpy()
-            else:
-                yield from ((f'{key}.{name}', array) for name, array in flatten(value))
-
-    with as_user_error(
-        'cannot be read as PyTorch: it is damaged or holds more than tensors',
-        where=str(path),
-        fix='write it with torch.save(model.state_dict(), ...)',
-        of=(pickle.UnpicklingError,),
-    ):
-        # With weights_only, no code in the file is run.
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    return dict(flatten(content)), {}
+    return archives.read_npz(path), {}
 
 
 READERS: dict[str, Callable[[Path], Found]] = {
-    'Keras HDF5': _read_hdf5,
-    'Keras archive': _read_keras,
-    'ONNX': _read_onnx,
+    'Keras HDF5': hdf5.read,
+    'Keras archive': hdf5.read_keras,
+    'ONNX': onnx_file.read,
     'safetensors': _read_safetensors,
     'npz': _read_npz,
-    'PyTorch': _read_torch,
+    'PyTorch': pytorch.read,
 }
