@@ -11,6 +11,7 @@ import absl.logging
 from tlflax.config import tensorflow_notices
 from tlflax.utils import assets
 
+_ORBAX = f'{os.sep}orbax{os.sep}'
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -40,4 +41,7 @@ def keep_compiled_programs() -> None:
 
 
 def _ours_or_error(record: logging.LogRecord) -> bool:
+    """Leaves out what other libraries log; of Orbax errors too, which it raises as well."""
+    if _ORBAX in record.pathname:
+        return False
     return record.pathname.startswith(_PACKAGE) or record.levelno >= logging.ERROR

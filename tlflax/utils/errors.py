@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -9,6 +11,9 @@ EXIT_CODE = 2
 
 _MOST_CHARS = 4000  # of a message: outside text in it may be of any length
 _MOST_CHOICES = 1000  # that are compared with a name
+
+
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class UserError(Exception):
@@ -82,6 +87,8 @@ def reason(error: BaseException) -> str:
     """Returns the first line of an exception's message, or its type if it has none."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if number := _SYSTEM_ERROR.search(str(error)):  # TensorStore tells a long story around it
+        return os.strerror(int(number[1]))
     lines = str(error).strip().splitlines() or ['']
     return lines[0][:300] or type(error).__name__
 

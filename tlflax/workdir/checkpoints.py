@@ -10,6 +10,7 @@ leads to the same end.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from tlflax.utils.files import JsonObject, is_signed, signed
 NOTHING = Variables({}, {})
 
 _DIGESTS = 'digests'  # key of the metadata: those of the other items
+_ROOM = 2**18  # bytes of a checkpoint beside its arrays, at most
 _DAMAGED = 'damaged'  # beside the checkpoints: those that could not be read
 
 
@@ -263,6 +265,8 @@ class Checkpoints:
             'frozen_state': frozen.state,
         }
         arrays = {name: jax.tree.map(np.asarray, t) for name, t in trees_by_name.items() if t}
+        with self._saving():
+            self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         digests = {name: trees.fingerprint(tree) for name, tree in arrays.items()}
         best_step = best[-1] if best else None
         whole = signed({**meta, 'rank': rank, 'best_step': best_step, _DIGESTS: digests})
@@ -274,6 +278,11 @@ class Checkpoints:
         with self._saving():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._metas[step] = whole
+
+    def _check_room(self, size: int) -> None:
+        """Refuses to begin what will not fit: Orbax's threads report it at length."""
+        if shutil.disk_usage(self.folder).free < size + _ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def drop_former(self) -> None:
         """Deletes all but the best and the latest step, for a training that has ended."""

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from tensorboardX import SummaryWriter
@@ -37,12 +36,7 @@ class Workdir:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        with as_user_error(
-            'the workdir cannot be written ({reason})',
-            where=str(path),
-            fix='give another one with --workdir',
-            of=(OSError,),
-        ):
+        with _writing(self.path, 'give another one with --workdir'):
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -87,7 +81,8 @@ class Workdir:
 
     def claim(self, config: JsonObject) -> None:
         """Writes config.json, which binds the workdir to this configuration."""
-        write_json(self.path / 'config.json', config)
+        with _writing(self.path):
+            write_json(self.path / 'config.json', config)
 
     def require_unused(self, *names: str) -> None:
         """Refuses a workdir that has any of these files.
@@ -106,19 +101,20 @@ class Workdir:
         Raises:
             UserError: It has one.
         """
-        if not self._writing.exists():
+        if not self._mark.exists():
             self.require_unused('config.json', 'result.json')
 
     def begin_writing(self) -> None:
         """Prepares for a run that is written at once, until `write_result`; see `check_free`."""
         self.check_free()
-        self._writing.touch()
-        for folder in (self.checkpoints, self.path / 'tensorboard'):
-            shutil.rmtree(folder, ignore_errors=True)
-        (self.path / 'metrics.jsonl').unlink(missing_ok=True)
+        with _writing(self.path):
+            self._mark.touch()
+            for folder in (self.checkpoints, self.path / 'tensorboard'):
+                shutil.rmtree(folder, ignore_errors=True)
+            (self.path / 'metrics.jsonl').unlink(missing_ok=True)
 
     @property
-    def _writing(self) -> Path:
+    def _mark(self) -> Path:
         return self.path / '.writing'
 
     def locked(self) -> AbstractContextManager[None]:
@@ -132,10 +128,11 @@ class Workdir:
             before = json.loads(path.read_text())['sessions']
         except FileNotFoundError:
             before = []
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             logging.warning('WARNING: %s: is damaged and begins again', path)
             before = []
-        write_json(path, {'sessions': [*before, session]})
+        with _writing(self.path):
+            write_json(path, {'sessions': [*before, session]})
 
     def result(self) -> JsonObject | None:
         """Returns the result of a finished run, or None.
@@ -154,8 +151,9 @@ class Workdir:
     def write_result(self, result: JsonObject) -> JsonObject:
         """Writes result.json, which marks the run as finished; returns its contents."""
         whole = signed(result)
-        write_json(self.path / 'result.json', whole)
-        self._writing.unlink(missing_ok=True)
+        with _writing(self.path):
+            write_json(self.path / 'result.json', whole)
+            self._mark.unlink(missing_ok=True)
         return whole
 
     def records(self) -> list[JsonObject]:
@@ -166,7 +164,7 @@ class Workdir:
             try:
                 record = json.loads(line)
                 record['epoch'] + record['step']
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 logging.warning('WARNING: %s: a line is damaged and is removed', path)
             else:
                 records.append(record)
@@ -176,11 +174,12 @@ class Workdir:
         """Drops the records after the first `epochs` epochs, which will be run again."""
         kept = [record for record in self.records() if record['epoch'] <= epochs]
         lines = ''.join(dump_json(record) + '\n' for record in kept)
-        atomic_write(self.path / 'metrics.jsonl', lines)
+        with _writing(self.path):
+            atomic_write(self.path / 'metrics.jsonl', lines)
 
     def append(self, record: JsonObject) -> None:
         """Adds an epoch's record to metrics.jsonl and to the TensorBoard events."""
-        with open(self.path / 'metrics.jsonl', 'a') as file:
+        with _writing(self.path), open(self.path / 'metrics.jsonl', 'a') as file:
             file.write(dump_json(record) + '\n')
         if self._events is None:
             self._events = SummaryWriter(str(self.path / 'tensorboard'))
@@ -195,11 +194,19 @@ class Workdir:
             self._events.close()
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file of a workdir.
+def _writing(
+    folder: Path, fix: str = 'make room or fix that, then run the same command to continue'
+) -> AbstractContextManager[None]:
+    return as_user_error(
+        'the workdir cannot be written ({reason})', where=str(folder), fix=fix, of=(OSError,)
+    )
+
+
+def read_json(path: Path) -> JsonObject:
+    """Reads a JSON object from a file of a workdir.
 
     Raises:
-        UserError: It does not exist or is not valid JSON.
+        UserError: It does not exist, or does not hold an object.
     """
     missing = as_user_error(
         f'no {path.name} found',
@@ -210,9 +217,12 @@ def read_json(path: Path) -> Any:
     with missing:
         text = path.read_bytes()
     try:
-        return json.loads(text)
-    except ValueError as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _damaged(path) from error
+    if not isinstance(found, dict):
+        raise _damaged(path)
+    return found
 
 
 def _damaged(path: Path) -> UserError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import socket
@@ -14,6 +15,7 @@ from tlflax.utils.errors import UserError, printable, reason
 from tlflax.utils.files import lock
 
 _NAME = '.lock'
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -48,6 +50,8 @@ def _take(path: Path) -> int | None:
                 fix='wait for it or stop it, or give another --workdir',
             ) from None
         except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise _unwritable(path, error) from error
             logging.warning(
                 'WARNING: %s: the file system cannot lock files (%s), so nothing keeps a second '
                 'training out of this workdir',
@@ -55,9 +59,21 @@ def _take(path: Path) -> int | None:
             )
             return None
         since = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f'{socket.gethostname()} {os.getpid()} {since}\n'.encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f'{socket.gethostname()} {os.getpid()} {since}\n'.encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise _unwritable(path, error) from error
         return descriptor
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f'the workdir cannot be written ({reason(error)})',
+        where=str(path.parent),
+        fix='make room or fix that, then run the same command to continue',
+    )
 
 
 def _holder(path: Path) -> str:
