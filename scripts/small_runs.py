@@ -194,7 +194,7 @@ def outcome(job: Job, workdir: Path, folder: Path) -> object:
         }
         if job.mode == 'sweeping':
             told['ranking'] = json.loads((workdir / 'sweep.json').read_text())
-        place.write_text(json.dumps(_without_times(told)))
+        place.write_text(json.dumps(without_times(told)))
 
     child = in_child(read, log, {'TLFLAX_CACHE': str(folder / 'outcome-cache')})
     os.waitpid(child, 0)
@@ -203,10 +203,11 @@ def outcome(job: Job, workdir: Path, folder: Path) -> object:
     return json.loads(place.read_text())
 
 
-def _without_times(value: object) -> object:
+def without_times(value: object) -> object:
+    """Returns JSON values without those that no two runs share."""
     if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if k not in TIMES}
-    return [_without_times(item) for item in value] if isinstance(value, list) else value
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def difference(expected: object, got: object, path: str = '') -> str:
