@@ -14,6 +14,7 @@ happened.
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
