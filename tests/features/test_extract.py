@@ -21,6 +21,7 @@ from tlflax.data.splits.load import load_table
 from tlflax.features import extract, sources
 from tlflax.features.cache import quota
 from tlflax.features.cache.keys import describe
+from tlflax.features.cache.store import Store
 from tlflax.features.views import training_views, view_keys
 from tlflax.train import setup, train_and_evaluate
 from tlflax.utils import assets, trees
@@ -191,6 +192,13 @@ def test_interrupted_extraction_goes_on_where_it_was(folders, tmp_path, caplog, 
     caplog.clear()
     train_and_evaluate(config, tmp_path / 'w')
     assert computed(caplog)['training'] == 42 - 2 * 8  # the third batch was under way
+
+
+def test_features_that_cannot_be_read_back_are_an_error(folders, tmp_path, monkeypatch):
+    lookup = Store.lookup
+    monkeypatch.setattr(Store, 'lookup', lambda self, keys: np.minimum(lookup(self, keys), -1))
+    with pytest.raises(UserError, match='that were just written cannot be read back'):
+        train_and_evaluate(small_config(folders, train__epochs=1), tmp_path / 'w')
 
 
 def test_half_width_storage_is_close(folders, tmp_path):

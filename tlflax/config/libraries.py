@@ -2,8 +2,11 @@
 
 import logging
 import os
+import sys
+import threading
 import warnings
 from pathlib import Path
+from types import TracebackType
 
 import absl.flags
 import absl.logging
@@ -11,7 +14,7 @@ import absl.logging
 from tlflax.config import tensorflow_notices
 from tlflax.utils import assets
 
-_ORBAX = f'{os.sep}orbax{os.sep}'
+_RAISED = tuple(f'{os.sep}{name}{os.sep}' for name in ('orbax', 'asyncio'))
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -19,6 +22,7 @@ def set_up_logging() -> None:
     """Shows our own lines, without prefixes, and only errors of other libraries, all on stderr."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     tensorflow_notices.hold_back()
+    sys.excepthook = _say_unless_closed
     warnings.filterwarnings('ignore', module=r'(?!tlflax)')
     absl.flags.FLAGS.mark_as_parsed()  # absl warns when it logs before that
     absl.logging.use_absl_handler()
@@ -26,6 +30,15 @@ def set_up_logging() -> None:
     handler = absl.logging.get_absl_handler()
     handler.setFormatter(logging.Formatter('%(message)s'))
     handler.addFilter(_ours_or_error)
+
+
+def _say_unless_closed(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Leaves out what threads of TensorStore say once Orbax has given up and raised an error."""
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if not (elsewhere and kind is RuntimeError and str(error) == 'Event loop is closed'):
+        sys.__excepthook__(kind, error, trace)
 
 
 def keep_compiled_programs() -> None:
@@ -41,7 +54,7 @@ def keep_compiled_programs() -> None:
 
 
 def _ours_or_error(record: logging.LogRecord) -> bool:
-    """Leaves out what other libraries log; of Orbax errors too, which it raises as well."""
-    if _ORBAX in record.pathname:
+    """Leaves out what other libraries log; of some errors too, which are raised as well."""
+    if any(folder in record.pathname for folder in _RAISED):
         return False
     return record.pathname.startswith(_PACKAGE) or record.levelno >= logging.ERROR

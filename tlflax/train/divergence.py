@@ -48,7 +48,7 @@ def error(
     number = position.step_in_epoch + bad
     step = position.epoch * run.steps_per_epoch + number + 1
     norms = _gradient_norms(run, train, checkpoints, work, max(bad - 1, 0))
-    told = ', '.join(f'{norm:.3g} for {label!r}' for label, norm in norms.items())
+    told = ', '.join(f'{norm:.3g} for {label!r}' for label, norm in sorted(norms.items()))
     when = 'before it' if bad else 'of it'
     return UserError(
         f'the training loss is no longer finite in step {step}, epoch {position.epoch + 1}, with '

@@ -13,6 +13,7 @@ _MOST_CHARS = 4000  # of a message: outside text in it may be of any length
 _MOST_CHOICES = 1000  # that are compared with a name
 
 
+_TENSORSTORE = re.compile(r' \[(?:tensorstore_spec|source locations)')
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
@@ -89,7 +90,8 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if number := _SYSTEM_ERROR.search(str(error)):  # TensorStore tells a long story around it
         return os.strerror(int(number[1]))
-    lines = str(error).strip().splitlines() or ['']
+    text = _TENSORSTORE.split(str(error).strip())[0]
+    lines = text.splitlines() or ['']
     return lines[0][:300] or type(error).__name__
 
 

@@ -22,6 +22,7 @@ from helpers import ROOT, TESTS
 
 from tlflax.features.cache import quota, segments
 from tlflax.features.cache.keys import row_keys
+from tlflax.features.cache.rows import Layout
 from tlflax.features.cache.store import DamagedRows, Store
 from tlflax.utils.errors import UserError
 
@@ -375,6 +376,28 @@ def test_every_flipped_bit_costs_at_most_its_row(
         if lost == 'one':
             expected[(bit // 8 - 128) // per_row] = False
         np.testing.assert_array_equal(after_damage(root, keys), expected, f'bit {bit}')
+
+
+@pytest.mark.parametrize('word', [0, 1])
+def test_a_damaged_key_hides_no_row_that_is_written_again(
+    small: tuple[Path, np.ndarray], word: int
+) -> None:
+    """The row that is written again shares the first word of its key with the damaged one."""
+    root, keys = small
+    (path,) = root.glob('*/*/keys.npy')
+    header = len(Layout((3,), 'float16', 8).keys_header)
+    data = bytearray(path.read_bytes())
+    for row in range(len(keys)):
+        data[header + row * 24 + word * 8 + 7] ^= 1 << row % 8
+    path.write_bytes(data)
+    for _ in range(2):  # in this process and in the next
+        with Store(root, SPACE, (3,), 'float16', segment_bytes=48) as store:
+            if (missing := store.lookup(keys) < 0).any():
+                assert missing.all()
+                store.append(keys, truth(keys, (3,)))
+            rows = store.lookup(keys)
+            assert (rows >= 0).all()
+            np.testing.assert_array_equal(store.read(rows), truth(keys, (3,)).astype(store.dtype))
 
 
 def test_damaged_rows_are_computed_again_and_then_served(small: tuple[Path, np.ndarray]) -> None:
