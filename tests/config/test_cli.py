@@ -6,8 +6,10 @@ import pytest
 
 from tlflax.config import cli, default_config, flags, libraries
 from tlflax.config.flags import ConfigFile
+from tlflax.config.parse import resolve
 from tlflax.utils import interrupts
 from tlflax.utils.errors import UserError
+from tlflax.utils.files import write_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,3 +131,35 @@ def test_exit_codes(monkeypatch, capsys, main, arguments, code, said):
         make(main).run()
     assert stop.value.code == code
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_config_json_of_a_run_is_data(tmp_path):
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+    config = default_config()
+    config.train.epochs, config.optim.learning_rates = 3, (('head', 0.5),)
+    write_json(folder / 'config.json', config.to_dict())
+    file = str(folder / 'config.json')
+    found = parse(f'--config={file}', '--config.train.seed=7').config
+    assert found.name == 'mine'
+    resolved = resolve(found.values)
+    assert (resolved.train.epochs, resolved.train.seed) == (3, 7)
+    assert resolved.optim.learning_rates == (('head', 0.5),)
+    assert parse('--config', file, '--config.train.seed=7').config == found
+
+
+@pytest.mark.parametrize(
+    ('text', 'hint'),
+    [
+        ('{"train": {"epochz": 3}}', "config.train.epochz: no such key; did you mean 'epochs'"),
+        ('{"train": {"epochs": "many"}}', 'config.train.epochs'),
+        ('{"train": ', 'this configuration cannot be read'),
+        ('[]', 'it holds no keys'),
+    ],
+)
+def test_bad_config_json_is_one_sentence(tmp_path, text, hint):
+    path = tmp_path / 'config.json'
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse(f'--config={path}')
+    assert hint in str(caught.value)
