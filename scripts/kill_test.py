@@ -52,7 +52,7 @@ from tlflax.workdir.files import Workdir
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 INSTANTS = (
     (Runner, 'train'), (Runner, 'evaluate'), (Fit, 'save'), (Checkpoints, 'wait'),
-    (Checkpoints, 'resume'), (Checkpoints, 'drop_former'), (Workdir, 'append'),
+    (Checkpoints, 'state'), (Checkpoints, 'drop_former'), (Workdir, 'append'),
     (Workdir, 'rewind'), (Workdir, 'claim'), (Workdir, 'write_result'), (Store, 'append'),
     (Journal, 'add'), (Journal, 'replace_best'), (os, 'rename'), (os, 'replace'),
     (tlflax.train.run, '_result'),

@@ -106,7 +106,7 @@ def test_signal_within_each_validation(folders, tmp_path, monkeypatch, whole, nu
     [
         (runs, 'evaluate_split'),
         (Checkpoints, 'drop_former'),
-        (Checkpoints, 'resume'),
+        (Checkpoints, 'steps'),
         (runs.Workdir, 'write_result'),
         (runs.Workdir, 'claim'),
         (runs.setup, 'load'),

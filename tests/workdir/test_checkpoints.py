@@ -12,6 +12,7 @@ from tlflax.train import optim
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.labels import label_tree
+from tlflax.workdir import recovery
 from tlflax.workdir.checkpoints import NOTHING, Checkpoints
 
 PARAMS = {'head': {'kernel': jnp.arange(6.0).reshape(2, 3), 'bias': jnp.ones(3)}}
@@ -133,7 +134,7 @@ def test_resumes_from_the_newest_state_that_leads_to_the_same_end(
     if damaged == 20 and item == 'opt_state':  # of the best, only the parameters are needed
         resumed = 30
     with Checkpoints(tmp_path / 'c') as saved:
-        found = saved.resume(*like())
+        found = recovery.newest(saved, *like())
         assert found.step == resumed
         np.testing.assert_array_equal(found.trained.params['head']['bias'], resumed * np.ones(3))
         aside = {int(path.name) for path in tmp_path.glob('damaged/*')}
@@ -153,7 +154,7 @@ def test_no_state_that_leads_to_the_same_end(tmp_path):
         Checkpoints(tmp_path / 'c') as saved,
         pytest.raises(UserError, match='no state is left'),
     ):
-        saved.resume(*like())
+        recovery.newest(saved, *like())
     assert steps_on_disk(tmp_path / 'c') == {10, 20, 30}
 
 

@@ -15,7 +15,7 @@ from tlflax.sweep.journal import Journal
 from tlflax.sweep.program import compile_program
 from tlflax.sweep.ranking import Row, format_csv, order, row, status
 from tlflax.sweep.settings import Setting, resolve_settings
-from tlflax.train import losses, setup
+from tlflax.train import divergence, losses, setup
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.run import publish
 from tlflax.utils.errors import UserError
@@ -179,6 +179,7 @@ def _train_all(sweep: Sweep, journal: Journal, began: float) -> tuple[list[int],
         for number in sweep.train():
             member = sweep.members[number]
             logging.info('setting %d %s', number + 1, status(member))
+            _warn_of_excess(number, member)
             seconds = spent + time.perf_counter() - began
             if member.saved and number == min([*finished, number], key=by_rank):
                 _publish(member, sweep.val, journal, seconds)
@@ -188,6 +189,13 @@ def _train_all(sweep: Sweep, journal: Journal, began: float) -> tuple[list[int],
     except KeyboardInterrupt:
         interrupted = True
     return sorted(finished, key=by_rank), interrupted
+
+
+def _warn_of_excess(number: int, member: Member) -> None:
+    for record in member.records[-1:]:
+        classes = len(member.run.splits.train.class_names)
+        if excess := divergence.describe_excess(record, classes):
+            logging.warning('WARNING: setting %d: %s', number + 1, excess)
 
 
 def _restore(

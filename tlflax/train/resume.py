@@ -10,6 +10,7 @@ from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
+from tlflax.workdir import recovery
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
@@ -24,7 +25,7 @@ def start(
     """
     # A copy, for training donates it, and the run may start once more.
     state = jax.tree.map(jnp.array, steps.init_state(run.learner.trainable, run.learner.tx))
-    saved = checkpoints.resume(state.variables, state.opt_state)
+    saved = recovery.newest(checkpoints, state.variables, state.opt_state)
     position, spent = Position(), 0.0
     if saved is not None:
         _check_unchanged(saved.meta, run, work)

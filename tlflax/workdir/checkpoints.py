@@ -6,7 +6,7 @@ any, `state` (what training changes without a gradient), `frozen` and `frozen_st
 not change, unless the pretrained weights hold it). The metadata holds a digest of every other item
 and of itself, which are compared when they are read, so that damage is an error and never another
 answer. The latest, the best and the best before it are kept: whichever of them is damaged, another
-leads to the same end.
+leads to the same end (`tlflax.workdir.recovery`).
 """
 
 import contextlib
@@ -15,13 +15,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from tlflax.models.base.modules import Variables
@@ -33,23 +32,6 @@ NOTHING = Variables({}, {})
 
 _DIGESTS = 'digests'  # key of the metadata: those of the other items
 _ROOM = 2**18  # bytes of a checkpoint beside its arrays, at most
-_DAMAGED = 'damaged'  # beside the checkpoints: those that could not be read
-
-
-class Saved(NamedTuple):
-    """A state from which a training continues.
-
-    Attributes:
-        step: Completed optimizer steps.
-        meta: The metadata saved with it.
-        trained: What training has changed, as host arrays.
-        opt_state: The optimizer's state, as host arrays.
-    """
-
-    step: int
-    meta: JsonObject
-    trained: Variables
-    opt_state: optax.OptState
 
 
 class _Keep(policies.PreservationPolicy):
@@ -125,9 +107,9 @@ class Checkpoints:
         Raises:
             UserError: The metadata of a step is damaged, so that it cannot be told.
         """
-        return self._best_of(self.steps())
+        return self.best_of(self.steps())
 
-    def _best_of(self, steps: Sequence[int]) -> int | None:
+    def best_of(self, steps: Sequence[int]) -> int | None:
         """Returns the best of some steps, the last of which knows it; see `best`."""
         meta = self.meta(steps[-1]) if steps else {'best_step': None}
         if 'best_step' not in meta:  # released versions did not say
@@ -171,68 +153,19 @@ class Checkpoints:
             )
         return int(which)
 
-    def resume(self, trained: Variables, opt_state: optax.OptState) -> Saved | None:
-        """Returns the newest state that leads to the end that an undamaged run has.
-
-        It is not damaged, and nor is the best state before it. Newer ones, and others that are
-        damaged, are named in the log and moved to a folder `damaged` beside the checkpoints.
-
-        Args:
-            trained: The shapes of what training changes.
-            opt_state: The shapes of the optimizer's state.
-
-        Returns:
-            None if nothing is saved yet.
+    def set_aside(self, steps: Sequence[int], folder: Path) -> None:
+        """Moves steps to another folder of the same disk.
 
         Raises:
-            UserError: There is no such state.
+            UserError: They cannot be moved.
         """
-        steps = self.steps()
-        for at in reversed(range(len(steps))):
-            try:
-                found = self._sound(steps[: at + 1], trained, opt_state)
-            except UserError as error:
-                logging.warning('WARNING: %s: %s', error.where, error.what)
-            else:
-                self._set_aside([*filter(self._is_damaged, steps[:at]), *steps[at + 1 :]])
-                return found
-        if steps:
-            raise UserError(
-                'no state is left from which this run can continue',
-                where=str(self.folder),
-                fix='put back a copy of it, or start a new run with another --workdir',
-            )
-        return None
-
-    def _sound(self, steps: Sequence[int], trained: Variables, opt_state: optax.OptState) -> Saved:
-        """Returns the last of some steps; checks it, and the best of them."""
-        step = steps[-1]
-        found = Saved(step, self.meta(step), *self.state(step, trained, opt_state))
-        best = self._best_of(steps)
-        if best is not None and best != step:
-            self.trained(best, trained)
-        return found
-
-    def _is_damaged(self, step: int) -> bool:
-        try:
-            self.meta(step)
-        except UserError as error:
-            logging.warning('WARNING: %s: %s', error.where, error.what)
-            return True
-        return False
-
-    def _set_aside(self, steps: Sequence[int]) -> None:
-        aside = self.folder.parent / _DAMAGED
         with self._saving():
             for step in steps:
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / str(step), ignore_errors=True)
-                os.rename(self.folder / str(step), aside / str(step))
+                folder.mkdir(exist_ok=True)
+                shutil.rmtree(folder / str(step), ignore_errors=True)
+                os.rename(self.folder / str(step), folder / str(step))
                 self._metas.pop(step, None)
-        if steps:
-            self._manager.reload()
-            names = ', '.join(map(str, steps))
-            logging.warning('WARNING: %s: now holds what was step %s', aside, names)
+        self._manager.reload()
 
     def save(
         self,
