@@ -21,8 +21,7 @@ class Arguments:
     step: str | None = flags.optional(
         None,
         'STEP',
-        "checkpoint: 'best', 'last' or a saved step's number; by default the one that result.json "
-        'is about',
+        "checkpoint: 'best', 'last' or a step's number; by default the one in result.json",
     )
     tta: bool = flags.switch(
         'test-time augmentation: average over mirrored copies, and crops if trained on them'

@@ -29,8 +29,7 @@ class Arguments:
     step: str | None = flags.optional(
         None,
         'STEP',
-        "checkpoint: 'best', 'last' or a saved step's number; by default the one that result.json "
-        'is about',
+        "checkpoint: 'best', 'last' or a step's number; by default the one in result.json",
     )
     format: str = flags.choice(
         'text',

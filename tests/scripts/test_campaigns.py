@@ -16,20 +16,22 @@ def figures(name, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_kills_of_every_mode(tmp_path):
+def test_kills_of_two_modes(tmp_path):
     record = tmp_path / 'kills.jsonl'
-    line = figures('kill_test', '--kills=4', '--seed=3', f'--record={record}')
-    assert line['kills'] >= 4
+    line = figures(
+        'kill_test', '--kills=3', '--seed=3', '--modes=cached,sweeping', f'--record={record}'
+    )
+    assert line['kills'] >= 3
     assert line['survived'] == line['kills'] == sum(line['by_signal'].values())
-    assert {mode for mode, counts in line['by_mode'].items() if counts['kills']} >= {'cached'}
+    assert set(line['by_mode']) == {'cached', 'sweeping'}
     assert json.loads(record.read_text()) == line
 
 
 def test_damages_of_every_place():
-    line = figures('damage_test', '--flips=6', '--whole=0.02', '--seed=1')
+    line = figures('damage_test', '--flips=3', '--whole=0.01', '--seed=1')
     assert line['faults'] == 0
-    assert line['flip'] == 6
-    assert line['damages'] > 6
+    assert line['flip'] == 3
+    assert line['damages'] > 3
 
 
 def test_long_run_is_flat():

@@ -83,7 +83,7 @@ def test_loss_that_is_not_finite_names_step_batch_and_gradients(
 def first_batch(run, source, step):
     if hasattr(source, 'on_device'):
         return steps.gather(source.on_device, jnp.asarray(source.train_rows(0)[step]))
-    batch = next(iter(source.train_batches(0, step)))
+    batch = jax.tree.map(jnp.asarray, next(iter(source.train_batches(0, step))))
     if 'features' not in batch:
         frozen = run.runner.frozen.branch('backbone')
         batch = {**batch, 'features': run.runner.classifier.features(frozen, batch['image'])}

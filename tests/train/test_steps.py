@@ -291,7 +291,7 @@ def test_evaluation_counts_classes_and_knows_no_weights():
         variables, on_device, jnp.asarray(places), classifier=model
     )
     one_by_one = [
-        steps.eval_step(variables, steps._gather(on_device, batch), classifier=model)[0]
+        steps.eval_step(variables, steps.gather(on_device, batch), classifier=model)[0]
         for batch in jnp.asarray(places)
     ]
     probabilities = np.asarray(probabilities).reshape(-1, 3)[:19]

@@ -125,6 +125,9 @@ def _check(key: str, value: object, rule: Key) -> None:
         hint = did_you_mean(str(value), rule.choices)
         raise UserError(f'{shown(value)} is not one of its values', where=key, fix=hint)
     numbers = list(_numbers(value))
+    limited = rule.at_least is not None or rule.at_most is not None
+    if limited and any(math.isnan(number) for number in numbers):
+        raise UserError(f'{shown(value)} is not a number', where=key, fix='give finite numbers')
     if rule.at_least is not None and not all(number >= rule.at_least for number in numbers):
         raise UserError(
             f'{shown(value)} is too small', where=key, fix=f'give at least {rule.at_least}'
