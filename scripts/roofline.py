@@ -21,7 +21,7 @@ import numpy as np
 
 from tlflax.models.vgg import autotune, network
 from tlflax.models.vgg.fast_cpu import Plan
-from tlflax.utils import assets
+from tlflax.utils import assets, threads
 
 SIZE = 224
 

@@ -207,7 +207,8 @@ def scanned() -> tuple[list[Any], list[Any], list[Any]]:
         for found in (files, older):
             digest, looks = rng.randbytes(32).hex(), rng.randbytes(56)
             good = ScannedFile(
-                'JPEG', '', digest, 'JPEG', 'RGB', number + 1, 2, 1, number % 2 > 0, looks
+                *('JPEG', '', digest, 'JPEG', 'RGB', number + 1, 2, 1),
+                *(number % 2 > 0, number % 3 > 0, looks),
             )
             found.append(good if number % 4 else ScannedFile('PNG', 'is a truncated PNG'))
     return entries, files, older

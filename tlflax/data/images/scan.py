@@ -16,7 +16,7 @@ from pathlib import Path
 from tlflax.data.images import decode, perceptual_hash, sniff
 from tlflax.data.images.files import Entry, ScannedFile
 from tlflax.data.images.scan_cache import load, save
-from tlflax.utils import assets
+from tlflax.utils import assets, threads
 from tlflax.utils.errors import UserError, reason
 from tlflax.utils.progress import progress
 
