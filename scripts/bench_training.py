@@ -40,7 +40,7 @@ from tlflax.data.inputs.demos import TRAFFIC_LIGHTS
 from tlflax.models import pretrained
 from tlflax.models.vgg.rows import VGG16
 from tlflax.models.weights.catalogue import VGG16_IMAGENET
-from tlflax.utils import threads, trees
+from tlflax.utils import cpu, trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import EXIT_CODE, UserError
 
@@ -204,7 +204,7 @@ def summarize(tlflax: dict[str, list[Run]], keras: Run | None) -> Figures:
         'ratio': ratio,
         'accuracy': accuracy,
         'seconds': {'tlflax': seconds, 'keras': peer},
-        'cores': threads.cores(),
+        'cores': cpu.cores(),
     }
 
 
@@ -246,7 +246,7 @@ def main() -> int:
         parser.error('--keras-epochs: the first epoch is not like the others, so 2 or more')
     if options.cold_repeats < 1:
         parser.error('--cold-repeats: at least 1')
-    print(f'{platform.processor() or platform.machine()}, {threads.cores()} cores', flush=True)
+    print(f'{platform.processor() or platform.machine()}, {cpu.cores()} cores', flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix='bench_training-') as scratch:
             setting = prepare(Path(scratch), options.quick)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tlflax.models.vgg import autotune, network
 from tlflax.models.vgg.fast_cpu import Plan
-from tlflax.utils import assets, threads
+from tlflax.utils import assets, cpu
 
 SIZE = 224
 
@@ -75,9 +75,9 @@ def measure_peak() -> Peak:
         b = jnp.asarray(a)
         rates.append(2 * n**3 / _best(functools.partial(np.matmul, a, a)))
         rates.append(2 * n**3 / _best(functools.partial(xla, b)))
-    source = np.ones((threads.cores(), 32 << 20), np.float32)
+    source = np.ones((cpu.cores(), 32 << 20), np.float32)
     target = np.empty_like(source)
-    with ThreadPoolExecutor(threads.cores()) as pool:
+    with ThreadPoolExecutor(cpu.cores()) as pool:
         seconds = _best(lambda: list(pool.map(np.copyto, target, source)), 6)
     return Peak(max(rates), 2 * source.nbytes / seconds)
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=16)
     batch = parser.parse_args().batch
     peak = measure_peak()
-    print(f'{threads.cores()} cores: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
+    print(f'{cpu.cores()} cores: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
     print(f'{peak.bytes / 1e9:.1f} GB/s copied (read + written)')
     folder = assets.cache_folder() / 'plans'
     params = jax.eval_shape(network.init, jax.random.key(0))

@@ -25,7 +25,7 @@ HOMES = {
     'ml_collections.config_flags': ('config.command_line',),
 }
 TOP = 18  # most entries of the package
-FOLDER = 12  # most modules of a room
+FOLDER = 12  # most modules of a room, but for its command
 
 
 def modules():
@@ -110,7 +110,7 @@ def test_folders_are_small():
     for package in PACKAGES:
         prefix = f'{package}.' if package else ''
         inside = {m for m in MODULES if m.startswith(prefix) and m != package}
-        direct = {m for m in inside if '.' not in m.removeprefix(prefix)} - PACKAGES
+        direct = {m for m in inside if '.' not in m.removeprefix(prefix)} - PACKAGES - COMMANDS
         assert len(direct) <= FOLDER, f'{package}: {sorted(direct)}'
 
 

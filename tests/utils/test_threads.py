@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlflax.utils import threads as module
+from tlflax.utils import cpu
 from tlflax.utils.threads import ThreadedProgram
 
 
 @pytest.fixture(autouse=True)
 def _cores(monkeypatch):
-    monkeypatch.setattr(module, 'cores', lambda: 2)
+    monkeypatch.setattr(cpu, 'cores', lambda: 2)
 
 
 def threads(name):

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import threading
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +35,7 @@ def _say_unless_closed(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Leaves out what threads of TensorStore say once Orbax has given up and raised an error."""
-    elsewhere = threading.current_thread() is not threading.main_thread()
-    if not (elsewhere and kind is RuntimeError and str(error) == 'Event loop is closed'):
+    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
         sys.__excepthook__(kind, error, trace)
 
 

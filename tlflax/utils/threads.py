@@ -1,6 +1,5 @@
-"""How many threads there should be, and one compiled program that several run at a time."""
+"""One compiled program that several threads run at the same time."""
 
-import os
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +7,10 @@ from typing import Generic, TypeVar
 
 import jax
 
+from tlflax.utils import cpu
+
 Result = TypeVar('Result')
 Operands = tuple[object, ...]
-
-
-def cores() -> int:
-    """Returns the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class ThreadedProgram(Generic[Result]):
@@ -31,7 +27,7 @@ class ThreadedProgram(Generic[Result]):
     def __init__(self, function: Callable[..., Result], *, name: str) -> None:
         self._function = jax.jit(function)
         self._compiled: dict[Hashable, Callable[..., Result]] = {}
-        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix=name)
+        self._pool = ThreadPoolExecutor(cpu.cores(), thread_name_prefix=name)
         # Without waiting: the last reference may be dropped on one of these threads.
         weakref.finalize(self, self._pool.shutdown, wait=False)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tlflax.data.images import decode, perceptual_hash, sniff
 from tlflax.data.images.files import Entry, ScannedFile
 from tlflax.data.images.scan_cache import load, save
-from tlflax.utils import assets, threads
+from tlflax.utils import assets, cpu
 from tlflax.utils.errors import UserError, reason
 from tlflax.utils.progress import progress
 
@@ -126,7 +126,7 @@ def _workers() -> int:
     They are threads, as a fork with JAX or TensorFlow loaded may hang and a spawned process would
     run the caller's script again; decoding releases the lock.
     """
-    return min(32, threads.cores())
+    return min(32, cpu.cores())
 
 
 def _map(

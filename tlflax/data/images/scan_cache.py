@@ -15,7 +15,7 @@ from jaxtyping import Int, Int64, UInt8
 
 from tlflax.data.images import perceptual_hash
 from tlflax.data.images.files import Entry, ScannedFile
-from tlflax.utils import archives
+from tlflax.models.weights import archives
 from tlflax.utils.errors import reason
 from tlflax.utils.files import replacing
 

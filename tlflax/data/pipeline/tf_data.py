@@ -24,7 +24,7 @@ from tlflax.data.pipeline import crops, tf_decode
 from tlflax.data.pipeline.batch import Batches, BatchFormat
 from tlflax.data.pipeline.examples import Examples, make_batch, make_items, pick
 from tlflax.data.table import ImageTable
-from tlflax.utils import threads
+from tlflax.utils import cpu
 
 _DEFAULT = AugmentConfig()
 _IN_FLIGHT = 8  # images in progress for each core, so that a slow one does not hold up the others
@@ -203,7 +203,7 @@ def _assemble(
 
 def in_flight() -> int:
     """Returns how many images are in progress at a time."""
-    return _IN_FLIGHT * threads.cores()
+    return _IN_FLIGHT * cpu.cores()
 
 
 def options() -> tf.data.Options:
@@ -212,7 +212,7 @@ def options() -> tf.data.Options:
     how.deterministic = True
     how.autotune.enabled = False  # it has nothing to decide here, and at times it stalls the rest
     how.experimental_optimization.apply_default_optimizations = False  # slower to start
-    how.threading.private_threadpool_size = threads.cores() + 2  # some wait for others
+    how.threading.private_threadpool_size = cpu.cores() + 2  # some wait for others
     how.threading.max_intra_op_parallelism = 1  # one image, one thread
     return how
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
-from tlflax.utils import threads
+from tlflax.utils import cpu
 
 DTYPES = {
     'float16': np.dtype(np.float16),
@@ -120,8 +120,8 @@ def checksums(
     spans = [slice(start, start + step) for start in range(0, len(picks), step)] or [slice(0)]
     if rows.shape[1] < LONG or len(spans) == 1:
         return np.concatenate([part(span) for span in spans])
-    with ThreadPoolExecutor(threads.cores()) as pool:  # zlib releases the interpreter lock
-        return np.concatenate(list(pool.map(part, spans)))
+    with ThreadPoolExecutor(cpu.cores()) as threads:  # zlib releases the interpreter lock
+        return np.concatenate(list(threads.map(part, spans)))
 
 
 def _header(kind: str, shape: tuple[int, ...]) -> bytes:

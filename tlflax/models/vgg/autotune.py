@@ -25,7 +25,7 @@ from absl import logging
 from tlflax.models.vgg import fast_cpu, network
 from tlflax.models.vgg.fast_cpu import BlockPlan, Features, Plan, direct_plan
 from tlflax.models.vgg.winograd import DIRECT, Kernel, Layer, Tiling
-from tlflax.utils import assets, threads
+from tlflax.utils import assets, cpu
 from tlflax.utils.files import is_signed, signed, write_json
 
 FORMAT = 1  # of the files, and of the meaning of their entries
@@ -99,7 +99,7 @@ def plan_key(
     return {
         'format': FORMAT,
         'processor': _processor(),
-        'cores': threads.cores(),
+        'cores': cpu.cores(),
         'jax': jax.__version__,
         'widths': list(widths),
         'shape': list(shape),

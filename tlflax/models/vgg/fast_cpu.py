@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Shaped
 
 from tlflax.models.vgg import network, winograd
 from tlflax.models.vgg.winograd import DIRECT, Layer, Tiling
-from tlflax.utils import threads
+from tlflax.utils import cpu
 from tlflax.utils.threads import ThreadedProgram
 
 Prepared = dict[str, Layer]
@@ -135,7 +135,7 @@ def _depth(layer: str) -> int:
 
 def split(batch: int) -> list[slice]:
     """Returns the rows of a batch that each thread computes; all rows where threads do not pay."""
-    workers = min(threads.cores(), batch // IMAGES_PER_WORKER)
+    workers = min(cpu.cores(), batch // IMAGES_PER_WORKER)
     if workers < 2 or jax.default_backend() != 'cpu':
         return [slice(0, batch)]
     edges = [batch * i // workers for i in range(workers + 1)]

@@ -13,8 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tlflax.models.weights import hdf5, onnx_file, pytorch
-from tlflax.utils import archives
+from tlflax.models.weights import archives, hdf5, onnx_file, pytorch
 from tlflax.utils.errors import UserError, as_user_error, printable
 from tlflax.utils.files import atomic_write
 

@@ -17,8 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from tlflax.models.weights import archives
 from tlflax.models.weights.hdf5_attributes import Texts
-from tlflax.utils import archives
 
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
 

@@ -10,7 +10,7 @@ import onnx
 import onnx.external_data_helper
 import onnx.numpy_helper
 
-from tlflax.utils import archives
+from tlflax.models.weights import archives
 
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tlflax.utils import archives
+from tlflax.models.weights import archives
 from tlflax.utils.errors import as_user_error
 
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
