@@ -1,5 +1,6 @@
 """A sweep that is stopped at any moment goes on with the settings that are left."""
 
+import errno
 import json
 import os
 import shutil
@@ -126,6 +127,15 @@ def test_damaged_lines_and_a_lost_best_are_trained_again(config, tmp_path, train
     ranking = sweep(config, tmp_path / 'w')
     assert set(trained) == {number, ranking[0]['number'] - 1}
     assert_same(tmp_path / 'w', ranking, whole)
+
+
+def test_full_disk_is_a_sentence(config, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('tlflax.sweep.journal.atomic_write', full)
+    with pytest.raises(UserError, match=r'cannot be written \(No space left on device\)'):
+        sweep(config, tmp_path / 'w')
 
 
 def test_another_sweep_in_the_workdir_is_refused(config, whole):

@@ -19,7 +19,7 @@ from tlflax.sweep.group import Member
 from tlflax.train.position import Position
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, dump_json, is_signed, plain_json, signed
-from tlflax.workdir.files import Workdir, read_json
+from tlflax.workdir.files import Workdir, read_json, writing
 
 _BEST, _NEW, _OLD = 'best', '.best.new', '.best.old'
 
@@ -108,7 +108,7 @@ class Journal:
             'diverged': member.diverged,
             'seconds': seconds,
         }
-        with open(self._path, 'a') as file:
+        with writing(self._work.path), open(self._path, 'a') as file:
             file.write(dump_json(signed(line)) + '\n')
 
     def holds_best(self, member: Member) -> bool:
@@ -128,9 +128,10 @@ class Journal:
         new, best, old = (self._work.path / name for name in (_NEW, _BEST, _OLD))
         shutil.rmtree(new, ignore_errors=True)
         write(Workdir(new))
-        if best.exists():
-            os.rename(best, old)
-        os.rename(new, best)
+        with writing(self._work.path):
+            if best.exists():
+                os.rename(best, old)
+            os.rename(new, best)
         shutil.rmtree(old, ignore_errors=True)
 
     def _lines(self) -> list[Any]:
@@ -138,12 +139,13 @@ class Journal:
         for text in self._path.read_text(errors='replace').splitlines():
             try:
                 lines.append(json.loads(text))
-            except ValueError:
+            except (ValueError, RecursionError):
                 lines.append(None)
         return lines
 
     def _write(self, lines: Sequence[object]) -> None:
-        atomic_write(self._path, ''.join(dump_json(line) + '\n' for line in lines))
+        with writing(self._work.path):
+            atomic_write(self._path, ''.join(dump_json(line) + '\n' for line in lines))
 
 
 def _recover(folder: Path) -> None:

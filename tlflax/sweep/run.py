@@ -21,7 +21,7 @@ from tlflax.train.run import publish
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json
 from tlflax.utils.sharding import replicate
-from tlflax.workdir.files import Workdir
+from tlflax.workdir.files import Workdir, writing
 
 _REPLICAS = 32  # most heads side by side: bounds memory
 
@@ -136,8 +136,9 @@ def run(
             row(rank, n + 1, sweep.settings[n], sweep.members[n])
             for rank, n in enumerate(finished, start=1)
         ]
-        atomic_write(work.path / 'sweep.csv', format_csv(ranking))
-        write_json(work.path / 'sweep.json', ranking)
+        with writing(work.path):
+            atomic_write(work.path / 'sweep.csv', format_csv(ranking))
+            write_json(work.path / 'sweep.json', ranking)
     if interrupted:
         done = f'{len(finished)} of {len(settings)} settings had finished, see {work.path}'
         raise KeyboardInterrupt(f'{done}; run the same command to continue')

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tlflax.config.parse import to_dict
 from tlflax.train import steps
@@ -23,8 +24,8 @@ def start(
     Raises:
         UserError: No saved state is sound, or the run is not the one that was started here.
     """
-    # A copy, for training donates it, and the run may start once more.
-    state = jax.tree.map(jnp.array, steps.init_state(run.learner.trainable, run.learner.tx))
+    # A copy, for training donates it, and the run may start once more; NumPy's needs no program.
+    state = jax.tree.map(np.array, steps.init_state(run.learner.trainable, run.learner.tx))
     saved = recovery.newest(checkpoints, state.variables, state.opt_state)
     position, spent = Position(), 0.0
     if saved is not None:

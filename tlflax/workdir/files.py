@@ -36,7 +36,7 @@ class Workdir:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        with _writing(self.path, 'give another one with --workdir'):
+        with writing(self.path, 'give another one with --workdir'):
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -81,7 +81,7 @@ class Workdir:
 
     def claim(self, config: JsonObject) -> None:
         """Writes config.json, which binds the workdir to this configuration."""
-        with _writing(self.path):
+        with writing(self.path):
             write_json(self.path / 'config.json', config)
 
     def require_unused(self, *names: str) -> None:
@@ -107,7 +107,7 @@ class Workdir:
     def begin_writing(self) -> None:
         """Prepares for a run that is written at once, until `write_result`; see `check_free`."""
         self.check_free()
-        with _writing(self.path):
+        with writing(self.path):
             self._mark.touch()
             for folder in (self.checkpoints, self.path / 'tensorboard'):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +131,7 @@ class Workdir:
         except (ValueError, KeyError, TypeError, RecursionError):
             logging.warning('WARNING: %s: is damaged and begins again', path)
             before = []
-        with _writing(self.path):
+        with writing(self.path):
             write_json(path, {'sessions': [*before, session]})
 
     def result(self) -> JsonObject | None:
@@ -151,7 +151,7 @@ class Workdir:
     def write_result(self, result: JsonObject) -> JsonObject:
         """Writes result.json, which marks the run as finished; returns its contents."""
         whole = signed(result)
-        with _writing(self.path):
+        with writing(self.path):
             write_json(self.path / 'result.json', whole)
             self._mark.unlink(missing_ok=True)
         return whole
@@ -174,12 +174,12 @@ class Workdir:
         """Drops the records after the first `epochs` epochs, which will be run again."""
         kept = [record for record in self.records() if record['epoch'] <= epochs]
         lines = ''.join(dump_json(record) + '\n' for record in kept)
-        with _writing(self.path):
+        with writing(self.path):
             atomic_write(self.path / 'metrics.jsonl', lines)
 
     def append(self, record: JsonObject) -> None:
         """Adds an epoch's record to metrics.jsonl and to the TensorBoard events."""
-        with _writing(self.path), open(self.path / 'metrics.jsonl', 'a') as file:
+        with writing(self.path), open(self.path / 'metrics.jsonl', 'a') as file:
             file.write(dump_json(record) + '\n')
         if self._events is None:
             self._events = SummaryWriter(str(self.path / 'tensorboard'))
@@ -194,9 +194,10 @@ class Workdir:
             self._events.close()
 
 
-def _writing(
+def writing(
     folder: Path, fix: str = 'make room or fix that, then run the same command to continue'
 ) -> AbstractContextManager[None]:
+    """Turns what the operating system refuses, while a workdir is written, into a `UserError`."""
     return as_user_error(
         'the workdir cannot be written ({reason})', where=str(folder), fix=fix, of=(OSError,)
     )
