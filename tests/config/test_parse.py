@@ -44,7 +44,7 @@ def test_survives_json(tmp_path):
         ({'data': {'max_pixels': 0}}, 'config.data.max_pixels', 'at least 1'),
         ({'data': {'resize': 'strech'}}, 'config.data.resize', "did you mean 'stretch'"),
         ({'model': {'dropout': 1.0}}, 'config.model.dropout', 'at most'),
-        ({'model': {'dropout': float('nan')}}, 'config.model.dropout', 'too small'),
+        ({'model': {'dropout': float('nan')}}, 'config.model.dropout', 'is not a number'),
     ],
     ids=str,
 )
