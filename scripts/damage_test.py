@@ -14,6 +14,7 @@ happened.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from small_runs import (
     Job,
@@ -104,12 +105,12 @@ class Bench:
 
             save = Fit.save
 
-            def saving(fit: Fit, state: object, position: object, record: object) -> None:
+            def saving(fit: Any, state: Any, position: Any, record: Any) -> None:
                 save(fit, state, position, record)
                 if position.epoch == 6:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-            Fit.save = saving
+            setattr(Fit, 'save', saving)  # noqa: B010
 
         child = in_child(
             lambda: command(self.job.module, *argv, before=stop_later),
@@ -161,7 +162,7 @@ class Bench:
         os.waitpid(child, 0)
         return -int(signal.SIGALRM)
 
-    def expected(self, name: str, action: str) -> object:
+    def expected(self, name: str, action: str) -> Any:
         """Returns the answer of an undamaged run."""
         if name == 'finished' or action in self.answers.keys() - {'train'}:
             return self.answers[action]
@@ -213,7 +214,7 @@ def damages(bench: Bench, flips: int, rng: random.Random) -> Iterator[tuple[Plac
 
 
 def check(bench: Bench, place: Place, path: Path, kind: str, action: str, how: str) -> str | None:
-    """Runs a command on the damaged files; returns what is wrong, or None; counts in `tally`."""
+    """Runs a command on the damaged files; returns what is wrong, or None."""
     verdict, told = bench.act(place.name, action)
     if verdict == 'answer':
         expected = bench.expected(place.name, action)
@@ -242,9 +243,8 @@ def disk(folder: Path, job: Job, tally: Counter) -> list[str]:
                 cache = (mount if part == 'cache' else folder) / 'disk-cache'
                 arguments = [*job.arguments, f'--workdir={workdir}']
                 log.write_bytes(b'')
-                child = in_child(
-                    lambda a=arguments: command(job.module, *a), log, {'TLFLAX_CACHE': str(cache)}
-                )
+                start = functools.partial(command, job.module, *arguments)
+                child = in_child(start, log, {'TLFLAX_CACHE': str(cache)})
                 if kind != 'full':
                     time.sleep(float(kind.split()[-2]))
                     _remount(mount, 'ro')
@@ -288,7 +288,9 @@ def main() -> int:
     parser.add_argument('--disk', action='store_true', help='full and read-only disks too')
     parser.add_argument('--record', help='file to which the line is added')
     arguments = parser.parse_args()
-    rng, tally, wrong = random.Random(arguments.seed), Counter(), []
+    rng = random.Random(arguments.seed)
+    tally: Counter[str] = Counter()
+    wrong: list[str] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='tlflax-damage-') as name:
         bench = Bench(Path(name))

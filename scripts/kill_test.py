@@ -201,7 +201,9 @@ def main() -> int:
     parser.add_argument('--record', help='file to which the line is added')
     arguments = parser.parse_args()
     seed = time.time_ns() % 2**32 if arguments.seed is None else arguments.seed
-    rng, tally, failures = random.Random(seed), Counter(), []
+    rng = random.Random(seed)
+    tally: Counter[Any] = Counter()
+    failures: list[dict[str, object]] = []
     modes, began = arguments.modes.split(','), time.monotonic()
     with tempfile.TemporaryDirectory(prefix='tlflax-kills-') as name:
         folder = Path(name)

@@ -235,7 +235,7 @@ def measure(job: Job, folder: Path) -> Job:
         seconds = time.monotonic() - began
     outcomes = [outcome(job, folder / f'{job.mode}-{name}', folder) for name in ('first', 'second')]
     if outcomes[0] != outcomes[1] or 'unreadable' in str(outcomes[0]):
-        raise SystemExit(f'{job.mode} differs unkilled: {difference(*outcomes)}')
+        raise SystemExit(f'{job.mode} differs unkilled: {difference(outcomes[0], outcomes[1])}')
     return job._replace(seconds=seconds, expected=outcomes[0])
 
 
