@@ -22,6 +22,7 @@ def set_up_logging() -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     tensorflow_notices.hold_back()
     sys.excepthook = _say_unless_closed
+    sys.unraisablehook = _say_ignored_unless_closed
     warnings.filterwarnings('ignore', module=r'(?!tlflax)')
     absl.flags.FLAGS.mark_as_parsed()  # absl warns when it logs before that
     absl.logging.use_absl_handler()
@@ -37,6 +38,12 @@ def _say_unless_closed(
     """Leaves out what threads of TensorStore say once Orbax has given up and raised an error."""
     if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
         sys.__excepthook__(kind, error, trace)
+
+
+def _say_ignored_unless_closed(ignored: 'sys.UnraisableHookArgs') -> None:
+    """Does the same where nobody can catch the exception."""
+    if not (ignored.exc_type is RuntimeError and str(ignored.exc_value) == 'Event loop is closed'):
+        sys.__unraisablehook__(ignored)
 
 
 def keep_compiled_programs() -> None:
