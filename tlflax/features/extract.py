@@ -166,14 +166,19 @@ def fill(
         images = _images(table, index, views.drawn(view, index), views.augment, image_format)
         _append(store, keys[view, index], images, compute, name)
         rows = np.stack([store.lookup(view) for view in keys])
-        if lost := int((wanted & (rows < 0)).sum()):
-            raise UserError(
-                f'{lost} features that were just written cannot be read back',
-                where=str(store.folder),
-                fix='the disk may be failing: set TLFLAX_CACHE to a folder on another one, or '
-                'features.cache=False',
-            )
+        _check_found(store, int((wanted & (rows < 0)).sum()))
     return np.where(wanted, rows, -1)
+
+
+def _check_found(store: Store, lost: int) -> None:
+    """Refuses to go on where features that were just written are not found."""
+    if lost:
+        raise UserError(
+            f'{lost} features that were just written cannot be read back',
+            where=str(store.folder),
+            fix='the disk may be failing: set TLFLAX_CACHE to a folder on another one, or '
+            'features.cache=False',
+        )
 
 
 def _append(

@@ -94,7 +94,7 @@ def _gradient_norms(
     else:
         batch = put_batch(next(iter(train.train_batches(epoch, at + number))), run.runner.mesh)
     runner = run.runner
-    gradients = steps.gradient_step(
+    gradients, _ = steps.gradient_step(
         state, runner.frozen, batch, runner.seed, runner.loss, classifier=runner.classifier
     )
     labels = flatten(run.learner.labels)

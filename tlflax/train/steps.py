@@ -141,18 +141,8 @@ def gradients(
     return jax.grad(loss_fn, has_aux=True)(state.params)
 
 
-@functools.partial(jax.jit, static_argnames=('classifier',))
-def gradient_step(
-    state: TrainState,
-    frozen: Variables,
-    batch: Batch,
-    seed: Int[Array, ''] | int,
-    loss: losses.Loss,
-    *,
-    classifier: Classifier,
-) -> Params:
-    """Returns the gradients of a step that is not taken; see `gradients`."""
-    return gradients(state, frozen, batch, seed, loss, classifier=classifier)[0]
+gradient_step = functools.partial(jax.jit, static_argnames=('classifier',))(gradients)
+"""`gradients`, compiled, for a step that is not taken."""
 
 
 def update(
