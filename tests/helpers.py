@@ -12,6 +12,7 @@ from PIL import Image
 
 from tlflax.config import default_config
 from tlflax.config.schema import DataConfig
+from tlflax.data.images.scan import read_file
 from tlflax.data.splits.load import load_table
 from tlflax.data.table import ImageTable
 from tlflax.utils.errors import located
@@ -33,6 +34,20 @@ def make_folders(root: Path, per_class: int, *, seed: int = 0, noise: float = 40
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             image.save(root / name / f'{i:03}.jpg', quality=95)
     return root
+
+
+def loose_table(paths, **settings) -> ImageTable:
+    """A table of the files among `paths` that can be decoded, without classes."""
+    files = [(path, read_file(path, listed=True, **settings)) for path in paths]
+    good = [(path, file) for path, file in files if file.is_good]
+    return ImageTable(
+        root='',
+        paths=np.array([path for path, _ in good], object),
+        labels=np.zeros(len(good), np.int32),
+        class_names=('',),
+        digests=np.array([file.digest for _, file in good], object),
+        plain_jpeg=np.array([file.plain_jpeg for _, file in good], bool),
+    )
 
 
 def picture(size, seed: int = 0) -> np.ndarray:

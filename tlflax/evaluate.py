@@ -23,6 +23,9 @@ class Arguments:
         'STEP',
         "checkpoint: 'best', 'last' or a step's number; by default the one in result.json",
     )
+    mistakes: str | None = flags.optional(
+        None, 'FILE.csv', 'write the images that are classified wrongly, the worst first'
+    )
     tta: bool = flags.switch(
         'test-time augmentation: average over mirrored copies, and crops if trained on them'
     )
@@ -35,7 +38,7 @@ def main(arguments: Arguments) -> None:
     from tlflax.utils.files import dump_json
 
     classifier = load(arguments.workdir, arguments.step)
-    result = classifier.evaluate(arguments.data, tta=arguments.tta)
+    result = classifier.evaluate(arguments.data, tta=arguments.tta, mistakes=arguments.mistakes)
     print(metrics.format_table(result))
     print(dump_json(result))
 

@@ -4,18 +4,11 @@ Prints a line for each image: its path, the most probable class and the probabil
 Files that cannot be read are named on stderr, and the exit code is then 2.
 """
 
-import csv
 import dataclasses
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tlflax.config import cli, flags
 from tlflax.utils.errors import UserError
-from tlflax.utils.files import dump_json
-
-if TYPE_CHECKING:
-    from tlflax.inference.trained import Prediction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,38 +32,29 @@ class Arguments:
     tta: bool = flags.switch(
         'test-time augmentation: average over mirrored copies, and crops if trained on them'
     )
+    keep_features: bool = flags.switch('add the features of these images to the feature cache')
 
 
 def main(arguments: Arguments) -> None:
-    """Prints the predictions, and the files that cannot be read."""
-    from tlflax.data.splits import loose_files
+    """Prints the predictions as they come, and the files that cannot be classified."""
+    from tlflax.inference import prediction
     from tlflax.inference.restore import load
 
     classifier = load(arguments.workdir, arguments.step)
-    paths, limit = loose_files.find(arguments.images), classifier.config.data.max_pixels
-    table, faults = loose_files.table(paths, max_pixels=limit)
-    if len(table):
-        _print(classifier.predict(list(table.paths), tta=arguments.tta), arguments.format)
-    for fault in faults:
-        print(f'error: {fault}', file=sys.stderr)
-    if faults:
-        what = f'{len(faults)} of {len(faults) + len(table)} files could not be classified'
-        raise UserError(what, where='command line', fix='see the lines above')
-
-
-def _print(predictions: Sequence['Prediction'], form: str) -> None:
-    if form == 'csv':
-        writer = csv.writer(sys.stdout)
-        writer.writerow(['path', 'class', 'probability', *predictions[0].probabilities])
-        for p in predictions:
-            writer.writerow([p.path, p.label, p.probability, *p.probabilities.values()])
-        return
-    for p in predictions:
-        if form == 'json':
-            record = {'path': p.path, 'class': p.label, 'probability': p.probability}
-            print(dump_json({**record, 'probabilities': p.probabilities}))
+    show = prediction.printer(arguments.format, classifier.class_names)
+    done = faults = 0
+    for one in classifier.predict_each(
+        arguments.images, tta=arguments.tta, keep_features=arguments.keep_features
+    ):
+        if isinstance(one, UserError):
+            faults += 1
+            print(f'error: {one}', file=sys.stderr)
         else:
-            print(f'{p.path}  {p.label}  {p.probability:.4f}')
+            done += 1
+            show(one)
+    if faults:
+        what = f'{faults} of {faults + done} files could not be classified'
+        raise UserError(what, where='command line', fix='see the lines above')
 
 
 _EXAMPLE = '--workdir=runs/traffic photo.jpg folder/'

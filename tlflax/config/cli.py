@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from tlflax.config import flags
+from tlflax.config import flags, output
 from tlflax.utils import interrupts
 from tlflax.utils.errors import EXIT_CODE, UserError
 
@@ -57,22 +57,31 @@ class Command(Generic[T]):
         """Runs the command with the arguments of this process, and exits.
 
         Exit code 0: done; 2: something the user can fix, one sentence on stderr; 130: interrupted
-        by SIGINT or SIGTERM; any other: what `main` returns.
+        by SIGINT or SIGTERM; 141: nobody reads the output any more; any other: what `main` returns.
         """
         interrupts.raised()
+        output.set_up()
+        code, sentence = self._outcome()
+        interrupts.ignored()
+        if sentence:
+            output.say(sentence)
+        sys.exit(code)
+
+    def _outcome(self) -> tuple[int, str]:
+        """Carries the command out; returns the exit code and what is left to say."""
         try:
-            code, sentence = self._main(sys.argv[1:]), ''
+            code = self._main(sys.argv[1:])
+            output.flush()
+            return code, ''
         except UserError as error:
             if isinstance(error, flags.UsageError):
                 error.fix = error.fix or f'for example: python -m {self.name} {self.example}'
-                print(flags.usage(self.name, flags.described(self.arguments)), file=sys.stderr)
-            code, sentence = EXIT_CODE, f'error: {error}'
+                output.say(flags.usage(self.name, flags.described(self.arguments)))
+            return EXIT_CODE, f'error: {error}'
         except KeyboardInterrupt as interrupt:
-            code, sentence = _INTERRUPTED, f'interrupted: {str(interrupt) or _GOES_ON}'
-        interrupts.ignored()
-        if sentence:
-            print(sentence, file=sys.stderr)
-        sys.exit(code)
+            return _INTERRUPTED, f'interrupted: {str(interrupt) or _GOES_ON}'
+        except output.OutputError as error:
+            return output.give_up(error)
 
     def _main(self, arguments: Sequence[str]) -> int:
         if any(a in _HELP for a in itertools.takewhile(lambda a: a != '--', arguments)):

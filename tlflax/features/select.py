@@ -14,6 +14,7 @@ from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
 from tlflax.features import extract
 from tlflax.features.batches import Order, Source
+from tlflax.features.cache import quota
 from tlflax.features.cache.store import Store
 from tlflax.features.live_sources import ComputedSource, ImageSource
 from tlflax.features.sources import (
@@ -133,7 +134,7 @@ class SourceSelector:
         images = [self._images(table, view) for view in views]
         if self.classifier.cut_is_image:
             return list(images)
-        return [ComputedSource(source, self._compute(len(table))) for source in images]
+        return [ComputedSource(source, self.program(len(table))) for source in images]
 
     def _images(self, table: ImageTable, view: sampling.View | None = None) -> ImageSource:
         return ImageSource(table, self.image_format, self.augment, self._order, view)
@@ -181,8 +182,12 @@ class SourceSelector:
             return False
         return exact or wish == 'True'
 
-    def _compute(self, images: int) -> extract.Compute:
-        """Returns the program of the backbone, which all splits share."""
+    def program(self, images: int = 0) -> extract.Compute:
+        """Returns the program of the backbone, which all splits share.
+
+        Args:
+            images: About how many are to come; for many, the fastest is measured.
+        """
         if not self._programs:
             program = extract.backbone_program(
                 self.frozen.branch('backbone'),
@@ -204,13 +209,23 @@ class SourceSelector:
             table,
             views,
             wanted,
-            self._compute,
+            self.program,
             image_format=self.image_format,
             max_bytes=self.features.max_gb * 1e9,
             name=name,
         )
         cached = CachedFeatures(store, table, rows, views.choose, self._order)
         return feature_source(cached, self.mesh)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features of images that are not augmented are kept."""
+        return self._cached(exact=True)
+
+    def reserve(self, store: Store, rows: int) -> None:
+        """Makes room for new rows; see `quota.reserve`."""
+        need = quota.predict_bytes(rows, store.row_shape, store.dtype.name)
+        quota.reserve(store.root, need, self.features.max_gb * 1e9)
 
     def open_store(self) -> Store:
         """Opens the store of the features of this backbone and image format."""

@@ -1,7 +1,8 @@
 """A trained classifier, restored from its checkpoints: evaluation and prediction."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -12,38 +13,23 @@ from jaxtyping import Array, Float, Shaped
 
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
-from tlflax.data.splits import loose_files
+from tlflax.data.inputs import loose_images
 from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.features.select import SourceSelector
+from tlflax.inference.mistakes import check_writable, write_mistakes
+from tlflax.inference.prediction import Images, Prediction
+from tlflax.inference.predictor import Predictor
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.classifier_module import ClassifierModule
 from tlflax.train import losses, metrics
-from tlflax.train.epoch import Runner, evaluate_split
+from tlflax.train.epoch import Evaluation, Runner, evaluate_split
 from tlflax.train.setup import build_sources
-from tlflax.train.steps import eval_step
 from tlflax.utils.errors import UserError, located
 from tlflax.utils.files import JsonObject
 from tlflax.utils.progress import progress
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The prediction for one image.
-
-    Attributes:
-        path: The path of the image; '' for an array.
-        label: The most probable class.
-        probability: The probability of that class.
-        probabilities: The probability of each class, by class name.
-    """
-
-    path: str
-    label: str
-    probability: float
-    probabilities: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +92,13 @@ class Trained:
     def _variables(self) -> Variables:
         return self.trainable.merge(self.frozen)
 
-    def evaluate(self, data: str | Path | None = None, *, tta: bool = False) -> JsonObject:
+    def evaluate(
+        self,
+        data: str | Path | None = None,
+        *,
+        tta: bool = False,
+        mistakes: str | Path | None = None,
+    ) -> JsonObject:
         """Evaluates every image of a data set once.
 
         Args:
@@ -114,89 +106,98 @@ class Trained:
                 images of the run.
             tta: Average the probabilities over an image's views: its mirror image, and the flips,
                 right angles and crops that the run was trained with.
+            mistakes: A CSV file to write, with a line for each image that is classified wrongly;
+                see `tlflax.inference.mistakes`.
 
         Returns:
             `accuracy`, `loss`, `num_examples`, `balanced_accuracy`, `macro_f1`, `per_class`,
             `confusion_matrix` and `step`.
 
         Raises:
-            UserError: The images cannot be read, or their classes are not the classifier's.
+            UserError: The images cannot be read, or their classes are not the classifier's; or the
+                file cannot be written.
         """
-        if data is None:
-            table = load_val(self.config.data, self.class_names)
-            if self.val_digest not in (None, table.digest):
-                raise UserError(
-                    'these are not the validation images that the run was evaluated on',
-                    where=f'config.data.val={self.config.data.val!r}',
-                    fix='put them back, or name the images to evaluate with --data',
-                )
-        else:
-            with located('--data'):
-                table = load_table(str(data), data=self.config.data, class_names=self.class_names)
-        this_runner = self._runner()
-        sources = self._sources()
+        table = self._val_table() if data is None else self._other_table(str(data))
+        if mistakes is not None:
+            check_writable(mistakes)
         if tta:
-            views = sources.eval_views(table, 'images', self._test_views())
-            result = evaluate_views(this_runner, self.trainable, views, table)
+            views = self._sources.eval_views(table, 'images', self._test_views())
+            found = evaluate_views(self._runner, self.trainable, views, table)
         else:
-            source = sources.eval(table, 'images')
-            result = evaluate_split(this_runner, self.trainable, source, table)
-        return {**result, 'step': self.step}
+            source = self._sources.eval(table, 'images')
+            found = evaluate_split(self._runner, self.trainable, source, table)
+        if mistakes is not None:
+            write_mistakes(mistakes, table, found.probabilities)
+        return {**found.metrics, 'step': self.step}
+
+    def _val_table(self) -> ImageTable:
+        table = load_val(self.config.data, self.class_names)
+        if self.val_digest not in (None, table.digest):
+            raise UserError(
+                'these are not the validation images that the run was evaluated on',
+                where=f'config.data.val={self.config.data.val!r}',
+                fix='put them back, or name the images to evaluate with --data',
+            )
+        return table
+
+    def _other_table(self, data: str) -> ImageTable:
+        with located('--data'):
+            return load_table(data, data=self.config.data, class_names=self.class_names)
 
     def predict(
-        self, images: Sequence[str | Path] | np.ndarray, *, tta: bool = False
+        self,
+        images: Images,
+        *,
+        scale: float | None = None,
+        tta: bool = False,
+        keep_features: bool = False,
     ) -> list[Prediction]:
-        """Classifies image files, or RGB arrays of the run's image size.
+        """Classifies images, one or many.
 
         Args:
-            images: Paths, or arrays u8[b, h, w, 3], which are never cropped.
+            images: A path, the bytes of an image file, a Pillow image, or an array of any size,
+                u8[h, w, 3], u8[h, w] or u8[h, w, 4] (RGBA); or an array u8[b, h, w, 3] or an
+                iterable of all these. A folder stands for the images below it.
+            scale: The value of white, for arrays of another type than uint8: 1.0 for values in
+                0..1.
             tta: See `evaluate`.
+            keep_features: Add the features of image files to the feature cache. Those that it holds
+                already are never computed.
+
+        Returns:
+            A prediction for each image, in order.
 
         Raises:
-            UserError: A file is not an image, or the arrays have another shape or type.
+            UserError: The first that is not an image, cannot be read, or has another shape or type.
         """
-        if isinstance(images, np.ndarray):
-            paths = [''] * len(images)
-            probabilities = self._predict_arrays(images, tta)
-        else:
-            paths = [str(path) for path in images]
-            table, faults = loose_files.table(paths, max_pixels=self.config.data.max_pixels)
-            if faults:
-                raise UserError(faults[0])
-            this_runner = self._runner()
-            shown = self._test_views() if tta else [sampling.plain(self.config.augment)]
-            views = self._sources().live_views(table, shown)
-            probabilities = mean_probabilities(this_runner, self.trainable, views)
-        return [
-            Prediction(
-                path=path,
-                label=self.class_names[row.argmax()],
-                probability=float(row.max()),
-                probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
-            )
-            for path, row in zip(paths, probabilities, strict=True)
-        ]
+        predictions = []
+        for one in self.predict_each(images, scale=scale, tta=tta, keep_features=keep_features):
+            if isinstance(one, UserError):
+                raise one
+            predictions.append(one)
+        return predictions
 
-    def _predict_arrays(self, images: np.ndarray, tta: bool) -> Float[np.ndarray, 'b classes']:
-        if images.dtype != np.uint8 or images.shape[1:] != (*self.config.data.image_size, 3):
-            height, width = self.config.data.image_size
-            raise UserError(
-                f'the images are {images.dtype}{list(images.shape)}',
-                where='predict',
-                fix=f'give uint8[b, {height}, {width}, 3], RGB',
-            )
-        whole = dataclasses.replace(self.config.augment, crops='')
-        parts = []
-        for view in sampling.test_views(whole) if tta else [{}]:
-            batch = {
-                'image': jnp.asarray(sampling.show(images, view)),
-                'label': jnp.zeros(len(images), jnp.int32),
-                'mask': jnp.ones(len(images), bool),
-            }
-            parts.append(
-                np.asarray(eval_step(self._variables, batch, classifier=self.classifier)[1])
-            )
-        return np.mean(parts, axis=0)
+    def predict_each(
+        self,
+        images: Images,
+        *,
+        scale: float | None = None,
+        tta: bool = False,
+        keep_features: bool = False,
+    ) -> Iterator[Prediction | UserError]:
+        """Yields predictions as they come, in bounded memory; arguments as of `predict`.
+
+        Yields:
+            A prediction, or the error of an image that cannot be classified.
+        """
+        views = self._test_views() if tta else [sampling.plain(self.config.augment)]
+        given = loose_images.find(images, scale=scale)
+        for outcome in self._predictor.classify(given, views, keep_features=keep_features):
+            if isinstance(outcome, UserError):
+                yield outcome
+            else:
+                image, probabilities = outcome
+                yield Prediction.of(image.path, probabilities, self.class_names)
 
     def _test_views(self) -> list[sampling.View]:
         augment = self.config.augment
@@ -209,11 +210,13 @@ class Trained:
         )
         return views
 
+    @functools.cached_property
     def _sources(self) -> SourceSelector:
         return build_sources(
             self.config, self.weights_digest, self.frozen, self.classifier, self.mesh
         )
 
+    @functools.cached_property
     def _runner(self) -> Runner:
         return Runner(
             classifier=self.classifier,
@@ -224,20 +227,25 @@ class Trained:
             loss=losses.Loss(),  # nothing is trained any more
         )
 
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(self.classifier, self._variables, self._sources, self.mesh)
+
 
 def evaluate_views(
     runner: Runner, trainable: Variables, views: Sequence[Source], table: ImageTable
-) -> JsonObject:
+) -> Evaluation:
     """Evaluates the mean of the probabilities over several views; see `evaluate_split`."""
     labels = np.asarray(table.labels)
     probabilities = mean_probabilities(runner, trainable, views)
     right = probabilities[np.arange(len(labels)), labels]
-    return {
+    totals = {
         'loss': float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean()),
         'accuracy': float((probabilities.argmax(-1) == labels).mean()),
         'num_examples': len(labels),
-        **metrics.summary(labels, probabilities, table.class_names),
     }
+    summary = metrics.summary(labels, probabilities, table.class_names)
+    return Evaluation({**totals, **summary}, probabilities)
 
 
 def mean_probabilities(

@@ -30,11 +30,11 @@ class Evaluation(NamedTuple):
     """The outcome of one pass over a split.
 
     Attributes:
-        metrics: What `tlflax.train.steps.means` returns.
+        metrics: What `tlflax.train.steps.means` returns; of `evaluate_split`, more.
         probabilities: f32[n, classes], in the order of the examples.
     """
 
-    metrics: dict[str, float]
+    metrics: JsonObject
     probabilities: Float[np.ndarray, 'n classes']
 
 
@@ -169,13 +169,13 @@ class Runner:
 
 def evaluate_split(
     runner: Runner, trainable: Variables, source: Source, table: ImageTable
-) -> JsonObject:
+) -> Evaluation:
     """Evaluates every image of a split once.
 
     Returns:
-        `accuracy`, `loss`, `num_examples` and what `metrics.summary` adds.
+        `accuracy`, `loss`, `num_examples` and what `metrics.summary` adds; and the probabilities.
     """
     with progress('evaluation', source.num_examples) as tick:
         outcome = runner.evaluate(trainable, source, progress=tick)
     summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.class_names)
-    return {**outcome.metrics, **summary}
+    return outcome._replace(metrics={**outcome.metrics, **summary})

@@ -146,11 +146,11 @@ def _result(fit: Fit, position: Position) -> JsonObject:
     best = checkpoints.meta(checkpoints.find('best'))['record']
     step = checkpoints.find(run.config.early_stopping.counts)
     trained = replicate(checkpoints.trained(step, run.learner.trainable), run.runner.mesh)
-    val = evaluate_split(run.runner, trained, fit.val, run.splits.val)
+    val = evaluate_split(run.runner, trained, fit.val, run.splits.val).metrics
     test = None
     if run.splits.test is not None:
         source = run.sources.eval(run.splits.test, 'test')
-        test = evaluate_split(run.runner, trained, source, run.splits.test)
+        test = evaluate_split(run.runner, trained, source, run.splits.test).metrics
     return {
         'best_epoch': best['epoch'],
         'best_val_accuracy': best['val_accuracy'],

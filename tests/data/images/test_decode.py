@@ -466,7 +466,7 @@ def test_no_noise_and_no_heavy_imports(tmp_path):
     (tmp_path / 'b.jpg').write_bytes(encode(noise(), 'JPEG', exif=exif))
     program = """
 import sys
-import tlflax.data.audit.run, tlflax.data.splits.load, tlflax.data.splits.loose_files
+import tlflax.data.audit.run, tlflax.data.splits.load, tlflax.data.inputs.loose_images
 from tlflax.data.images import decode
 from tlflax.utils.errors import UserError
 decode.read_image(sys.argv[2])

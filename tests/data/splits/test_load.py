@@ -8,7 +8,6 @@ from PIL import Image
 from tlflax.config.parse import resolve
 from tlflax.data.audit.checks import brief
 from tlflax.data.images.format import ImageFormat
-from tlflax.data.splits import loose_files
 from tlflax.data.splits.load import load_splits, load_table, load_val, read_inputs
 from tlflax.features import extract
 from tlflax.features.batches import Order
@@ -225,11 +224,3 @@ def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkey
         model = setup.build_classifier(setup.configure({}), {}, 3, 'caffe')
         space = extract.describe_space(form, model, weights_digest='')
         assert space.get('background') == (list(color) if any(color) else None)
-
-
-def test_prediction_has_the_limit_too(tmp_path):
-    Image.new('RGB', (10, 10)).save(tmp_path / 'x.png')
-    table, faults = loose_files.table([str(tmp_path / 'x.png')], max_pixels=99)
-    assert len(table) == 0
-    assert 'x.png: has 10x10 pixels, more than the limit of 99' in faults[0]
-    assert len(loose_files.table([str(tmp_path / 'x.png')], max_pixels=100)[0]) == 1

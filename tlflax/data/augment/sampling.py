@@ -194,13 +194,6 @@ def test_views(augment: AugmentConfig) -> list[View]:
     return _views(dataclasses.replace(augment, horizontal_flip=True))
 
 
-def show(images: Shaped[np.ndarray, 'b h w 3'], view: View) -> Shaped[np.ndarray, 'b h w 3']:
-    """Returns images of the network's size in a view; crops need larger images and are ignored."""
-    rows = slice(None, None, -1 if view.get('vertical_flip') else 1)
-    columns = slice(None, None, -1 if view.get('horizontal_flip') else 1)
-    return np.rot90(images[:, rows, columns], view.get('quarter_turns', 0), axes=(1, 2))
-
-
 def describe(view: View, augment: AugmentConfig) -> str:
     """Returns the name of a view, which contains every setting that decides its pixels."""
     words = []

@@ -69,12 +69,44 @@ def read_image(
     data, name = _bytes(source, name)
     with _decoding(data, name, max_pixels):
         image, layout, _ = _open(data)
-        image.load()
-        rgb = color_modes.to_rgb(image, layout, background)
-        orientation = _orientation(image)
-        if orientation != 1:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
-        return np.array(rgb)
+        return _upright_rgb(image, layout, background)
+
+
+def from_pillow(
+    image: Image.Image,
+    *,
+    background: tuple[int, int, int] = (0, 0, 0),
+    max_pixels: int = MAX_PIXELS,
+    name: str = 'image',
+) -> UInt8[np.ndarray, 'h w 3']:
+    """Converts a Pillow image, loaded or not, to upright RGB.
+
+    Args:
+        image: The image.
+        background: See `read_image`.
+        max_pixels: See `read_image`.
+        name: What to call it in an error.
+
+    Raises:
+        UserError: It is too large or cannot be decoded, or its mode has no defined colors.
+    """
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _too_large(width, height, f'more than the limit of {max_pixels:,}', name)
+    fix = 'give it in mode RGB'
+    with as_user_error('cannot be decoded: {reason}', where=name, fix=fix):
+        return _upright_rgb(image, _layout(image), background)
+
+
+def _upright_rgb(
+    image: Image.Image, layout: str, background: tuple[int, int, int]
+) -> UInt8[np.ndarray, 'h w 3']:
+    image.load()
+    rgb = color_modes.to_rgb(image, layout, background)
+    orientation = _orientation(image)
+    if orientation != 1:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return np.array(rgb)
 
 
 def probe(
@@ -150,13 +182,21 @@ def _is_flat(rgb: Image.Image) -> bool:
 def _bytes(source: Source, name: str) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return source, name
-    name = printable(os.fspath(source))
-    fix = 'check its path and permissions'
+    return read_bytes(source), printable(os.fspath(source))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns the contents of a file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    name, fix = printable(os.fspath(path)), 'check its path and permissions'
     with (
         as_user_error('cannot be read: {reason}', where=name, fix=fix, of=(OSError,)),
-        open(source, 'rb') as file,
+        open(path, 'rb') as file,
     ):
-        return file.read(), name
+        return file.read()
 
 
 @contextlib.contextmanager
@@ -173,11 +213,15 @@ def _decoding(data: bytes, name: str, max_pixels: int) -> Iterator[None]:
         width, height = error.args
         few = f'far more than {len(data):,} bytes can hold'
         why = f'more than the limit of {max_pixels:,}' if width * height > max_pixels else few
-        what = f'has {width}x{height} pixels, {why}'
-        raise UserError(what, where=name, fix='shrink it or remove it') from None
+        raise _too_large(width, height, why, name) from None
     except Exception as error:
         what = f'is {_fault(data, error)}'
         raise UserError(what, where=name, fix='replace or remove it') from error
+
+
+def _too_large(width: int, height: int, why: str, name: str) -> UserError:
+    what = f'has {width}x{height} pixels, {why}'
+    return UserError(what, where=name, fix='shrink it or remove it')
 
 
 def _fault(data: bytes, error: Exception) -> str:
@@ -200,12 +244,17 @@ def _open(data: bytes) -> tuple[ImageFile.ImageFile, str, bool]:
     image = pillow.open_image(data)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         color_modes.check_tiff(image)
-    layout = image.tile[0][3] if image.tile else ''
     fault, plain = sniff.check_jpeg(data) if image.format in _JPEG else ('', False)
     if fault:
         raise ValueError(fault)
-    layout_name = str(layout[0] if isinstance(layout, tuple) else layout)
-    return image, layout_name, plain and image.format == 'JPEG'
+    return image, _layout(image), plain and image.format == 'JPEG'
+
+
+def _layout(image: Image.Image) -> str:
+    """Returns Pillow's name of an image's sample layout; '' once it is loaded."""
+    tile = getattr(image, 'tile', None)
+    layout = tile[0][3] if tile else ''
+    return str(layout[0] if isinstance(layout, tuple) else layout)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -111,6 +111,18 @@ def read_file(
         return ScannedFile(kind, error.what)
 
 
+def is_meant(path: str) -> bool:
+    """Whether a file is an image, good or bad, by its name or its first bytes; else a stray."""
+    if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS:
+        return True
+    try:
+        with open(path, 'rb', buffering=0) as file:
+            kind = sniff.sniff(file.read(sniff.HEAD_BYTES))
+    except OSError:
+        return False
+    return kind in (*sniff.READABLE, *sniff.OTHER_IMAGES)
+
+
 def _hashed(files: list[ScannedFile]) -> list[ScannedFile]:
     """Replaces thumbnails by perceptual hashes."""
     hashes = perceptual_hash.compute([file.thumbnail for file in files])

@@ -12,17 +12,15 @@ several times is read once for each class.
 import os
 import stat
 
-from tlflax.data.images.files import Entry
 from tlflax.data.images.scan import read_file
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.walk import (
-    LOOPS,
     PIPES,
     Ignored,
     Report,
     ancestors,
     children,
-    identity,
+    files_below,
     kind_of_stray,
     stop,
 )
@@ -62,7 +60,7 @@ def list_folder(root: str | os.PathLike[str], *, report: Report = stop) -> Listi
         what = f'{printable(root)!r} has no class folders'
         report(UserError(what, fix='make one folder for each class and put its images there'))
     above = ancestors(root)
-    folders = {name: _walk_class(root, name, set(above), ignored, report) for name in class_names}
+    folders = {name: files_below(root, name, set(above), ignored, report) for name in class_names}
     return Listing(
         root=root,
         source=root,
@@ -102,29 +100,3 @@ def _check_strays(root: str, names: list[str], report: Report) -> None:
         shown = ', '.join(images[:3]) + (', ...' if len(images) > 3 else '')
         what = f'{printable(root)!r} holds images outside of class folders: {shown}'
         report(UserError(what, fix='make one folder for each class and move them there'))
-
-
-def _walk_class(
-    root: str, name: str, seen: set[tuple[int, int]], ignored: Ignored, report: Report
-) -> list[Entry]:
-    """Lists a class folder; `seen` holds the identities of folders not to enter again."""
-    entries: list[Entry] = []
-    todo = [name]
-    while todo:
-        folder = todo.pop()
-        this = identity(os.stat(os.path.join(root, folder)))
-        if this in seen:
-            ignored.note(LOOPS, folder)
-            continue
-        seen.add(this)
-        inner = []
-        for child, status in children(root, folder, ignored, report):
-            path = f'{folder}/{child}'
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                inner.append(path)
-            elif status is None or stat.S_ISREG(status.st_mode):
-                entries.append(Entry.of(path, status))
-            else:
-                ignored.note(PIPES, path)
-        todo += reversed(inner)
-    return entries

@@ -1,10 +1,12 @@
 """Lists folders, sorted, and what is left out of them; where faults of inputs go."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tlflax.data.images.files import Entry
 from tlflax.utils.errors import UserError, printable, reason
 
 IGNORED_FOLDERS = frozenset(
@@ -85,6 +87,44 @@ def children(
         fix = 'give yourself permission to read it, or remove it'
         report(UserError(what, where=printable(folder), fix=fix))
     return sorted(found, key=lambda item: item[0])
+
+
+def files_below(
+    root: str,
+    inner: str,
+    seen: set[tuple[int, int]],
+    ignored: Ignored,
+    report: Report = stop,
+) -> list[Entry]:
+    """Lists the files and broken links below root/inner, to any depth; links are followed.
+
+    Args:
+        root: The folder that the paths start from.
+        inner: The folder in it; '' for all of `root`.
+        seen: The identities of folders not to enter again; those that are entered are added.
+        ignored: Counts what is left out.
+        report: Takes each fault: a folder that cannot be read.
+    """
+    entries: list[Entry] = []
+    todo = [inner]
+    while todo:
+        folder = todo.pop()
+        this = identity(os.stat(os.path.join(root, folder)))
+        if this in seen:
+            ignored.note(LOOPS, folder)
+            continue
+        seen.add(this)
+        deeper = []
+        for child, status in children(root, folder, ignored, report):
+            path = f'{folder}/{child}' if folder else child
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                deeper.append(path)
+            elif status is None or stat.S_ISREG(status.st_mode):
+                entries.append(Entry.of(path, status))
+            else:
+                ignored.note(PIPES, path)
+        todo += reversed(deeper)
+    return entries
 
 
 def _status(child: os.DirEntry[str]) -> os.stat_result | None:

@@ -20,7 +20,7 @@ from tlflax.data.augment import apply as augmentation
 from tlflax.data.augment import mixup, ranges, sampling
 from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
-from tlflax.data.pipeline import crops, tf_decode
+from tlflax.data.pipeline import one_image, tf_decode
 from tlflax.data.pipeline.batch import Batches, BatchFormat
 from tlflax.data.pipeline.examples import Examples, make_batch, make_items, pick
 from tlflax.data.table import ImageTable
@@ -232,8 +232,7 @@ def _loader(
 
     def view(item: Mapping[str, tf.Tensor]) -> tf.Tensor:
         image = tf_decode.decode_file(item['path'], item['plain_jpeg'], by_pillow)
-        image = crops.resize(image, item['parameters'], image_format, augment)
-        return augmentation.apply(image, item['parameters'], augment)
+        return one_image.transform(image, item['parameters'], image_format, augment)
 
     def load(item: Mapping[str, tf.Tensor]) -> tf.Tensor:
         image = view(item)

@@ -198,6 +198,22 @@ class Store:
             self._segments[number].read(slots, target, where)
         return out
 
+    def rounded(self, values: Shaped[np.ndarray, 'n ...']) -> Shaped[np.ndarray, 'n ...']:
+        """Returns rows as they would be read back.
+
+        Raises:
+            UserError: A value is too large for the store's type.
+        """
+        with np.errstate(over='ignore'):
+            stored = np.ascontiguousarray(values, self.dtype)
+        if not np.isfinite(stored).all() and np.isfinite(values).all():
+            raise UserError(
+                f'a feature of {np.abs(values).max():.4g} does not fit in {self.dtype.name}',
+                where='config.features.dtype',
+                fix="set it to 'bfloat16' or 'float32'",
+            )
+        return stored
+
     def flush(self) -> None:
         """Waits until what was written is on the disk.
 
@@ -307,15 +323,7 @@ class Store:
         values = np.asarray(values)
         if values.shape[1:] != self._layout.row_shape:
             raise ValueError(f'rows are {values.shape[1:]}, not {self._layout.row_shape}')
-        with np.errstate(over='ignore'):
-            stored = np.ascontiguousarray(values, self.dtype)
-        if not np.isfinite(stored).all() and np.isfinite(values).all():
-            raise UserError(
-                f'a feature of {np.abs(values).max():.4g} does not fit in {self.dtype.name}',
-                where='config.features.dtype',
-                fix="set it to 'bfloat16' or 'float32'",
-            )
-        return stored.view(np.uint8).reshape(len(values), self._layout.row_bytes)
+        return self.rounded(values).view(np.uint8).reshape(len(values), self._layout.row_bytes)
 
 
 def _release(segments: list[Segment]) -> None:

@@ -1,0 +1,243 @@
+"""Classifies images as they come: reads, decodes and computes block by block."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped, UInt8, UInt64
+
+from tlflax.data.augment import sampling
+from tlflax.data.images import decode, given
+from tlflax.data.images.given import Given
+from tlflax.features import extract
+from tlflax.features.cache.store import Store
+from tlflax.features.select import SourceSelector
+from tlflax.features.views import view_keys
+from tlflax.models.base.modules import Variables
+from tlflax.models.classifier import Classifier
+from tlflax.utils import cpu
+from tlflax.utils.errors import UserError
+from tlflax.utils.sharding import pad, put_batch
+
+_NO_DIGEST = 64 * '0'  # of what is not a file: it is not looked up
+_SMALL = (32, 8, 1)  # sizes of batches besides the full one
+
+Probabilities = Float[np.ndarray, ' classes']
+Outcome = tuple[Given, Probabilities] | UserError
+"""An image with its class probabilities, float64, or why it has none."""
+
+
+@dataclasses.dataclass
+class _Block:
+    """Some images on their way.
+
+    Attributes:
+        images: The images; one that cannot be used is replaced by the error.
+        keys: Of each view of each image in the store.
+        rows: Of each view of each image in the store; -1: to be computed.
+        pixels: By the number of an image, its views that are to be computed.
+    """
+
+    images: list[Given | UserError]
+    keys: UInt64[np.ndarray, 'n views 2']
+    rows: Int[np.ndarray, 'n views']
+    pixels: dict[int, Future[UInt8[np.ndarray, '_views h w 3']]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Computes class probabilities; programs are compiled once for each of a few batch sizes.
+
+    Attributes:
+        classifier: The static half of the model.
+        variables: All of its variables.
+        sources: Knows the program of the backbone, the store of its features, and how images are
+            read.
+        mesh: The devices.
+    """
+
+    classifier: Classifier
+    variables: Variables
+    sources: SourceSelector
+    mesh: Mesh
+
+    def classify(
+        self,
+        images: Iterable[Given | UserError],
+        views: Sequence[sampling.View],
+        *,
+        keep_features: bool = False,
+    ) -> Iterator[Outcome]:
+        """Yields the mean of each image's probabilities over its views, in order.
+
+        While one block is computed, the next is read and decoded. Features that the store holds are
+        not computed, and the images of which it holds all are not decoded.
+
+        Args:
+            images: Images, and errors, which are passed on.
+            views: How each image is shown.
+            keep_features: Add computed features to the store.
+        """
+        with contextlib.ExitStack() as stack:
+            store = None
+            if self.sources.keeps_features:
+                store = stack.enter_context(self.sources.open_store())
+            pool = stack.enter_context(ThreadPoolExecutor(cpu.cores()))
+            before: _Block | None = None
+            for part in _blocks(images, extract.batch_size()):
+                block = self._begin(part, views, store, pool)
+                if before is not None:
+                    yield from self._finish(before, store, keep_features)
+                before = block
+            if before is not None:
+                yield from self._finish(before, store, keep_features)
+
+    def _begin(
+        self,
+        images: Sequence[Given | UserError],
+        views: Sequence[sampling.View],
+        store: Store | None,
+        pool: ThreadPoolExecutor,
+    ) -> _Block:
+        """Reads images, looks their features up, and starts to decode those that lack some."""
+        read = list(pool.map(_read, images))
+        digests = [digest for _, digest in read]
+        names = [sampling.describe(view, self.sources.augment) for view in views]
+        keys = np.stack([view_keys(digests, name) for name in names], axis=1)
+        rows = np.full(keys.shape[:2], -1)
+        if store is not None:
+            known = np.array(digests) != _NO_DIGEST
+            rows[known] = store.lookup(keys[known].reshape(-1, 2)).reshape(-1, len(views))
+        pixels = {
+            number: pool.submit(self._show, image, [views[int(v)] for v in np.flatnonzero(lacking)])
+            for number, ((image, _), lacking) in enumerate(zip(read, rows < 0, strict=True))
+            if isinstance(image, Given) and lacking.any()
+        }
+        return _Block([image for image, _ in read], keys, rows, pixels)
+
+    def _show(
+        self, image: Given, views: Sequence[sampling.View]
+    ) -> UInt8[np.ndarray, 'views h w 3']:
+        """Decodes an image and returns views of it, of the network's size."""
+        from tlflax.data.pipeline import one_image  # imports TensorFlow, which cached runs spare
+
+        form, augment = self.sources.image_format, self.sources.augment
+        rgb = given.to_rgb(image, background=form.background, max_pixels=form.max_pixels)
+        return np.stack([one_image.show(rgb, view, form, augment) for view in views])
+
+    def _finish(self, block: _Block, store: Store | None, keep: bool) -> Iterator[Outcome]:
+        """Computes what a block lacks, and yields its outcomes."""
+        for number, future in block.pixels.items():
+            try:
+                future.result()
+            except UserError as error:
+                block.images[number] = error
+        good = [n for n, image in enumerate(block.images) if isinstance(image, Given)]
+        means: Iterator[Probabilities] = iter(())
+        if good:
+            pixels = [block.pixels[n].result() for n in good if n in block.pixels]
+            values = self._values(block.keys[good], block.rows[good], pixels, store, keep)
+            every = _in_batches(values, self._probabilities).astype(np.float64)
+            means = iter(every.reshape(len(good), -1, every.shape[-1]).mean(1))
+        for image in block.images:
+            yield image if isinstance(image, UserError) else (image, next(means))
+
+    def _values(
+        self,
+        keys: UInt64[np.ndarray, 'n views 2'],
+        rows: Int[np.ndarray, 'n views'],
+        pixels: Sequence[UInt8[np.ndarray, '_views h w 3']],
+        store: Store | None,
+        keep: bool,
+    ) -> Shaped[np.ndarray, 'n*views ...']:
+        """Returns what the upper part of the model takes: features, or pixels if it is all of it.
+
+        Args:
+            keys: Of each view of each image in the store.
+            rows: Of each view of each image in the store; -1: to be computed.
+            pixels: Of the images that lack something, the views that do.
+            store: The features that are kept.
+            keep: Add what is computed.
+        """
+        computed = np.concatenate(pixels) if pixels else np.zeros(0)
+        if self.classifier.cut_is_image:
+            return computed
+        if pixels:
+            computed = _in_batches(computed, self.sources.program())
+        if store is None:
+            return computed
+        lacking = rows.ravel() < 0
+        values = np.empty((rows.size, *store.row_shape), store.dtype)
+        values[~lacking] = store.read(rows.ravel()[~lacking])
+        if pixels:
+            values[lacking] = store.rounded(computed)
+            if keep:
+                self.sources.reserve(store, len(computed))
+                store.append(keys.reshape(-1, 2)[lacking], computed)
+        return values
+
+    def _probabilities(self, values: Shaped[np.ndarray, 'b ...']) -> Array:
+        name = 'image' if self.classifier.cut_is_image else 'features'
+        batch = put_batch({name: values}, self.mesh)
+        return _class_probabilities(self.variables, batch, classifier=self.classifier)
+
+
+@functools.partial(jax.jit, static_argnames=('classifier',))
+def _class_probabilities(
+    variables: Variables, batch: dict[str, Array], *, classifier: Classifier
+) -> Float[Array, 'b classes']:
+    return jax.nn.softmax(classifier(variables, batch)[0])
+
+
+def _read(image: Given | UserError) -> tuple[Given | UserError, str]:
+    """Reads the bytes of a file; returns them and their digest, or `_NO_DIGEST`."""
+    if isinstance(image, UserError):
+        return image, _NO_DIGEST
+    if isinstance(image.source, str):
+        try:
+            image = image._replace(source=decode.read_bytes(image.source))
+        except UserError as error:
+            return error, _NO_DIGEST
+    if not isinstance(image.source, bytes):
+        return image, _NO_DIGEST
+    return image, hashlib.sha256(image.source).hexdigest()
+
+
+def _in_batches(
+    values: Shaped[np.ndarray, 'n ...'], program: Callable[[np.ndarray], Array]
+) -> Shaped[np.ndarray, 'n ...']:
+    """Runs a program on batches of few different sizes, the last one padded."""
+    parts, done = [], 0
+    for size in batch_sizes(len(values), extract.batch_size()):
+        part = values[done : done + size]
+        parts.append(np.asarray(program(pad(part, size)))[: len(part)])
+        done += len(part)
+    return np.concatenate(parts)
+
+
+def batch_sizes(n: int, full: int) -> Iterator[int]:
+    """Yields the sizes of the batches that `n` images are computed in; at most the last is padded.
+
+    Args:
+        n: Number of images.
+        full: The largest size.
+    """
+    for size in (full, *(small for small in _SMALL if small < full)):
+        while 2 * n > size and n > 0:  # half of a batch costs more in smaller ones
+            yield size
+            n -= size
+
+
+def _blocks(
+    images: Iterable[Given | UserError], size: int
+) -> Iterator[tuple[Given | UserError, ...]]:
+    rest = iter(images)
+    while block := tuple(itertools.islice(rest, size)):
+        yield block
