@@ -67,6 +67,11 @@ def test_config_file_and_overrides(config_file, equals):
     assert (values.train.epochs, values.train.seed, values.data.antialias) == (7, 3, False)
 
 
+def test_homes_are_written_out(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert make().parse(['--workdir=~/w', '~/x.jpg']).workdir == '/home/me/w'
+
+
 def test_overrides_without_a_file():
     values = parse('--config.data.image_size=(32,48)').config.values
     assert values.data.image_size == (32, 48)
@@ -88,6 +93,7 @@ def test_overrides_without_a_file():
         (['--format=xml'], UserError, 'text|json'),
         (['--nofast=1'], UserError, 'does not take an argument'),
         (['--workdir='], flags.UsageError, 'no --workdir is given'),
+        (['--workdir=~no_user/a'], UserError, "--workdir: '~no_user/a': there is no user"),
     ],
     ids=str,
 )
@@ -153,7 +159,7 @@ def test_config_json_of_a_run_is_data(tmp_path):
     [
         ('{"train": {"epochz": 3}}', "config.train.epochz: no such key; did you mean 'epochs'"),
         ('{"train": {"epochs": "many"}}', 'config.train.epochs'),
-        ('{"train": ', 'this configuration cannot be read'),
+        ('{"train": ', 'cannot be read as a configuration'),
         ('[]', 'it holds no keys'),
     ],
 )

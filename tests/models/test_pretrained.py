@@ -22,6 +22,7 @@ from tlflax.models import pretrained
 from tlflax.models.base.modules import Variables
 from tlflax.models.vgg import network as vgg
 from tlflax.models.vgg import rows
+from tlflax.models.weights import file_formats
 from tlflax.models.weights.identity import Identity
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
@@ -446,8 +447,36 @@ def test_a_zip_of_something_else(tmp_path):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match=r'none.h5: cannot be opened: No such file'):
         load(tmp_path / 'none.h5')
-    with pytest.raises(UserError, match='Is a directory'):
+    with pytest.raises(UserError, match='it is a folder, not a file'):
         load(tmp_path)
+
+
+BEGINNINGS = {
+    'h5': b'\x89HDF\r\n\x1a\n',
+    'npz': b'PK\x03\x04',
+    'onnx': b'\x08',
+    'safetensors': (1 << 20).to_bytes(8, 'little') + b'{',
+    'legacy pth': b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.',
+}
+
+
+@pytest.mark.parametrize('kind', BEGINNINGS)
+def test_a_file_much_larger_than_the_network_is_not_read(tmp_path, kind):
+    with open(tmp_path / 'a', 'wb') as file:
+        file.write(BEGINNINGS[kind])
+        file.truncate(5 << 30)  # takes no room on the disk
+    with pytest.raises(UserError, match='has 5,368,709,120 bytes, far more than the network needs'):
+        load(tmp_path / 'a')
+
+
+def test_tensors_much_larger_than_the_network_are_not_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / 'a.npz', a=np.zeros(1 << 20, np.float32))
+    with h5py.File(tmp_path / 'a.h5', 'w') as file:
+        file.create_dataset('a/vars/0', data=np.zeros(1 << 20, np.float32), compression=9)
+    for name in ('a.npz', 'a.h5'):
+        assert file_formats.read(tmp_path / name, most=1 << 23).tensors
+        with pytest.raises(UserError, match=r'announces 4,19.,... bytes, and 1,048,576 are'):
+            file_formats.read(tmp_path / name, most=1 << 20)
 
 
 @pytest.mark.parametrize('kind', ['h5', 'keras', 'onnx', 'safetensors', 'npz', 'pth', 'legacy'])

@@ -293,6 +293,8 @@ SWEEP_FILES = [
     (None, 'the sweep file does not exist'),
     ('def get_sweep(:', 'SyntaxError'),
     ('settings = []', 'get_sweep'),
+    ('def get_sweep():\n    return [1 / 0]', r'division by zero \(.*sweep\.py, line 2\)'),
+    ('raise SystemExit(0)', 'SystemExit'),
     ('def get_sweep():\n    return []', 'list of'),
     ('def get_sweep():\n    return {"train.seed": 1}', 'list of'),
 ]

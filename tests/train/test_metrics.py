@@ -1,5 +1,6 @@
 """Classification metrics against scikit-learn, SciPy and definitions written out."""
 
+import collections
 import json
 import math
 import tracemalloc
@@ -156,8 +157,37 @@ def test_table_shows_every_class_of_a_few():
     table = metrics.format_table({**result, 'accuracy': 2 / 3, 'loss': 0.5, 'num_examples': 3})
     lines = table.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ['class', 'red', 'yellow']
+    assert lines[3] == 'most confused: 1 red as yellow'
     assert 'balanced accuracy 0.7500' in lines[-1]
     assert '0.2077 to 0.9385' in lines[-2]
+
+
+def confusion_pairs(labels, predicted):
+    """The mistakes as (count, true, predicted), the most frequent first, then by class."""
+    found = collections.Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
+    pairs = [(count, *pair) for pair, count in found.items() if pair[0] != pair[1]]
+    return sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))
+
+
+def test_the_most_frequent_mistakes_come_first():
+    rng = np.random.default_rng(3)
+    labels, predicted = rng.integers(0, 4, (2, 300))
+    result = metrics.summary(labels, np.eye(4)[predicted], list('abcd'))
+    (line,) = [
+        line
+        for line in metrics.format_table(
+            {**result, 'accuracy': 0.3, 'loss': 1.0, 'num_examples': 300}
+        ).splitlines()
+        if line.startswith('most confused')
+    ]
+    expected = confusion_pairs(labels, predicted)[:5]
+    assert line == 'most confused: ' + ', '.join(
+        f'{count} {"abcd"[true]} as {"abcd"[other]}' for count, true, other in expected
+    )
+    right = metrics.summary(labels, np.eye(4)[labels], list('abcd'))
+    assert 'confused' not in metrics.format_table(
+        {**right, 'accuracy': 1.0, 'loss': 0.0, 'num_examples': 300}
+    )
 
 
 def test_ten_thousand_classes():
@@ -185,7 +215,11 @@ def test_ten_thousand_classes():
     )
     table = metrics.format_table({**result, 'accuracy': 0.9, 'loss': 0.5, 'num_examples': n})
     lines = table.splitlines()
-    assert len(lines) == 23
+    assert len(lines) == 24
+    worst = confusion_pairs(labels, predicted)
+    assert lines[21] == 'most confused: ' + ', '.join(
+        f'{count} class {true} as class {other}' for count, true, other in worst[:5]
+    )
     assert '20 of lowest recall, of 10000' in lines[0]
     shown = [float(line.split()[3]) for line in lines[1:21]]
     assert shown == [0.0] * 20

@@ -1,11 +1,14 @@
-"""Files written whole or not at all; JSON without NaN."""
+"""Paths as users give them; files written whole or not at all; JSON without NaN."""
 
 import json
 import os
+import socket
+from pathlib import Path
 
 import pytest
 
-from tlflax.utils.files import atomic_write, dump_json, replacing, write_json
+from tlflax.utils.errors import UserError
+from tlflax.utils.files import atomic_write, dump_json, expand, regular, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -36,3 +39,52 @@ def test_json_is_strict(tmp_path):
     assert json.loads(dump_json(value)) == plain
     write_json(tmp_path / 'v.json', value)
     assert json.loads((tmp_path / 'v.json').read_text()) == plain
+
+
+def test_homes_are_written_out(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert expand('~/a') == '/home/me/a'
+    assert expand(Path('a/~b')) == 'a/~b'
+
+
+def test_the_home_of_nobody():
+    with pytest.raises(UserError) as caught:
+        expand('~no_such_user/a')
+    text = "there is no user 'no_such_user'"
+    assert str(caught.value) == f"'~no_such_user/a': {text}; write the path without ~"
+
+
+def test_a_name_that_begins_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '~no_such_user').mkdir()
+    assert expand('~no_such_user') == '~no_such_user'
+
+
+def make(folder, kind):
+    path = folder / kind
+    if kind == 'a pipe':
+        os.mkfifo(path)
+    elif kind == 'a socket':
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    elif kind == 'a folder':
+        path.mkdir()
+    else:
+        path = Path('/dev/zero')
+    return path
+
+
+@pytest.mark.parametrize('kind', ['a pipe', 'a socket', 'a folder', 'a device'])
+def test_what_is_no_file_is_not_opened(tmp_path, kind):
+    with (
+        pytest.raises(OSError, match=f'it is {kind}, not a file'),
+        open(make(tmp_path, kind), 'rb', opener=regular),
+    ):
+        pass
+
+
+def test_files_and_links_to_files_are_opened(tmp_path):
+    (tmp_path / 'a').write_bytes(b'abc')
+    (tmp_path / 'link').symlink_to('a')
+    with open(tmp_path / 'link', 'rb', opener=regular) as file:
+        assert file.read() == b'abc'

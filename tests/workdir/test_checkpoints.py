@@ -1,5 +1,6 @@
 """Saving and restoring through Orbax: what is kept, exactness, damage, full disks."""
 
+import json
 import shutil
 
 import jax.numpy as jnp
@@ -266,3 +267,67 @@ def test_metadata_of_released_versions_is_read(tmp_path):
     with Checkpoints(tmp_path / 'c', read_only=True) as saved:
         assert np.isnan(saved.meta(1)['baseline'])
         assert saved.meta(1)['best'] == [float('-inf')]
+
+
+RELEASED = {
+    'config': {}, 'classes': ['a', 'b'], 'preprocess': 'caffe', 'weights_digest': 'w',
+    'data_digest': 'd', 'position': {'epoch': 1}, 'record': {'epoch': 1}, 'wall_seconds': 1.5,
+    'rank': 1,
+}  # fmt: skip
+
+
+def rewrite(folder, step, content):
+    """Replaces the metadata of a step."""
+    (folder / str(step) / 'meta' / 'metadata').write_text(content)
+
+
+def test_metadata_without_a_digest_is_taken_if_it_is_whole(tmp_path):
+    with Checkpoints(tmp_path / 'c') as saved:
+        save(saved, 1, 1)
+    rewrite(tmp_path / 'c', 1, json.dumps(RELEASED))
+    with Checkpoints(tmp_path / 'c', read_only=True) as saved:
+        assert saved.meta(1) == RELEASED
+        assert saved.find('best') == 1
+
+
+WRONG = [json.dumps({**RELEASED, name: None}) for name in RELEASED]
+WRONG += [json.dumps({k: v for k, v in RELEASED.items() if k != name}) for name in RELEASED]
+WRONG += [json.dumps({**RELEASED, 'digests': 'x'}), json.dumps({**RELEASED, 'split_digests': 3})]
+WRONG += ['', 'null', '[]', '{}', '3', '"text"', json.dumps(RELEASED)[:50], '[' * 100_000]
+
+
+@pytest.mark.parametrize('content', WRONG, ids=range(len(WRONG)))
+def test_damaged_metadata_is_a_sentence_and_training_goes_on_before_it(tmp_path, content):
+    with Checkpoints(tmp_path / 'c') as saved:
+        save(saved, 1, 1)
+        save(saved, 2, -1)
+    rewrite(tmp_path / 'c', 2, content)
+    with (
+        Checkpoints(tmp_path / 'c', read_only=True) as saved,
+        pytest.raises(UserError, match=r'step 2 (is damaged|cannot be read)') as caught,
+    ):
+        saved.meta(2)
+    assert '\n' not in str(caught.value)
+    with Checkpoints(tmp_path / 'c') as saved:
+        params, opt_state = make_state()
+        found = recovery.newest(saved, Variables(params, {}), opt_state)
+    assert found is not None
+    assert found.step == 1
+    assert steps_on_disk(tmp_path / 'damaged') == {2}
+
+
+@pytest.mark.parametrize(
+    'content', ['[]', '3', '{"metrics": "x"}', '{"init_timestamp_nsecs": "x"}']
+)
+def test_damaged_notes_of_orbax_are_a_sentence_and_are_not_needed(tmp_path, content):
+    with Checkpoints(tmp_path / 'c') as saved:
+        save(saved, 1, 1)
+    notes = tmp_path / 'c' / '1' / '_CHECKPOINT_METADATA'
+    notes.write_text(content)
+    for read_only in (False, True):
+        with pytest.raises(UserError, match='delete what is damaged of the files _CHECK') as caught:
+            Checkpoints(tmp_path / 'c', read_only=read_only)
+        assert '\n' not in str(caught.value)
+    notes.unlink()
+    with Checkpoints(tmp_path / 'c', read_only=True) as saved:
+        saved.trained(1, Variables(PARAMS, {}))

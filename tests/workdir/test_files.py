@@ -63,6 +63,15 @@ def test_damaged_lines_of_metrics_are_left_out(work, caplog):
     kept = (work.path / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['epoch'] for line in kept] == [1, 4]
     assert len([line for line in caplog.messages if 'a line is damaged' in line]) == 5
+    assert any('the lines of 2 epochs, the first of them 2, are lost' in m for m in caplog.messages)
+
+
+def test_metrics_that_are_gone_stop_nothing(work, caplog):
+    work.rewind(0)
+    assert not caplog.messages
+    work.rewind(3)
+    assert any('the lines of 3 epochs, the first of them 1, are lost' in m for m in caplog.messages)
+    assert work.records() == []
 
 
 def test_damaged_provenance_begins_again(work, caplog):

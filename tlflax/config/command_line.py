@@ -7,9 +7,13 @@ from pathlib import Path
 import absl.flags
 from ml_collections import ConfigDict, config_flags
 
+from tlflax.config import config_file
 from tlflax.config.flags import Argument, ConfigFile, UsageError
-from tlflax.config.parse import default_config, read_json
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.config.parse import default_config
+from tlflax.utils.errors import UserError, did_you_mean, located
+from tlflax.utils.files import expand
+
+_PATHS = ('DIR', 'FILE', 'FILE.png')  # in the place of a value
 
 
 def parse(name: str, described: Sequence[Argument], arguments: Sequence[str]) -> dict[str, object]:
@@ -31,9 +35,12 @@ def parse(name: str, described: Sequence[Argument], arguments: Sequence[str]) ->
         elif argument.kind == 'config':
             path = _config_path(arguments)
             if path or not argument.needed:
-                values[argument.name] = ConfigFile(_name(Path(path)), parser['config'].value)
+                values[argument.name] = ConfigFile(_name(path), parser['config'].value)
         else:
             value = parser[argument.name].value
+            if value and argument.metavar in _PATHS:  # a shell leaves the ~ in --workdir=~/runs
+                with located(f'--{argument.name}'):
+                    value = expand(value)
             values[argument.name] = tuple(value) if isinstance(value, list) else value
     if others:
         what = f'unexpected argument {others[0]!r}'
@@ -41,8 +48,9 @@ def parse(name: str, described: Sequence[Argument], arguments: Sequence[str]) ->
     return values
 
 
-def _name(path: Path) -> str:
+def _name(spec: str) -> str:
     """Returns the name of a configuration; the config.json of a run has that of its folder."""
+    path = config_file.split(spec)[0] if spec else Path()
     return path.absolute().parent.name if path.name == 'config.json' else path.stem
 
 
@@ -56,9 +64,10 @@ def _parse(
     """Returns the flags with their values, and the arguments that are not flags."""
     start = default_config()
     if any(argument.kind == 'config' for argument in described):
-        _check_config(arguments)
-        if (path := _config_path(arguments)).endswith('.json'):  # which absl would not read
-            start, arguments = read_json(Path(path)), _without_config(arguments)
+        _check_keys(arguments)
+        if any(_config_paths(arguments)):  # ml_collections would raise whatever the file does
+            start = config_file.read(_config_path(arguments))
+            arguments = _without_config(arguments)
     parser = absl.flags.FlagValues()  # not the global one, which has flags of other libraries
     command_line = [name, *arguments]
     try:
@@ -77,28 +86,14 @@ def _parse(
         raise UserError(what, where='command line', fix=_help(name)) from error
 
 
-def _check_config(arguments: Sequence[str]) -> None:
+def _check_keys(arguments: Sequence[str]) -> None:
     """Checks `--config=FILE` and `--config.KEY=VALUE` before ml_collections fails on them."""
-    for path in _config_paths(arguments):
-        if not path:
-            raise UsageError('no file is named', where='--config')
-        if not _is_file(path.split(':')[0]):
-            raise UserError(
-                'no such config file',
-                where=path,
-                fix="give the path of a .py file, or of a run's config.json",
-            )
+    if not all(_config_paths(arguments)):
+        raise UsageError('no file is named', where='--config')
     for argument in arguments:
         name = argument.lstrip('-').partition('=')[0].removeprefix('no')
         if argument.startswith('-') and name.startswith('config.'):
             _check_key(name)
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:  # such as a name that is too long
-        return False
 
 
 def _config_paths(arguments: Sequence[str]) -> Iterator[str]:
@@ -143,18 +138,11 @@ def _define(
 ) -> None:
     """Defines a flag in `parser`; ml_collections looks for overrides in `command_line`.
 
-    Without a `--config`, overrides change `start`.
+    Overrides change `start`.
     """
     name, doc, default = argument.name, argument.doc, argument.default
     if argument.kind == 'config':
-        if any(_config_paths(command_line)):
-            config_flags.DEFINE_config_file(
-                name, None, doc, flag_values=parser, sys_argv=command_line
-            )
-        else:
-            config_flags.DEFINE_config_dict(
-                name, start, doc, flag_values=parser, sys_argv=command_line
-            )
+        config_flags.DEFINE_config_dict(name, start, doc, flag_values=parser, sys_argv=command_line)
     elif argument.kind == 'flag':
         if isinstance(default, bool):
             absl.flags.DEFINE_bool(name, default, doc, flag_values=parser)

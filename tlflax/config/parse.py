@@ -6,18 +6,16 @@ A config file is a short Python module whose `get_config()` changes what differs
 """
 
 import dataclasses
-import json
 import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ml_collections
 
 from tlflax.config.schema import Config, Key
-from tlflax.utils.errors import UserError, as_user_error, did_you_mean, printable, shown
+from tlflax.utils.errors import UserError, did_you_mean, printable, shown
 
 T = TypeVar('T')
 
@@ -26,28 +24,10 @@ _LARGEST = 2**63 - 1  # integer that arrays and JSON hold
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns every key with its default, locked against unknown keys."""
-    return _locked(Config())
+    return locked(Config())
 
 
-def read_json(path: Path) -> ml_collections.ConfigDict:
-    """Returns the configuration in a config.json, as a config file's `get_config()` does.
-
-    Raises:
-        UserError: It cannot be read, or a key or value is not allowed.
-    """
-    with as_user_error(
-        'this configuration cannot be read ({reason})',
-        where=str(path),
-        fix="give a run's config.json, or a .py file",
-        of=(OSError, ValueError),
-    ):
-        raw = json.loads(path.read_text())
-        if not isinstance(raw, dict):
-            raise ValueError('it holds no keys')
-    return _locked(resolve(raw))
-
-
-def _locked(config: Config) -> ml_collections.ConfigDict:
+def locked(config: Config) -> ml_collections.ConfigDict:
     """Returns a configuration that can be changed but for its keys."""
     changeable = ml_collections.ConfigDict(to_dict(config), type_safe=False)  # `resolve` checks
     changeable.lock()

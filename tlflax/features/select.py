@@ -1,6 +1,7 @@
 """Which source serves a split: images in every epoch, or features from the cache."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -232,7 +233,9 @@ class SourceSelector:
         space = extract.describe_space(
             self.image_format, self.classifier, weights_digest=self.weights_digest
         )
-        shape = self.classifier.backbone.feature_shape(
-            self.image_format.image_size, self.classifier.cut
-        )
-        return extract.open_store(space, shape, self.features.dtype)
+        return extract.open_store(space, self._feature_shape, self.features.dtype)
+
+    @functools.cached_property
+    def _feature_shape(self) -> tuple[int, ...]:
+        backbone = self.classifier.backbone
+        return backbone.feature_shape(self.image_format.image_size, self.classifier.cut)

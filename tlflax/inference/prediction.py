@@ -14,7 +14,7 @@ from PIL import Image
 from tlflax.data.inputs import loose_images
 from tlflax.utils.files import dump_json
 
-OneImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Array
+OneImage = str | os.PathLike[str] | bytes | bytearray | Image.Image | np.ndarray | Array
 Images = OneImage | Iterable[OneImage]
 """One or many images, as `tlflax.inference.trained.Trained.predict` takes them."""
 

@@ -6,6 +6,7 @@ their float32 bytes in the order of their paths.
 """
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tlflax.utils import trees
 from tlflax.utils.errors import UserError, did_you_mean
 from tlflax.utils.trees import digest
 
+_ROOM, _COPIES = 1 << 30, 4  # bytes, and copies of the parameters
 _FORMAT = 'tlflax'  # in the metadata of safetensors files that `save` writes
 
 
@@ -57,7 +59,7 @@ def load(
             unexpected, of a wrong shape or type, or not finite; or kernels are Theano's.
     """
     path = Path(path)
-    container = file_formats.read(path)
+    container = file_formats.read(path, most=_most_bytes(backbone))
     declared = _declared(container, str(path))
     if backbone.find is None:
         found = _by_path(backbone, container)
@@ -81,6 +83,13 @@ def load(
         source=f'{path.name} ({container.kind})',
         recognized=how + ignored,
     )
+
+
+def _most_bytes(backbone: Backbone) -> int:
+    """Returns the most bytes a file may have: a training's state, and layers of another network."""
+    shapes = trees.flatten(trees.merge(*backbone.shapes(backbone.layers[-1])))
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values())
+    return _ROOM + _COPIES * needed
 
 
 def _by_path(backbone: Backbone, container: Container) -> Found:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config, LossConfig, OptimConfig
 from tlflax.train.setup import configure
-from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils import python_file
+from tlflax.utils.errors import UserError
 
 Setting = dict[str, Any]
 """Configuration key to value."""
@@ -45,12 +45,15 @@ def read_settings(path: Path) -> list[Setting]:
     """
     if not path.is_file():
         raise UserError('the sweep file does not exist', where=str(path), fix='give a .py file')
-    with as_user_error(
-        'the sweep file fails with {kind}: {reason}',
-        where=str(path),
-        fix='define get_sweep(), which returns a list of {config key: value}',
-    ):
-        settings = list(runpy.run_path(str(path))['get_sweep']())
+    with python_file.explaining(str(path)):
+        function = getattr(python_file.run(path)[0], 'get_sweep', None)
+        if not callable(function):
+            raise UserError(
+                'it has no get_sweep()',
+                where=str(path),
+                fix='define get_sweep(), which returns a list of {config key: value}',
+            )
+        settings = list(function())
     if not settings or not all(isinstance(setting, dict) for setting in settings):
         raise UserError(
             'get_sweep() does not return a list of settings',

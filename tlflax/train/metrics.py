@@ -23,6 +23,7 @@ BINS = 15
 """Of the expected calibration error."""
 
 _MATRIX = 1000  # classes: beyond, a confusion matrix is written by its cells that are not zero
+_CONFUSIONS = 5  # pairs of classes that a table names
 _LINES, _WORST = 50, 20  # classes: beyond so many, a table shows so few
 _BLOCK = 2**22  # values of an array at once: bounds memory
 _NORMAL_975 = 1.959963984540054  # quantile of the standard normal distribution
@@ -222,7 +223,21 @@ def format_table(result: JsonObject) -> str:
             f'{name:{width}}  {row["precision"]:9.4f}  {row["recall"]:6.4f}  {row["f1"]:6.4f}'
             f'  {area}  {row["num_examples"]:8d}'
         )
-    return '\n'.join([*lines, *_totals(result)])
+    return '\n'.join([*lines, *_most_confused(result), *_totals(result)])
+
+
+def _most_confused(result: JsonObject) -> list[str]:
+    """Returns the line that names the most frequent mistakes; none where there is no mistake."""
+    names, cells = list(result['per_class']), result['confusion_matrix']
+    if isinstance(cells, list):
+        true, predicted = np.nonzero(cells)
+        count = np.asarray(cells)[true, predicted]
+    else:
+        true, predicted, count = (np.array(cells[key]) for key in ('true', 'predicted', 'count'))
+    wrong = np.flatnonzero(true != predicted)
+    top = wrong[np.argsort(-count[wrong], kind='stable')][:_CONFUSIONS]
+    pairs = [f'{count[k]} {names[true[k]]} as {names[predicted[k]]}' for k in top]
+    return [f'most confused: {", ".join(pairs)}'] if pairs else []
 
 
 def _totals(result: JsonObject) -> list[str]:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,8 +30,8 @@ from tlflax.train.epoch import Runner
 from tlflax.train.optim import Learner, build_learner
 from tlflax.utils import python_file, trees
 from tlflax.utils.assets import fetch
-from tlflax.utils.errors import UserError
-from tlflax.utils.files import JsonObject
+from tlflax.utils.errors import UserError, located
+from tlflax.utils.files import JsonObject, expand
 from tlflax.utils.sharding import default_mesh, replicate, require_one_process
 from tlflax.workdir import provenance
 
@@ -207,7 +206,9 @@ def load_backbone(config: Config) -> Pretrained:
             source=f'seed {config.train.seed}',
         )
     if source != 'imagenet':
-        return pretrained.load(Path(source).expanduser(), backbone, layer=layer)
+        with located('config.weights.source'):
+            path = expand(source)
+        return pretrained.load(path, backbone, layer=layer)
     if backbone.imagenet is None:
         raise UserError(
             f'{backbone.name} has no ImageNet weights to download',

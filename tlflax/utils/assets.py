@@ -16,7 +16,8 @@ from pathlib import Path
 from absl import logging
 
 from tlflax.utils.download import Mirror, MirrorError, matches
-from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.errors import UserError, as_user_error, located
+from tlflax.utils.files import expand
 
 _PARTIAL = '.partial-'
 _DAY = 86400.0
@@ -46,9 +47,10 @@ class Asset:
 def cache_folder() -> Path:
     """Returns `TLFLAX_CACHE`, else `tlflax` in the user's cache folder; it may not exist yet."""
     if chosen := os.environ.get('TLFLAX_CACHE'):
-        return Path(chosen).expanduser().absolute()
+        with located('TLFLAX_CACHE'):
+            return Path(expand(chosen)).absolute()
     base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(base).expanduser().absolute() / 'tlflax'
+    return Path(expand(base)).absolute() / 'tlflax'
 
 
 def fetch(asset: Asset, *, cache: Path | None = None) -> Path:

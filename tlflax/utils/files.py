@@ -1,20 +1,70 @@
-"""Atomic file writes, and strict JSON."""
+"""Paths as users give them, atomic file writes, and strict JSON."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tlflax.utils.errors import UserError, printable
+
 _SELF = 'sha256'
+_KINDS = {
+    stat.S_IFDIR: 'a folder',
+    stat.S_IFIFO: 'a pipe',
+    stat.S_IFSOCK: 'a socket',
+    stat.S_IFCHR: 'a device',
+    stat.S_IFBLK: 'a device',
+}
 
 JsonObject = dict[str, Any]
 """The contents of a JSON object."""
+
+
+def expand(path: str | os.PathLike[str]) -> str:
+    """Returns a path with the home folder that `~` or `~name` at its start stands for.
+
+    Raises:
+        UserError: No user has this name, and no file either.
+    """
+    text = os.fspath(path)
+    whole = os.path.expanduser(text)
+    if whole.startswith('~') and not os.path.lexists(whole):
+        user = text.split('/')[0][1:]
+        what = f'there is no user {printable(user)!r}' if user else 'your home folder is not known'
+        raise UserError(f'{printable(text)!r}: {what}', fix='write the path without ~')
+    return whole
+
+
+def regular(path: str, flags: int) -> int:
+    """Opens a file for `open(..., opener=regular)`; refuses pipes, sockets, devices and folders.
+
+    Opening a pipe waits for a writer, and reading a device may never end.
+
+    Raises:
+        OSError: It is not a regular file, or cannot be opened.
+    """
+    _check(path, os.stat(path))
+    # Another may be at the path by now, and opening a pipe so does not wait.
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _check(path, os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check(path: str, status: os.stat_result) -> None:
+    if kind := _KINDS.get(stat.S_IFMT(status.st_mode)):
+        raise OSError(errno.EINVAL, f'it is {kind}, not a file', path)
 
 
 @contextlib.contextmanager

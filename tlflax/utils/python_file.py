@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from tlflax.utils.errors import UserError, did_you_mean, located, printable
+from tlflax.utils.files import expand
 
 _PREFIX = 'py:'
+
+_NOT_THEIRS = (sysconfig.get_path('stdlib'), str(Path(__file__).parents[1]), '<')
 
 _LOADED: dict[tuple[str, str], ModuleType] = {}
 
@@ -79,26 +83,35 @@ def _form(what: str) -> str:
 
 def _module(place: str, what: str) -> tuple[ModuleType, str]:
     """Imports the module; returns it with the digest of its file."""
-    path = Path(place).expanduser()
     if not place.endswith('.py'):
         with explaining(place):
             module = importlib.import_module(place)
         file = getattr(module, '__file__', None)
         return module, _digest(Path(file)) if file else ''
+    path = Path(expand(place))
     if not path.is_file():
         raise UserError(f'there is no such file: {printable(place)!r}', fix=f'give {_form(what)}')
     with explaining(place):
-        key = (str(path.absolute()), _digest(path))
-        if key not in _LOADED:
-            name = f'_tlflax_{hashlib.sha256("".join(key).encode()).hexdigest()}'
-            module_spec = importlib.util.spec_from_file_location(name, path)
-            assert module_spec is not None
-            assert module_spec.loader is not None
-            module = importlib.util.module_from_spec(module_spec)
-            sys.modules[name] = module
-            # Not by the loader: it would take code compiled from a file of the same size and time.
-            exec(compile(path.read_bytes(), str(path), 'exec'), vars(module))
-            _LOADED[key] = module
+        return run(path)
+
+
+def run(path: Path) -> tuple[ModuleType, str]:
+    """Runs a Python file and returns its module and its digest; one that did not change runs once.
+
+    Raises:
+        BaseException: Whatever the file raises; see `explaining`.
+    """
+    key = (str(path.absolute()), _digest(path))
+    if key not in _LOADED:
+        name = f'_tlflax_{hashlib.sha256("".join(key).encode()).hexdigest()}'
+        module_spec = importlib.util.spec_from_file_location(name, path)
+        assert module_spec is not None
+        assert module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[name] = module
+        # Not by the loader: it would take code compiled from a file of the same size and time.
+        exec(compile(path.read_bytes(), str(path), 'exec'), vars(module))
+        _LOADED[key] = module
     return _LOADED[key], key[1]
 
 
@@ -113,14 +126,24 @@ def explaining(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = [frame for frame in frames if frame.filename != __file__]
+    except (Exception, SystemExit) as error:
         lines = str(error).strip().splitlines() or ['']
         # TensorFlow puts a traceback before the message of what fails inside a map().
         line = lines[-1].strip() if lines[0].startswith('in user code') else lines[0]
         kind = type(error).__name__
         raised = f'{kind}: {line.removeprefix(f"{kind}: ")[:300]}'
-        if theirs and 'site-packages' not in theirs[-1].filename:
-            raised += f' ({printable(theirs[-1].filename)}, line {theirs[-1].lineno})'
+        place = place_of(error)
+        raised += f' ({place})' if place else ''
         raise UserError(f'{what} fails with {raised}', fix='fix it') from error
+
+
+def place_of(error: BaseException) -> str:
+    """Returns file and line of the user's code that an exception passed last; '' if there is none.
+
+    Code of libraries, and ours, is not the user's.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        name = frame.filename
+        if not (name.startswith(_NOT_THEIRS) or 'site-packages' in name):
+            return f'{printable(name)}, line {frame.lineno}'
+    return ''

@@ -26,7 +26,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from tlflax.models.base.modules import Variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import JsonObject, is_signed, signed
+from tlflax.utils.files import JsonObject, signed
+from tlflax.workdir import metadata
 
 NOTHING = Variables({}, {})
 
@@ -61,7 +62,7 @@ class Checkpoints:
         read_only: Nothing is created, saved or deleted.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or Orbax's own notes are damaged.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -82,7 +83,13 @@ class Checkpoints:
             create=not read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with as_user_error(
+            'the checkpoints cannot be opened ({reason})',
+            where=str(self.folder),
+            fix='delete what is damaged of the files _CHECKPOINT_METADATA, which are not needed',
+            of=(ValueError, TypeError),
+        ):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -250,9 +257,10 @@ class Checkpoints:
         """
         if step not in self._metas:
             saved = self._restore(step, meta=ocp.args.JsonRestore())['meta']
-            if not is_signed(saved, needed=False):
-                raise self._damaged(step, 'meta')
-            self._metas[step] = _decode(saved)
+            try:
+                self._metas[step] = metadata.decode(saved)
+            except ValueError as error:
+                raise self._damaged(step, 'meta') from error
         return self._metas[step]
 
     def _damaged(self, step: int, name: str) -> UserError:
@@ -310,14 +318,3 @@ def _host(tree: Any) -> ocp.args.StandardRestore:
     """Restores as NumPy arrays, so that the number of devices that saved does not matter."""
     arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
     return ocp.args.StandardRestore(arrays)
-
-
-def _decode(value: Any) -> Any:
-    """Returns metadata as it was saved; {'float': 'nan'} is how released versions wrote a NaN."""
-    if isinstance(value, dict):
-        if set(value) == {'float'}:
-            return float(value['float'])
-        return {key: _decode(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    return value

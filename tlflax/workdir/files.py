@@ -173,6 +173,11 @@ class Workdir:
     def rewind(self, epochs: int) -> None:
         """Drops the records after the first `epochs` epochs, which will be run again."""
         kept = [record for record in self.records() if record['epoch'] <= epochs]
+        if lost := sorted({*range(1, epochs + 1)} - {record['epoch'] for record in kept}):
+            logging.warning(
+                'WARNING: %s: the lines of %d epochs, the first of them %d, are lost',
+                *(self.path / 'metrics.jsonl', len(lost), lost[0]),
+            )
         lines = ''.join(dump_json(record) + '\n' for record in kept)
         with writing(self.path):
             atomic_write(self.path / 'metrics.jsonl', lines)

@@ -445,7 +445,7 @@ def test_error_names_the_file_and_what_it_is(tmp_path, data, words):
 def test_paths_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r'gone\.jpg: cannot be read: No such file'):
         read_image(tmp_path / 'gone.jpg')
-    with pytest.raises(UserError, match='cannot be read: Is a directory'):
+    with pytest.raises(UserError, match='cannot be read: it is a folder, not a file'):
         probe(str(tmp_path))
 
 

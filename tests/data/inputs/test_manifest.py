@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from tlflax.config.parse import resolve
+from tlflax.data.images.decode import read_image
 from tlflax.data.inputs import manifest
+from tlflax.data.inputs.listing import scan
 from tlflax.data.splits.load import load_splits, load_table, load_val
 from tlflax.utils.errors import UserError
 
@@ -254,7 +256,7 @@ def test_files_that_cannot_be_used_are_named_with_their_lines(photos):
         '3 of 5 images cannot be used',
         f'gone.png ({path}, line 4) cannot be read: No such file',
         f'notes ({path}, line 5) is text',
-        f'a ({path}, line 6) cannot be read: Is a directory',
+        f'a ({path}, line 6) cannot be read: it is a folder, not a file',
     ):
         assert part in str(error.value)
     assert len(table_of(path, on_bad_image='skip')) == 2
@@ -315,3 +317,18 @@ def test_an_object_of_very_many_names(tmp_path):
     with pytest.raises(UserError, match="line 1: no 'path'") as caught:
         manifest.read_manifest(tmp_path / 'a.jsonl')
     assert len(str(caught.value)) < 5000
+
+
+def test_pipes_are_not_waited_for(photos):
+    os.mkfifo(photos / 'a.csv')
+    with pytest.raises(UserError, match=r"a\.csv' cannot be read: it is a pipe, not a file"):
+        manifest.read_manifest(photos / 'a.csv')
+    os.mkfifo(photos / 'pipe.jpg')
+    path = write(photos / 'b.csv', 'path,label', 'pipe.jpg,a', '/dev/zero,b')
+    found = scan(manifest.list_manifest(path, manifest.read_manifest(path)))
+    assert [file.fault for file in found.files] == [
+        'cannot be read: it is a pipe, not a file',
+        'cannot be read: it is a device, not a file',
+    ]
+    with pytest.raises(UserError, match='it is a device, not a file'):
+        read_image('/dev/zero')

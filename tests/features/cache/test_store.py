@@ -640,3 +640,20 @@ def test_read_only_store_serves_and_refuses(tmp_path: Path) -> None:
     reserve, append = in_namespace(mount, body, tmp_path).splitlines()
     assert 'read-only' in reserve
     assert 'Read-only' in append
+
+
+@pytest.mark.parametrize('what', ['folders', 'files'])
+def test_features_that_must_not_be_read_are_a_sentence(tmp_path, monkeypatch, what):
+    filled(tmp_path, row_keys(digests(0, 4), ''))
+
+    def refuse(*_):
+        raise PermissionError(13, os.strerror(13))
+
+    if what == 'folders':
+        monkeypatch.setattr(os, 'listdir', refuse)
+    else:
+        monkeypatch.setattr(segments.Segment, 'scan', refuse)
+    actions = [lambda: open_store(tmp_path), lambda: quota.format_info(tmp_path)]
+    for action in actions + [lambda: quota.clear(tmp_path)] * (what == 'folders'):
+        with pytest.raises(UserError, match=r'features cannot be read \(Permission'):
+            action()

@@ -25,6 +25,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from tlflax.data.images import color_modes, perceptual_hash, pillow, sniff
 from tlflax.data.images.files import ScannedFile
 from tlflax.utils.errors import UserError, as_user_error, printable, reason
+from tlflax.utils.files import regular
 
 MAX_PIXELS = 178_956_970  # where Pillow too stops by default: half a gigabyte of RGB
 
@@ -194,7 +195,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     name, fix = printable(os.fspath(path)), 'check its path and permissions'
     with (
         as_user_error('cannot be read: {reason}', where=name, fix=fix, of=(OSError,)),
-        open(path, 'rb') as file,
+        open(path, 'rb', opener=regular) as file,
     ):
         return file.read()
 

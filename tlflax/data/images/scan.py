@@ -18,6 +18,7 @@ from tlflax.data.images.files import Entry, ScannedFile
 from tlflax.data.images.scan_cache import load, save
 from tlflax.utils import assets, cpu
 from tlflax.utils.errors import UserError, reason
+from tlflax.utils.files import regular
 from tlflax.utils.progress import progress
 
 IMAGE_EXTENSIONS = (
@@ -94,7 +95,7 @@ def read_file(
     """
     looks_like_image = listed or os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS
     try:
-        with open(path, 'rb', buffering=0) as file:
+        with open(path, 'rb', buffering=0, opener=regular) as file:
             data = file.read(sniff.HEAD_BYTES)
             kind = sniff.sniff(data)
             if kind in sniff.READABLE:
@@ -116,7 +117,7 @@ def is_meant(path: str) -> bool:
     if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS:
         return True
     try:
-        with open(path, 'rb', buffering=0) as file:
+        with open(path, 'rb', buffering=0, opener=regular) as file:
             kind = sniff.sniff(file.read(sniff.HEAD_BYTES))
     except OSError:
         return False

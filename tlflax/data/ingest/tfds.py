@@ -21,6 +21,7 @@ from absl import logging
 from tlflax.data.ingest import tfds_writer
 from tlflax.data.ingest.tfds_writer import tfds
 from tlflax.utils.errors import UserError, as_user_error, did_you_mean
+from tlflax.utils.files import expand
 
 _PREFIX = 'tfds:'
 _CONNECT_SECONDS = 10.0
@@ -56,7 +57,7 @@ def materialize(spec: str, cache_dir: Path) -> Path:
 
 
 def _image_folder(spec: str, name: str, split: str) -> Path:
-    root = Path(name).expanduser().absolute()
+    root = Path(expand(name)).absolute()
     if not root.is_dir():
         raise UserError('there is no such folder', where=str(root), fix=f'fix {spec!r}')
     splits = tfds.folder_dataset.ImageFolder(str(root)).info.splits
@@ -82,7 +83,7 @@ def _builder(spec: str, name: str) -> tfds.core.DatasetBuilder:
 def _unknown(spec: str, name: str, data_dir: str | None) -> UserError:
     """Says which part of a name is not known, and what may have been meant."""
     known = set(tfds.list_builders(with_community_datasets=False))
-    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folder = Path(expand(data_dir or tfds.core.constants.DATA_DIR))
     if folder.is_dir():
         known |= {path.name for path in folder.iterdir() if path.is_dir()} - {'downloads'}
     name = re.split('[/:]', name)[0]

@@ -25,6 +25,7 @@ from tlflax.data.inputs.walk import (
     stop,
 )
 from tlflax.utils.errors import UserError, did_you_mean, printable
+from tlflax.utils.files import expand
 
 
 def list_folder(root: str | os.PathLike[str], *, report: Report = stop) -> Listing:
@@ -41,7 +42,7 @@ def list_folder(root: str | os.PathLike[str], *, report: Report = stop) -> Listi
     Raises:
         UserError: The folder does not exist.
     """
-    root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+    root = os.path.abspath(expand(root))
     if not os.path.isdir(root):
         raise _no_folder(root)
     ignored = Ignored()

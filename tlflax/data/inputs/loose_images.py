@@ -8,6 +8,7 @@ from tlflax.data.images import given, scan
 from tlflax.data.images.given import Given
 from tlflax.data.inputs.walk import Ignored, files_below
 from tlflax.utils.errors import UserError, as_user_error, printable, shown
+from tlflax.utils.files import expand
 
 
 def find(images: Any, *, scale: float | None = None) -> Iterator[Given | UserError]:
@@ -35,7 +36,7 @@ def find(images: Any, *, scale: float | None = None) -> Iterator[Given | UserErr
     for number, image in enumerate(images, start=1):
         try:
             if isinstance(image, (str, os.PathLike)):
-                yield from _at(os.path.expanduser(os.fspath(image)))
+                yield from _at(expand(image))
             else:
                 yield from given.in_memory(image, f'image {number}', scale)
         except UserError as error:

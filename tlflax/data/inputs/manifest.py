@@ -22,6 +22,7 @@ from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.manifest_row import COLUMNS, NEEDED, Fields, Row, fault_of, parse_row
 from tlflax.data.inputs.walk import Report, stop
 from tlflax.utils.errors import UserError, as_user_error, did_you_mean, printable
+from tlflax.utils.files import expand, regular
 
 _TABLES = ('.csv', '.tsv')
 _LINES = ('.jsonl', '.ndjson')
@@ -49,7 +50,7 @@ def read_manifest(path: str | os.PathLike[str], *, report: Report = stop) -> lis
     Raises:
         UserError: It cannot be read, its columns are not named, or it names no image.
     """
-    path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    path = os.path.abspath(expand(path))
     parse = _parse_table if path.lower().endswith(_TABLES) else _parse_lines
     where = printable(path)
     unreadable = f'the manifest {where!r} cannot be read: {{reason}}'
@@ -58,7 +59,7 @@ def read_manifest(path: str | os.PathLike[str], *, report: Report = stop) -> lis
     with (
         as_user_error(unreadable, fix='check its path and permissions', of=(OSError,)),
         as_user_error(not_utf8, where=where, fix='save it as UTF-8', of=(UnicodeDecodeError,)),
-        open(path, encoding='utf-8-sig', newline='') as file,
+        open(path, encoding='utf-8-sig', newline='', opener=regular) as file,
         _long_fields(),
     ):
         for line, fields in parse(path, file, report):
@@ -93,7 +94,7 @@ def list_manifest(
         rows: From `read_manifest`.
         split: 'train', 'val' or 'test'; None: all rows.
     """
-    path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    path = os.path.abspath(expand(path))
     root = os.path.dirname(path)
     rows = [row for row in rows if split is None or row.split == split]
     has_weights, has_groups = (

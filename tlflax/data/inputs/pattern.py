@@ -25,6 +25,7 @@ from tlflax.data.inputs.walk import (
     stop,
 )
 from tlflax.utils.errors import UserError, as_user_error, printable, shown
+from tlflax.utils.files import expand
 
 _CLASS = '{class}'
 _MAGIC = re.compile(r'[*?[{]')
@@ -35,7 +36,7 @@ _TOKEN = re.compile(r'\{\w*\}|\[!?\]?[^]]*\]|.', re.DOTALL)
 
 def is_pattern(spec: str) -> bool:
     """Tells whether a specification is a pattern, and not a folder whose name looks like one."""
-    return bool(_MAGIC.search(spec)) and not os.path.exists(os.path.expanduser(spec))
+    return bool(_MAGIC.search(spec)) and not os.path.exists(expand(spec))
 
 
 def split_base(spec: str) -> tuple[str, str]:
@@ -57,7 +58,7 @@ def list_pattern(spec: str, *, report: Report = stop) -> Listing:
     Raises:
         UserError: It has no `{class}`, its folder does not exist, or nothing matches.
     """
-    base, rest = split_base(os.path.expanduser(spec))
+    base, rest = split_base(expand(spec))
     base = os.path.abspath(base)
     matchers = _matchers(spec, rest)
     if not os.path.isdir(base):

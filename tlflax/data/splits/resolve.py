@@ -46,7 +46,7 @@ def list_input(
         spec = object_store.fetch(spec, assets.cache_folder())
     if pattern.is_pattern(spec):
         return pattern.list_pattern(spec, report=report)
-    return list_folder(Path(spec).expanduser(), report=report)
+    return list_folder(spec, report=report)
 
 
 def _materialize(spec: str) -> Path:

@@ -218,7 +218,7 @@ def _describe(space: Path) -> Space:
         in_use = in_use or claimed is None
         if claimed is not None:
             os.close(claimed)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), segments.reading(folder):
             if layout and (segment := Segment(folder, layout)).scan():
                 rows += len(segment.records)
     sizes, times = map(_size, folders), map(_used, folders)

@@ -22,6 +22,7 @@ import mmap
 import os
 import shutil
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from jaxtyping import Bool, Int, UInt8, UInt64
 
 from tlflax.features.cache import files
 from tlflax.features.cache.rows import LONG, RECORD, Layout, checksums
+from tlflax.utils.errors import as_user_error
 
 PARTIAL = '.partial-'
 _BLOCK = 2**16  # records read at once
@@ -216,10 +218,25 @@ def create(space: Path, layout: Layout) -> Segment:
     return segment
 
 
+def reading(folder: Path) -> AbstractContextManager[None]:
+    """Turns a folder or file that must not be read into something the user can fix."""
+    return as_user_error(
+        'stored features cannot be read ({reason})',
+        where=str(folder),
+        fix='give yourself permission to read them, or set TLFLAX_CACHE to another folder',
+        of=(PermissionError,),
+    )
+
+
 def names(space: Path) -> list[str]:
-    """Returns the segments of a space; none if it does not exist or is not a folder."""
+    """Returns the segments of a space; none if it does not exist or is not a folder.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
-        entries = os.listdir(space)
+        with reading(space):
+            entries = os.listdir(space)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in entries if '.' not in name)

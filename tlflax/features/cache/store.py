@@ -114,8 +114,9 @@ class Store:
                 self._segments.append(Segment(self.folder / name, self._layout))
         for number, segment in enumerate(self._segments):
             try:
-                if number not in self._gone and segment.scan():
-                    self._index = None
+                with segments.reading(segment.folder):
+                    if number not in self._gone and segment.scan():
+                        self._index = None
             except FileNotFoundError:
                 if (
                     not segment.pinned

@@ -7,25 +7,30 @@ import zipfile
 
 import numpy as np
 
+ANY = 1 << 62  # bytes that no file has
 _PACKING = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others can ask for any amount of memory
 
 
-def most_bytes(file_bytes: int) -> int:
+def most_bytes(file_bytes: int, most: int = ANY) -> int:
     """Returns how many bytes of contents a file of some size may announce.
 
     Weights hardly compress: a file that announces more is damaged, or made to fill the memory.
+
+    Args:
+        file_bytes: The size of the file.
+        most: What it may have anyway.
     """
-    return (1 << 28) + 8 * file_bytes
+    return min((1 << 28) + 8 * file_bytes, most)
 
 
 def check_announced(announced: int, most: int) -> None:
-    """Refuses contents that are too large for their file.
+    """Refuses contents that are too large for their file, or for whom they are meant.
 
     Raises:
         ValueError: It is more than `most`, see `most_bytes`.
     """
     if announced > most:
-        raise ValueError(f'it announces {announced:,} bytes, far more than a file of its size has')
+        raise ValueError(f'it announces {announced:,} bytes, and {most:,} are expected at most')
 
 
 def check_zip(archive: zipfile.ZipFile, most: int) -> None:
@@ -40,19 +45,19 @@ def check_zip(archive: zipfile.ZipFile, most: int) -> None:
     check_announced(sum(member.file_size for member in members), most)
 
 
-def read_npz(path: str | os.PathLike[str], most: int | None = None) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike[str], most: int = ANY) -> dict[str, np.ndarray]:
     """Reads all arrays of an `.npz` file, each with its checksum.
 
     Args:
         path: The file.
-        most: The most bytes of its arrays; by default what a file of its size can have.
+        most: The most bytes of its arrays, where a file of its size could have more.
 
     Raises:
         ValueError: An array is damaged or announces another size than it has.
         Exception: Of many types, from `zipfile` and NumPy on a damaged file.
     """
     with zipfile.ZipFile(path) as archive:
-        check_zip(archive, most_bytes(os.path.getsize(path)) if most is None else most)
+        check_zip(archive, most_bytes(os.path.getsize(path), most))
         return {
             member.filename.removesuffix('.npy'): _array(archive, member)
             for member in archive.infolist()

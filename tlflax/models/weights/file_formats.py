@@ -6,16 +6,16 @@ Names and layouts are those of the file; `tlflax.models.pretrained` interprets t
 import dataclasses
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tlflax.models.weights import archives, hdf5, onnx_file, pytorch
+from tlflax.models.weights import archives, catalogue, hdf5, isolated, onnx_file, pytorch
 from tlflax.utils.errors import UserError, as_user_error, printable
-from tlflax.utils.files import atomic_write
+from tlflax.utils.files import atomic_write, regular
 
 KNOWN = 'Keras .h5, .weights.h5 or .keras, ONNX, safetensors, .npz and PyTorch .pth'
 
@@ -39,22 +39,26 @@ class Container:
     metadata: dict[str, str]
 
 
-def read(path: str | os.PathLike[str]) -> Container:
+def read(path: str | os.PathLike[str], *, most: int = archives.ANY) -> Container:
     """Reads every tensor of a file; its extension does not matter.
+
+    Args:
+        path: The file.
+        most: The most bytes that it or its tensors may have; more is refused unread.
 
     Raises:
         UserError: The file does not exist, has no known format or is damaged, announces far more
             than it has, or it is PyTorch's and PyTorch is not installed.
     """
     path = Path(path)
-    kind = _sniff(path)
+    kind = _sniff(path, most)
     with as_user_error(  # on a damaged file these libraries raise anything
         f'cannot be read as {kind}: {{reason}}',
         where=str(path),
         fix='the file is damaged or not a weights file; get it again',
         but=(MemoryError,),
     ):
-        tensors, metadata = READERS[kind](path)
+        tensors, metadata = READERS[kind](path, most)
     # Names go into messages.
     named = {printable(name): tensor for name, tensor in tensors.items()}
     return Container(kind, named, metadata)
@@ -81,12 +85,21 @@ def write_safetensors(
         atomic_write(path, safetensors.numpy.save(contiguous, metadata=dict(metadata)))
 
 
-def _sniff(path: Path) -> str:
+def _sniff(path: Path, most: int) -> str:
     """Returns the key of `READERS` for a file, by its first bytes or by the members of a zip."""
     message, fix = 'cannot be opened: {reason}', 'give a weights file'
-    with as_user_error(message, where=str(path), fix=fix, of=(OSError,)), path.open('rb') as file:
+    with (
+        as_user_error(message, where=str(path), fix=fix, of=(OSError,)),
+        open(path, 'rb', opener=regular) as file,
+    ):
         head = file.read(16)
         size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise UserError(
+            f'has {size:,} bytes, far more than the network needs ({most:,} are allowed)',
+            where=str(path),
+            fix='give a file of its weights alone',
+        )
     if head.startswith(_HDF5):
         return 'Keras HDF5'
     if head.startswith(_TORCH_PICKLE):
@@ -121,19 +134,30 @@ def _sniff_zip(path: Path) -> str | None:
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
 
 
-def _read_safetensors(path: Path) -> Found:
+def _read_safetensors(path: Path, _: int) -> Found:  # as large as its file
     with safetensors.safe_open(path, framework='numpy') as file:
         metadata = file.metadata() or {}
     return safetensors.numpy.load_file(path), metadata
 
 
-def _read_npz(path: Path) -> Found:
-    return archives.read_npz(path), {}
+def _read_npz(path: Path, most: int) -> Found:
+    return archives.read_npz(path, most), {}
 
 
-READERS: dict[str, Callable[[Path], Found]] = {
-    'Keras HDF5': hdf5.read,
-    'Keras archive': hdf5.read_keras,
+def _apart(reader: isolated.Reader) -> isolated.Reader:
+    """Returns a reader that reads in another process what nobody has verified."""
+
+    def read(path: Path, most: int) -> Found:
+        if catalogue.is_published(path):
+            return reader(path, most)
+        return isolated.read(reader, path, most)
+
+    return read
+
+
+READERS: dict[str, isolated.Reader] = {
+    'Keras HDF5': _apart(hdf5.read),
+    'Keras archive': _apart(hdf5.read_keras),
     'ONNX': onnx_file.read,
     'safetensors': _read_safetensors,
     'npz': _read_npz,

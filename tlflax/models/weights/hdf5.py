@@ -27,15 +27,15 @@ _METADATA = ('backend',)  # of attributes
 _MOST_CHUNKS = 1 << 16  # each takes kilobytes and microseconds, however small it is
 
 
-def read(path: Path) -> Found:
-    """Reads a `.h5` file: tensors and metadata."""
+def read(path: Path, most: int) -> Found:
+    """Reads a `.h5` file of at most some bytes of tensors: tensors and metadata."""
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _read(path, content, archives.most_bytes(len(content)))
+        return _read(path, content, archives.most_bytes(len(content), most))
 
 
-def read_keras(path: Path) -> Found:
-    """Reads the weights in a `.keras` archive."""
-    most = archives.most_bytes(os.path.getsize(path))
+def read_keras(path: Path, most: int) -> Found:
+    """Reads the weights in a `.keras` archive; see `read`."""
+    most = archives.most_bytes(os.path.getsize(path), most)
     with zipfile.ZipFile(path) as archive:
         archives.check_zip(archive, most)
         content = archive.read(_ARCHIVED)
@@ -54,8 +54,6 @@ class _Budget:
 
     def spend(self, dataset: h5py.Dataset) -> None:
         """Counts a dataset; refuses it where the file cannot have that much."""
-        if dataset.is_virtual or dataset.external:
-            raise ValueError(f'{dataset.name} is stored in other files')
         shape, pieces = dataset.shape, dataset.chunks or dataset.shape
         largest = max(math.prod(shape), math.prod(pieces))
         self.bytes += largest * dataset.dtype.itemsize
@@ -76,7 +74,11 @@ def _read(source: Path | io.BytesIO, content: bytes | mmap.mmap, most: int) -> F
         for name, dataset in datasets:
             if name in tensors:
                 raise ValueError(f'{name} is listed twice')
-            if isinstance(dataset, h5py.Dataset) and _is_number(dataset):
+            if not isinstance(dataset, h5py.Dataset):
+                continue
+            if dataset.is_virtual or dataset.external:  # before its shape, which they may decide
+                raise ValueError(f'{name} is stored in other files')
+            if _is_number(dataset):
                 budget.spend(dataset)
                 tensors[name] = np.asarray(dataset[()])
         metadata = {key: texts.read(root, key)[0] for key in _METADATA if key in root.attrs}

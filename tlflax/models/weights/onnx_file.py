@@ -15,8 +15,8 @@ from tlflax.models.weights import archives
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
 
 
-def read(path: Path) -> Found:
-    """Reads an ONNX file: tensors and metadata, of which it has none."""
+def read(path: Path, most: int) -> Found:
+    """Reads an ONNX file of at most some bytes of tensors; it has no metadata."""
     model = onnx.load(path, load_external_data=False)
     wanted = [tensor for tensor in model.graph.initializer if _dtype(tensor).kind == 'f']
     beside = [t for t in wanted if onnx.external_data_helper.uses_external_data(t)]
@@ -25,7 +25,7 @@ def read(path: Path) -> Found:
     announced = sum(math.prod(t.dims) * _dtype(t).itemsize for t in wanted)
     announced += sum(int(_key(t, 'length') or sizes[_key(t, 'location')]) for t in beside)
     archives.check_announced(
-        announced, archives.most_bytes(os.path.getsize(path) + sum(sizes.values()))
+        announced, archives.most_bytes(os.path.getsize(path) + sum(sizes.values()), most)
     )
     for tensor in beside:
         onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))

@@ -22,8 +22,8 @@ _MOST_ENTRIES, _MOST_LEVELS = 1 << 16, 16
 _FILLER = b'bytearray'
 
 
-def read(path: Path) -> Found:
-    """Reads a PyTorch file: tensors and metadata, of which it has none.
+def read(path: Path, most: int) -> Found:
+    """Reads a PyTorch file of at most some bytes of tensors; it has no metadata.
 
     Raises:
         UserError: PyTorch is not installed, or it holds more than tensors.
@@ -37,7 +37,7 @@ def read(path: Path) -> Found:
     ):
         import torch
 
-    most = archives.most_bytes(os.path.getsize(path))
+    most = archives.most_bytes(os.path.getsize(path), most)
     with as_user_error(
         'cannot be read as PyTorch: it is damaged or holds more than tensors',
         where=str(path),
