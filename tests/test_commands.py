@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, make_folders, run_module
 
 from tlflax.config import flags
 from tlflax.config.schema import Config
@@ -227,3 +227,54 @@ def test_every_key_is_read():
         for key in dataclasses.fields(field.default_factory)
     }
     assert sorted(keys - read) == []
+
+
+# Results go to stdout, all else to stderr
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with images, a config file and a finished run, whose training is returned too."""
+    root = tmp_path_factory.mktemp('streams')
+    make_folders(root / 'Train', 10, seed=1)
+    make_folders(root / 'Test', 3, seed=2)
+    (root / 'few.py').write_text(
+        'import sys\n'
+        f'sys.path.insert(0, {str(ROOT / "tests")!r})\n'
+        'from pathlib import Path\n'
+        'from helpers import small_config\n'
+        'def get_config():\n'
+        f'    return small_config(Path({str(root)!r}), train__epochs=1)\n'
+    )
+    (root / 'rates.py').write_text(
+        "def get_sweep():\n    return [{'optim.learning_rate': r} for r in (1e-3, 1e-2)]\n"
+    )
+    config = f'--config={root / "few.py"}'
+    done = run_module('train', config, f'--workdir={root / "run"}', TLFLAX_CACHE=str(root / 'c'))
+    return root, config, done
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'last'),
+    [
+        ('train', [], 'balanced accuracy '),
+        ('evaluate', ['--workdir=run'], '{"'),
+        ('predict', ['--workdir=run', 'Test'], '{root}/Test/yellow/002.jpg  '),
+        ('probe', ['CONFIG', '--workdir=probe'], '{"'),
+        ('sweep', ['CONFIG', '--sweep=rates.py', '--workdir=sweep'], 'the best is the run in '),
+        ('data', ['--train=Train', '--val=Test'], '{"'),
+    ],
+    ids=['train', 'evaluate', 'predict', 'probe', 'sweep', 'data'],
+)
+def test_results_go_to_stdout_and_all_else_to_stderr(place, name, arguments, last):
+    root, config, done = place
+    if name != 'train':
+        given = [config if argument == 'CONFIG' else argument for argument in arguments]
+        paths = [re.sub(r'(^|=)(?=[a-zA-Z])', rf'\g<1>{root}/', argument) for argument in given]
+        done = run_module(name, *paths, TLFLAX_CACHE=str(root / 'c'))
+    assert done.returncode in (0, 1), done.stderr  # 1: the audit has found something
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith(last.replace('{root}', str(root)))
+    assert not set(lines) & set(done.stderr.splitlines())
+    assert 'files read' not in done.stdout
+    assert ('files read' in done.stderr) == (name != 'predict')
