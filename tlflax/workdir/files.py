@@ -174,10 +174,8 @@ class Workdir:
         """Drops the records after the first `epochs` epochs, which will be run again."""
         kept = [record for record in self.records() if record['epoch'] <= epochs]
         if lost := sorted({*range(1, epochs + 1)} - {record['epoch'] for record in kept}):
-            logging.warning(
-                'WARNING: %s: the lines of %d epochs, the first of them %d, are lost',
-                *(self.path / 'metrics.jsonl', len(lost), lost[0]),
-            )
+            what = f'the lines of {len(lost)} epochs, the first of them {lost[0]}, are lost'
+            logging.warning('WARNING: %s: %s', self.path / 'metrics.jsonl', what)
         lines = ''.join(dump_json(record) + '\n' for record in kept)
         with writing(self.path):
             atomic_write(self.path / 'metrics.jsonl', lines)
