@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlflax.utils.errors import UserError, as_user_error, did_you_mean, located, shown
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean, located, quoted, shown
 
 
 def test_located_names_the_place_of_errors_without_one():
@@ -61,3 +61,26 @@ def test_values_are_shown(value, text):
 def test_few_of_many_choices_are_compared():
     choices = [f'choice {number}' for number in range(10**6)]
     assert did_you_mean('choice 77', choices) == "did you mean 'choice 77'?"
+
+
+NFC, NFD = 'caf\u00e9', 'cafe\u0301'
+
+
+@pytest.mark.parametrize(
+    ('name', 'others', 'said'),
+    [
+        (NFC, [], f"'{NFC}'"),
+        (NFD, [], f"'{NFD}'"),
+        (NFD, [NFD, 'cafe'], f"'{NFD}'"),
+        (NFC, [NFC, NFD], f"'{NFC}' (NFC)"),
+        (NFD, [NFC], f"'{NFD}' (NFD: 'cafe\\u0301')"),
+        ('\u212b', ['\u00c5'], "'\u212b' ('\\u212b')"),
+    ],
+)
+def test_names_that_look_the_same_are_told_apart(name, others, said):
+    assert quoted(name, others) == said
+
+
+def test_a_hint_shows_the_form_of_what_looks_the_same():
+    assert did_you_mean(NFD, [NFC]) == f"did you mean '{NFC}' (NFC)?"
+    assert did_you_mean(NFC, [NFD]).endswith(r"(NFD: 'cafe\u0301')?")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
 from tlflax.config.schema import LossConfig
-from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.errors import UserError, did_you_mean, quoted
 
 Number = Any  # a float, a NumPy number or array, or traced
 Scalar = float | np.floating | Array
@@ -115,7 +115,9 @@ def named_weights(
     for name, times in collections.Counter(name for name, _ in pairs).items():
         if name not in classes:
             raise UserError(
-                f'there is no class {name!r}', where=_KEY, fix=did_you_mean(name, classes)
+                f'there is no class {quoted(name, classes)}',
+                where=_KEY,
+                fix=did_you_mean(name, classes),
             )
         if times > 1:
             raise UserError(

@@ -100,8 +100,26 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     choices = list(choices)[:_MOST_CHOICES]
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if near:
-        return f'did you mean {near[0]!r}?'
+        return f'did you mean {quoted(near[0], [name])}?'
     return f'choose from {", ".join(map(repr, choices))}' if choices else 'there are no choices'
+
+
+def quoted(name: str, others: Iterable[str] = ()) -> str:
+    """Returns a name in quotes, with its Unicode form where another would look the same.
+
+    Macs write 'e' and an accent where others write one letter: both are shown as 'é'.
+
+    Args:
+        name: The name.
+        others: Those that it must not be taken for; it may be one of them.
+    """
+    plain, text = unicodedata.normalize('NFC', name), repr(printable(name))
+    if all(other == name or unicodedata.normalize('NFC', other) != plain for other in others):
+        return text
+    for form in ('NFC', 'NFD'):
+        if name == unicodedata.normalize(form, name):
+            return f'{text} ({form})' if form == 'NFC' else f'{text} ({form}: {name!a})'
+    return f'{text} ({name!a})'
 
 
 def shown(value: object) -> str:

@@ -65,8 +65,8 @@ class Workdir:
             UserError: It is not; names the keys that differ.
         """
         # A key that did not exist when the run was started had its default.
-        theirs = {**_plain(to_dict(Config())), **_leaves(started)}
-        ours = _plain(config)
+        theirs = {**_leaves(plain_json(to_dict(Config()))), **_leaves(started)}
+        ours = _leaves(plain_json(config))
         differ = [
             f'{key} was {theirs.get(key)!r} and is {ours.get(key)!r}'
             for key in sorted(theirs.keys() | ours.keys())
@@ -174,10 +174,8 @@ class Workdir:
         """Drops the records after the first `epochs` epochs, which will be run again."""
         kept = [record for record in self.records() if record['epoch'] <= epochs]
         if lost := sorted({*range(1, epochs + 1)} - {record['epoch'] for record in kept}):
-            logging.warning(
-                'WARNING: %s: the lines of %d epochs, the first of them %d, are lost',
-                *(self.path / 'metrics.jsonl', len(lost), lost[0]),
-            )
+            what = f'the lines of {len(lost)} epochs, the first of them {lost[0]}, are lost'
+            logging.warning('WARNING: %s: %s', self.path / 'metrics.jsonl', what)
         lines = ''.join(dump_json(record) + '\n' for record in kept)
         with writing(self.path):
             atomic_write(self.path / 'metrics.jsonl', lines)
@@ -237,11 +235,6 @@ def _damaged(path: Path) -> UserError:
         where=str(path),
         fix='delete it and run the command again; what it held is restored from the checkpoints',
     )
-
-
-def _plain(config: JsonObject) -> JsonObject:
-    """Returns a configuration's leaves as they are once written and read."""
-    return _leaves(plain_json(config))
 
 
 def _leaves(tree: JsonObject, prefix: str = '') -> JsonObject:

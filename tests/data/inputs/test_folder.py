@@ -357,6 +357,21 @@ def test_classes_that_differ_in_spelling_only_are_a_warning(tmp_path, said):
     assert any("differ in spelling only: 'Yellow', 'yellow'" in line for line in said)
 
 
+def test_classes_that_look_the_same_are_told_apart(tmp_path, said):
+    nfc, nfd = 'caf\u00e9', 'cafe\u0301'
+    scan_folder(put(tmp_path / 'data', {f'{nfc}/1.jpg': 1, f'{nfd}/2.jpg': 2, 'red/3.jpg': 3}))
+    shown = f"'{nfd}' (NFD: 'cafe\\u0301'), '{nfc}' (NFC)"
+    assert any(f'differ in spelling only: {shown}' in line for line in said)
+    with pytest.raises(UserError) as caught:
+        scan_folder(put(tmp_path / 'val', {f'{nfd}/1.jpg': 1}), class_names=(nfc, 'red'))
+    for part in (
+        f"training does not have: '{nfd}' (NFD: 'cafe\\u0301')",
+        f"and training has '{nfc}' (NFC), 'red', which",
+        f"did you mean '{nfc}' (NFC)?",
+    ):
+        assert part in str(caught.value)
+
+
 def test_many_classes(tmp_path):
     data = image_bytes(0)
     root = tmp_path / 'data'

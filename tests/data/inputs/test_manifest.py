@@ -332,3 +332,30 @@ def test_pipes_are_not_waited_for(photos):
     ]
     with pytest.raises(UserError, match='it is a device, not a file'):
         read_image('/dev/zero')
+
+
+def test_files_that_are_named_in_another_way_are_found(photos):
+    """As Windows separates folders, and as Macs write letters with accents."""
+    nfc, nfd = 'caf\u00e9.png', 'cafe\u0301.png'
+    for name in (nfc, f'a/{nfd}'):
+        os.link(photos / 'a' / '1.png', photos / name)
+    lines = ['b\\1.png,b', f'{nfd},b', f'a\\{nfc},b', 'C:\\x\\1.png,b', 'none.png,b']
+    path = write(photos / 'm.csv', 'path,label', 'a/2.png,a', *lines)
+    with pytest.raises(UserError) as caught:
+        table_of(path)
+    for part in (
+        "No such file or directory (did you mean 'b/1.png'?)",
+        f"No such file or directory (did you mean '{nfc}' (NFC)?)",
+        rb"did you mean 'a/cafe\u0301.png'?".decode('unicode_escape'),
+        r'C:\x\1.png (' + f'{path}, line 6) cannot be read: No such file or directory (folders are',
+        f'none.png ({path}, line 7) cannot be read: No such file or directory;',
+    ):
+        assert part in str(caught.value)
+
+
+def test_labels_that_look_the_same_are_told_apart(photos):
+    path = write(photos / 'm.csv', 'path,label', 'a/1.png,caf\u00e9', 'a/1.png,cafe\u0301')
+    with pytest.raises(UserError) as caught:
+        table_of(path)
+    assert "as 'caf\u00e9' (NFC) there and" in str(caught.value)
+    assert r"(NFD: 'cafe\u0301') here" in str(caught.value)

@@ -11,7 +11,7 @@ from tlflax.data.audit import duplicates, file_checks, odd_sizes, shortcuts
 from tlflax.data.audit.duplicates import Duplicates, Images
 from tlflax.data.audit.problems import Item, Problem, describe
 from tlflax.data.audit.shortcuts import Told
-from tlflax.data.inputs.class_checks import near_class, some, spelled_alike
+from tlflax.data.inputs.class_checks import rename_or_remove, some, spelled_alike
 from tlflax.data.inputs.listing import Scan
 from tlflax.data.table import ImageTable
 from tlflax.utils.errors import UserError
@@ -192,12 +192,13 @@ def _classes(images: Images) -> Iterator[Problem]:
     first, known = images.names[0], list(names[here[0]])
     for split, present in zip(images.names[1:], here[1:], strict=True):
         if unknown := list(names[present & ~here[0]]):
-            hints = '; '.join(f'{name!r}: {near_class(name, known)}' for name in unknown[:5])
-            what = f'{split} has {len(unknown)} classes that {first} does not have: {some(unknown)}'
-            fix = f'rename or remove these classes ({hints})'
+            listed = some(unknown, known)
+            what = f'{split} has {len(unknown)} classes that {first} does not have: {listed}'
+            fix = rename_or_remove(unknown, known)
             yield Problem('classes', 'error', len(unknown), what, fix)
         if missing := list(names[here[0] & ~present]):
-            what = f'{split} has no image of {len(missing)} classes of {first}: {some(missing)}'
+            listed = some(missing, names[present])
+            what = f'{split} has no image of {len(missing)} classes of {first}: {listed}'
             fix = f'they will not be evaluated; add images to {split}'
             yield Problem('classes', 'error', len(missing), what, fix)
     if twice := spelled_alike(known):

@@ -8,6 +8,7 @@ never its extension. Of each format:
 - CMYK and YCCK become RGB by Pillow's formula (Adobe's inverted storage undone, no ICC profile).
 - Transparency is composited over a background color, black unless asked otherwise.
 - The first picture of an animation or of a multi-page file is read.
+- Metadata of a PNG that decide neither pixels nor orientation are not read, damaged or not.
 - Truncated files are errors. (A JPEG carries no checksum: damage in the middle that still decodes
   cannot be told from a picture.)
 """
@@ -231,7 +232,11 @@ def _fault(data: bytes, error: Exception) -> str:
         return sniff.explain(kind)
     if 'truncat' in str(error).lower() or sniff.is_cut_short(kind, data):
         return f'a truncated {kind}'
-    said = '' if isinstance(error, UnidentifiedImageError) else f' ({printable(reason(error))})'
+    why: BaseException | None = error
+    if isinstance(error, UnidentifiedImageError):
+        # Causes of other types tell of Pillow's code, and not of the file.
+        why = error.__cause__ if isinstance(error.__cause__, SyntaxError) else None
+    said = f' ({printable(reason(why))})' if why else ''
     return f'a {kind} that cannot be decoded{said}'
 
 

@@ -14,7 +14,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from typing import IO, cast
+from typing import cast
 
 from PIL import (
     BmpImagePlugin,
@@ -29,6 +29,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from tlflax.data.images import png
 from tlflax.data.images.sniff import READABLE
 
 _PREFIX_BYTES = 16  # what a plugin sees when it decides whether it takes a file
@@ -86,10 +87,14 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
     load_prepare = _with_our_limit(TiffImagePlugin.TiffImageFile.load_prepare)
 
 
-_Factory = Callable[[IO[bytes], str], ImageFile.ImageFile]
+def _png(file: io.BytesIO, name: str) -> ImageFile.ImageFile:
+    return PngImagePlugin.PngImageFile(io.BytesIO(png.without_metadata(file.read())), name)
+
+
+_Factory = Callable[[io.BytesIO, str], ImageFile.ImageFile]
 _FACTORIES: dict[str, _Factory] = {
     'JPEG': JpegImagePlugin.jpeg_factory,  # and MPO
-    'PNG': PngImagePlugin.PngImageFile,
+    'PNG': _png,
     'GIF': _Gif,
     'BMP': BmpImagePlugin.BmpImageFile,
     'WEBP': _WebP,
@@ -108,8 +113,9 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         UnidentifiedImageError: No format takes the file.
         Exception: Of many types, from a format that takes the file and then fails.
     """
+    why: Exception | None = None
     for name in READABLE:
-        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+        try:
             accept = Image.OPEN[name][1]
             accepted = accept is None or accept(data[:_PREFIX_BYTES])
             # A string is a message: this Pillow was built without the format.
@@ -117,7 +123,9 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
                 image = _FACTORIES[name](io.BytesIO(data), '')
                 _check_size(image.size)
                 return image
-    raise UnidentifiedImageError('cannot identify image file')
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            why = error
+    raise UnidentifiedImageError('cannot identify image file') from why
 
 
 _FILTER = ('ignore', _thread, UserWarning, re.compile(r'PIL\.'), 0)

@@ -20,7 +20,7 @@ from tlflax.utils.errors import reason
 from tlflax.utils.files import replacing
 
 # What is found may change with the decoder, so it is kept for one version of it.
-_VERSION = f'4, Pillow {PIL.__version__}'
+_VERSION = f'5, Pillow {PIL.__version__}'
 _NUMBERS = 13  # columns of the file
 _NO_DIGEST = '0' * 64
 

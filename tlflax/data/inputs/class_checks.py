@@ -9,7 +9,7 @@ from absl import logging
 
 from tlflax.data.inputs.listing import Listing, Scan
 from tlflax.data.inputs.walk import Report, stop
-from tlflax.utils.errors import UserError, did_you_mean, printable
+from tlflax.utils.errors import UserError, did_you_mean, printable, quoted
 
 _SPLITS = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'eval'))
 _SHOWN = 5  # names in a message
@@ -90,19 +90,23 @@ def check_against_training(names: Iterable[str], class_names: Sequence[str]) -> 
     if not unknown:
         return
     missing = [name for name in class_names if name not in here]
-    what = f'classes that training does not have: {some(unknown)}'
+    what = f'classes that training does not have: {some(unknown, class_names)}'
     if missing:
-        what += f' (and training has {some(missing)}, which are not here)'
-    hints = [f'{printable(name)!r}: {near_class(name, class_names)}' for name in unknown[:_SHOWN]]
-    fix = f'rename or remove these classes ({"; ".join(hints)})'
-    raise UserError(what, fix=fix)
+        what += f' (and training has {some(missing, here)}, which are not here)'
+    raise UserError(what, fix=rename_or_remove(unknown, class_names))
 
 
-def near_class(name: str, class_names: Sequence[str]) -> str:
+def rename_or_remove(unknown: Sequence[str], class_names: Sequence[str]) -> str:
+    """Returns what to do about classes that training does not have."""
+    hints = [f'{quoted(n, class_names)}: {_near_class(n, class_names)}' for n in unknown[:_SHOWN]]
+    return f'rename or remove these classes ({"; ".join(hints)})'
+
+
+def _near_class(name: str, class_names: Sequence[str]) -> str:
     """Returns `did you mean 'x'?`, blind to case, spaces, underscores and Unicode form."""
     for choice in class_names:
         if _plain(choice) == _plain(name):
-            return f'did you mean {choice!r}?'
+            return f'did you mean {quoted(choice, [name])}?'
     hint = did_you_mean(name, class_names)
     return hint if hint.startswith('did') else 'no class is spelled like it'
 
@@ -150,9 +154,16 @@ def _line(listing: Listing, row: int) -> str:
     return f' ({printable(listing.file)}, line {listing.lines[row]})'
 
 
-def some(names: Iterable[str], *, quote: bool = True) -> str:
-    """Lists the first few names, and how many more there are."""
+def some(names: Iterable[str], others: Iterable[str] = (), *, quote: bool = True) -> str:
+    """Lists the first few names, and how many more there are.
+
+    Args:
+        names: The names.
+        others: Further ones that they must not be taken for; see `quoted`.
+        quote: Whether they are names, and not descriptions.
+    """
     names = list(names)
-    shown = [repr(printable(name)) if quote else name for name in names[:_SHOWN]]
+    every = [*names, *others]
+    shown = [quoted(name, every) if quote else name for name in names[:_SHOWN]]
     more = [f'and {len(names) - _SHOWN} more'] if len(names) > _SHOWN else []
     return ', '.join(shown + more)

@@ -1,7 +1,9 @@
 """The files of a split and their classes: as they are named, and as they were read."""
 
 import dataclasses
+import os
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,7 +15,7 @@ from tlflax.data.images.decode import MAX_PIXELS
 from tlflax.data.images.files import Entry, ScannedFile
 from tlflax.data.images.scan import read_all
 from tlflax.data.inputs.walk import kind_of_stray
-from tlflax.utils.errors import printable
+from tlflax.utils.errors import printable, quoted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +90,11 @@ def scan(
         max_pixels=max_pixels,
         background=background,
     )
+    if listing.lines is not None:
+        files = [
+            _with_hint(listing.root, entry.path, file) if entry.size < 0 else file
+            for entry, file in zip(listing.entries, files, strict=True)
+        ]
     found = Scan(listing, files, listing.ignored.copy(), num_read)
     found.ignored.update(
         kind_of_stray(entry.path) for entry, _, file in found.rows() if not file.is_image
@@ -102,6 +109,17 @@ def scan(
         f'; ignored: {_tally(found.ignored)}' if found.ignored else '',
     )
     return found
+
+
+def _with_hint(root: str, path: str, file: ScannedFile) -> ScannedFile:
+    """Adds to the fault of a listed file that does not exist which one is meant, or what is odd."""
+    slashes = path.replace('\\', '/')
+    for other in (slashes, *(unicodedata.normalize(form, slashes) for form in ('NFC', 'NFD'))):
+        if other != path and os.path.exists(os.path.join(root, other)):
+            return file._replace(fault=f'{file.fault} (did you mean {quoted(other, [path])}?)')
+    if slashes != path:
+        return file._replace(fault=f'{file.fault} (folders are separated by /)')
+    return file
 
 
 def _tally(ignored: Counter[str]) -> str:

@@ -21,7 +21,7 @@ from tlflax.data.images.files import Entry
 from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.manifest_row import COLUMNS, NEEDED, Fields, Row, fault_of, parse_row
 from tlflax.data.inputs.walk import Report, stop
-from tlflax.utils.errors import UserError, as_user_error, did_you_mean, printable
+from tlflax.utils.errors import UserError, as_user_error, did_you_mean, printable, quoted
 from tlflax.utils.files import expand, regular
 
 _TABLES = ('.csv', '.tsv')
@@ -204,7 +204,8 @@ def _check_rows(path: str, rows: list[Row], report: Report) -> list[Row]:
         if (first := seen.setdefault(row.path, row)) is not row:
             what = f'{printable(row.path)!r} is named in line {first.line} too'
             if first.label != row.label:
-                what += f', as {first.label!r} there and {row.label!r} here'
+                there, here = quoted(first.label, [row.label]), quoted(row.label, [first.label])
+                what += f', as {there} there and {here} here'
             report(fault_of(path, row.line, what, 'remove one of them'))
         elif some_split and row.split is None:
             report(fault_of(path, row.line, 'no split, and other lines name one', 'name one'))
