@@ -11,6 +11,7 @@ from tlflax.config.parse import resolve
 from tlflax.config.paths import started_in
 from tlflax.train import train_and_evaluate
 from tlflax.utils.errors import UserError
+from tlflax.workdir.checkpoints import Checkpoints
 
 
 def make_project(folder, seed=1):
@@ -124,3 +125,14 @@ def test_result_and_load_speak_of_one_step(tmp_path, stopping, best_epoch, count
     assert restored.evaluate()['loss'] == pytest.approx(result['val']['loss'], abs=1e-6)
     assert tlflax.load(tmp_path / 'w', 'best').step == 3 * expected
     assert tlflax.load(tmp_path / 'w', 'last').step == 9
+
+
+def test_an_unknown_preprocessing_is_one_sentence(project, monkeypatch):
+    meta = Checkpoints.meta
+
+    def changed(saved, step):
+        return {**meta(saved, step), 'preprocess': 'sepia'}
+
+    monkeypatch.setattr(Checkpoints, 'meta', changed)
+    with pytest.raises(UserError, match="checkpoint 6: it names the preprocessing 'sepia'"):
+        tlflax.load(project[0] / 'w')

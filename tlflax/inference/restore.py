@@ -11,6 +11,7 @@ from tlflax.config.schema import Config
 from tlflax.inference.trained import Trained
 from tlflax.models.backbones import find
 from tlflax.models.base.modules import Variables
+from tlflax.models.weights.preprocess import PREPROCESS
 from tlflax.train import setup
 from tlflax.train.optim import partition_variables
 from tlflax.utils import trees
@@ -45,9 +46,8 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
     if wanted.params and not own.params:
         loaded = _load_frozen(config, meta['weights_digest'], wanted)
         frozen = frozen.merge(setup.joined(backbone=loaded))
-    classifier = setup.build_classifier(
-        config, trainable_like.params, len(class_names), meta['preprocess']
-    )
+    preprocess = _preprocess(meta['preprocess'], number)
+    classifier = setup.build_classifier(config, trainable_like.params, len(class_names), preprocess)
     mesh = default_mesh()
     return Trained(
         config=config,
@@ -77,6 +77,17 @@ def _check_code(config: Config, started: Mapping[str, str]) -> None:
                 where=f'config.{key}',
                 fix='put the original file back',
             )
+
+
+def _preprocess(name: str, step: int) -> str:
+    """Returns the name of a preprocessing, checked."""
+    if name not in PREPROCESS:
+        raise UserError(
+            f'it names the preprocessing {name!r}, and there is {", ".join(PREPROCESS)}',
+            where=f'checkpoint {step}',
+            fix='it is damaged, or of another version of tlflax',
+        )
+    return name
 
 
 def _checkpoint_folder(workdir: Path) -> Path:
