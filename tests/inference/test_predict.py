@@ -1,6 +1,7 @@
 """Whatever people hand to a classifier: the same answer for the same pixels, from files or not."""
 
 import csv
+import gc
 import json
 import os
 import subprocess
@@ -131,7 +132,11 @@ def test_many_at_once_and_mixed_in_their_order(classifier, place, photo):
     np.testing.assert_allclose(numbers(folder), numbers(alone[4:]), atol=1e-5)
 
 
-@pytest.mark.parametrize('empty', [[], (), np.zeros((0, 32, 32, 3), np.uint8), iter([])], ids=str)
+@pytest.mark.parametrize(
+    'empty',
+    [[], (), np.zeros((0, 32, 32, 3), np.uint8), iter([])],
+    ids=['list', 'tuple', 'batch', 'iterator'],
+)
 def test_nothing_gives_nothing(classifier, empty):
     assert classifier.predict(empty) == []
 
@@ -152,7 +157,6 @@ def test_nothing_gives_nothing(classifier, empty):
         ('/nowhere/x.jpg', '/nowhere/x.jpg: no such file or folder'),
         (Image.new('F', (8, 8)), 'image 1: cannot be decoded: pixels of mode F.*mode RGB'),
     ],
-    ids=str,
 )
 def test_what_is_no_image_is_one_sentence(classifier, value, words):
     with pytest.raises(UserError, match=words):
@@ -319,8 +323,10 @@ def test_nothing_is_compiled_twice_and_memory_is_flat(place, tmp_path):
     )
     tracemalloc.start()
     use(20)
+    gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     use(100)
+    gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     jax.monitoring.clear_event_listeners()
