@@ -9,7 +9,9 @@ from tlflax.models.linear.strengths import MOST_EXTENSIONS, extended
 def walk(optimum, strengths=(1.0, 0.1, 0.01)):
     """Walks a path whose best strength is the one closest to the optimum."""
     seen = []
-    for strength in extended(strengths, lambda: min(seen, key=lambda s: abs(np.log(s / optimum)))):
+    for strength in extended(
+        strengths, lambda: int(np.argmin(np.abs(np.log(seen) - np.log(optimum))))
+    ):
         seen.append(strength)
     return seen
 

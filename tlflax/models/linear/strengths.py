@@ -28,33 +28,32 @@ class CrossValidated(NamedTuple):
 
 
 def extended(
-    strengths: Sequence[float], best: Callable[[], float], most: int = MOST_EXTENSIONS
+    strengths: Sequence[float], best: Callable[[], int], most: int = MOST_EXTENSIONS
 ) -> Iterator[float]:
     """Yields the strengths of a path, then further ones while the best so far is at an end.
 
-    Each further strength continues the path at the ratio of its last two, or its first two. Logs
-    whether the best of the whole path is still at an end.
+    Further strengths continue the path at the ratio between its last two, or its first two. Logs
+    whether the path was extended, and whether the best is still at an end.
 
     Args:
         strengths: At least two, from strong to weak.
-        best: Returns the best of the strengths yielded so far; asked once each was assessed.
+        best: Returns the position of the best strength in the order they were yielded; asked when
+            the last one yielded was assessed.
         most: The most further strengths at either end.
     """
+    yielded = list(strengths)
     yield from strengths
-    strongest, weakest = strengths[0], strengths[-1]
-    weaker, stronger = weakest / strengths[-2], strongest / strengths[1]
-    added = 0
-    while best() == weakest and added < most:
-        weakest *= weaker
-        added += 1
-        yield weakest
-    added = 0
-    while best() == strongest and added < most:
-        strongest *= stronger
-        added += 1
-        yield strongest
-    if best() in (weakest, strongest):
-        end = 'weakest' if best() == weakest else 'strongest'
-        logging.warning('the %s strength of regularization is the best: %.3g', end, best())
-    elif (weakest, strongest) != (strengths[-1], strengths[0]):
-        logging.info('the path of regularization now goes from %.3g to %.3g', strongest, weakest)
+    ends = {}
+    for end, first, second in (('weakest', -1, -2), ('strongest', 0, 1)):
+        ratio, last, added = strengths[first] / strengths[second], strengths[first], 0
+        while yielded[best()] == last and added < most:
+            last *= ratio
+            added += 1
+            yielded.append(last)
+            yield last
+        ends[last] = end
+    chosen = yielded[best()]
+    if chosen in ends:
+        logging.warning('the %s strength of regularization is the best: %.3g', ends[chosen], chosen)
+    elif len(yielded) > len(strengths):
+        logging.info('regularization now goes from %.3g to %.3g', *sorted(ends, reverse=True))
