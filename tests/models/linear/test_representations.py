@@ -34,7 +34,7 @@ def test_normalizations(normalization, expected):
         ('mean', X.mean((1, 2))),
         ('max', X.max((1, 2))),
         (
-            'grid',
+            'grid2',
             np.concatenate(
                 [
                     X[:, r, c].mean((1, 2))
@@ -52,7 +52,7 @@ def test_poolings(pooling, expected):
     )
 
 
-@pytest.mark.parametrize('pooling', ['flatten', 'mean', 'max', 'grid'])
+@pytest.mark.parametrize('pooling', ['flatten', 'mean', 'max', 'grid2', 'grid4'])
 def test_vectors_and_maps_of_one_position(pooling):
     vectors = jnp.asarray(X[:, 0, 0])
     part = Part('fc1', pooling, 'raw')
@@ -81,3 +81,14 @@ def test_constant_columns_and_rows_of_zeros():
     assert not np.asarray(Part('top', 'flatten', 'power').normalized(rows)).any()
     with pytest.raises(ValueError, match='moments'):
         part[0].normalized(rows)
+
+
+def test_cells_of_a_map_that_they_do_not_divide():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 14, 6, 3)).astype(np.float32))
+    found = representations.cells(x, 4).reshape(2, 4, 4, 3)
+    edges, sides = (0, 4, 7, 10, 14), (0, 2, 3, 4, 6)
+    for i in range(4):
+        for j in range(4):
+            cell = x[:, edges[i] : edges[i + 1], sides[j] : sides[j + 1]]
+            np.testing.assert_allclose(found[:, i, j], cell.mean((1, 2)), atol=1e-6)
+    assert representations.cells(x[:, :2], 4).shape == (2, 2 * 4 * 3)

@@ -7,13 +7,14 @@ representation is a part of a head.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Pooling = Literal['flatten', 'mean', 'max', 'grid']
+Pooling = Literal['flatten', 'mean', 'max', 'grid2', 'grid4']
 Normalization = Literal['raw', 'standard', 'row', 'power']
 
 _SMALLEST = 1e-12  # norm of a row: one of zeros stays zero
@@ -37,8 +38,8 @@ class Part:
 
     Attributes:
         layer: A layer of the backbone.
-        pooling: 'flatten' keeps every position, 'mean' and 'max' reduce them to one, and 'grid' to
-            the means of the four quarters of the map. Vectors, as those of dense layers, stay.
+        pooling: 'flatten' keeps every position, 'mean' and 'max' reduce them to one; 'grid2' and
+            'grid4' to the means of 2x2 and 4x4 cells. Vectors, as those of dense layers, stay.
         normalization: 'raw'; 'standard': zero mean and unit variance in each column; 'row': unit
             norm; 'power': signed square root, then unit norm (Perronnin et al. 2010, ECCV).
         weight: Factor of the result.
@@ -55,7 +56,7 @@ class Part:
             return x.reshape(x.shape[0], -1)
         if self.pooling == 'max':
             return x.max((1, 2))
-        return x.mean((1, 2)) if self.pooling == 'mean' else quarters(x)
+        return cells(x, {'mean': 1, 'grid2': 2, 'grid4': 4}[self.pooling])
 
     def normalized(
         self, rows: Float[Array, 'b d'], moments: Moments | None = None
@@ -130,15 +131,17 @@ def signed_root(rows: Float[Array, 'b d']) -> Float[Array, 'b d']:
     return jnp.sign(rows) * jnp.sqrt(jnp.abs(rows))
 
 
-def quarters(x: Float[Array, 'b h w c']) -> Float[Array, 'b 4*c']:
-    """Returns the means of the four quarters of a map, row by row.
+def cells(x: Float[Array, 'b h w c'], side: int) -> Float[Array, 'b d']:
+    """Returns the means of side x side cells of a map, row by row.
 
-    The lower and right ones are larger where the size is odd; a map with a side of one is its own
-    half.
+    Sizes differ by one where they have to; a map that is smaller than that has fewer cells a side.
     """
     *_, h, w, _ = x.shape
-    rows = slice(0, max(h // 2, 1)), slice(h // 2, h)
-    columns = slice(0, max(w // 2, 1)), slice(w // 2, w)
-    return jnp.concatenate(
-        [x[:, row, column].mean((1, 2)) for row in rows for column in columns], 1
-    )
+    rows, columns = _cuts(h, min(side, h)), _cuts(w, min(side, w))
+    means = [x[:, row, column].mean((1, 2)) for row in rows for column in columns]
+    return jnp.concatenate(means, axis=1)
+
+
+def _cuts(length: int, parts: int) -> list[slice]:
+    edges = [round(part * length / parts) for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

@@ -13,7 +13,8 @@ from tlflax.models.linear.strengths import CrossValidated, extended
 CrossValidate = Callable[..., Iterator[CrossValidated]]
 """`cross_validate` of `logistic_regression` or `ridge`."""
 
-_PATIENCE = 2  # strengths in a row that are worse than the best end the path
+_GAIN = 0.005  # by which part a loss has to be lower to count as lower
+_PATIENCE = 3  # strengths weaker than the best that end the path
 
 
 class Found(NamedTuple):
@@ -46,10 +47,10 @@ def search(
     fold: Int[np.ndarray, ' n'],
     strengths: Sequence[float],
 ) -> Found:
-    """Finds the strength with the lowest cross-entropy on rows held out, after calibration.
+    """Finds the strength with about the lowest cross-entropy on rows held out, after calibration.
 
-    Of equal losses the stronger counts. The path ends early where two strengths in a row are worse
-    than the best, and goes on while the best is at an end.
+    The best is the strongest whose loss is within 0.5 % of the lowest. The path ends three
+    strengths after it, unless it is the first, and goes on while it is at an end.
 
     Args:
         cross_validate: The kind of model.
@@ -62,17 +63,20 @@ def search(
     held_out = fold >= 0
     path: list[Found] = []
     losses: dict[float, float] = {}
-
-    def best() -> int:
-        return min(range(len(path)), key=lambda i: (path[i].loss, -path[i].best.strength))
-
-    steps = extended(strengths, best)
+    steps = extended(strengths, lambda: _best(path))
     for point in cross_validate(rows, label, num_classes, fold, steps):
         path.append(_assess(point, label, held_out, losses))
         losses[point.strength] = path[-1].loss
-        if best() > 0 and len(path) - 1 - best() >= _PATIENCE:
+        if _best(path) > 0 and len(path) - 1 - _best(path) >= _PATIENCE:
             break
-    return path[best()]
+    return path[_best(path)]
+
+
+def _best(path: Sequence[Found]) -> int:
+    """Returns the position of the strongest whose loss is about the lowest."""
+    enough = min(found.loss for found in path) * (1 + _GAIN)
+    good = [position for position, found in enumerate(path) if found.loss <= enough]
+    return max(good, key=lambda position: path[position].best.strength)
 
 
 def _assess(
