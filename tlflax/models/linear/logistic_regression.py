@@ -79,7 +79,8 @@ def solve(
         kernel, bias = params
         costs = -jax.nn.log_softmax(product(features, kernel) + bias)
         losses = jnp.take_along_axis(costs, label[:, None], axis=-1)[:, 0]
-        return losses @ share + l2 / 2 * jnp.sum(kernel**2)
+        mean = losses.mean() if weight is None else jnp.sum(share * losses)
+        return mean + l2 / 2 * jnp.sum(kernel**2)
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
