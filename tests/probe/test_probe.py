@@ -9,7 +9,7 @@ from helpers import make_folders, run_module, small_config
 from sklearn.linear_model import LogisticRegression
 
 import tlflax
-from tlflax.models.linear import logistic_regression
+from tlflax.models.linear import compression, logistic_regression
 from tlflax.probe import run
 from tlflax.train import setup
 from tlflax.utils.errors import UserError
@@ -63,7 +63,7 @@ def test_gradient_in_float64_vanishes():
 def test_compression_loses_nothing():
     x, _ = make_features(60, 500)
     x[7] = x[8]  # a row that adds no direction
-    rows = logistic_regression.compress(x)
+    rows = compression.compress(x)
     assert rows.coordinates.shape == (60, 59)
     weights = np.random.default_rng(0).normal(size=(59, 3))
     kernel = rows.kernel(x, weights)

@@ -7,11 +7,9 @@ Minimizes, over a kernel W and an intercept b,
 In scikit-learn's terms, C = 1 / (l2 * examples).
 """
 
-import dataclasses
 import functools
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -20,12 +18,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from tlflax.models.linear.compression import Compressed, compress
+from tlflax.models.linear.strengths import CrossValidated
+
 STRENGTHS = tuple(np.logspace(0, -6, 10))
 """Strengths of regularization, relative to the mean square norm of a row, strong to weak."""
 
 _TOLERANCE = 1e-5  # of the gradient's norm, relative to that at W = 0, b = 0
+_COARSE = 1e-4  # the same in cross-validation, where probabilities to 1e-3 suffice
 _MAX_ITERATIONS = 1000
-_LARGEST_GRAM = 5000  # rows; with more, their eigenvectors cost more than they save
 _Params = tuple[Array, Array]  # kernel and bias
 _Carry = tuple[_Params, optax.OptState, Array, Array]  # and gradient norm, iterations
 
@@ -46,17 +47,21 @@ class Solution(NamedTuple):
     iterations: Int[Array, '']
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=('tolerance',))
 def solve(
     features: Float[Array, 'n d'],
     label: Int[Array, ' n'],
     l2: Float[Array, ''] | float,
     kernel: Float[Array, 'd num_classes'],
     bias: Float[Array, ' num_classes'],
+    weight: Float[Array, ' n'] | None = None,
+    *,
+    tolerance: float = _TOLERANCE,
 ) -> Solution:
     """Minimizes the objective by L-BFGS with a zoom line search (Nocedal & Wright 2006, 3.5, 7.4).
 
-    Stops after 1000 iterations, or when the gradient's norm is at most 1e-5 of that at zero.
+    Stops after 1000 iterations, or when the gradient's norm is at most `tolerance` times that at
+    zero.
 
     Args:
         features: A row for each example, best scaled to a mean square norm of one.
@@ -64,23 +69,29 @@ def solve(
         l2: Strength of regularization; the bias is not regularized.
         kernel: The first kernel.
         bias: The first bias.
+        weight: Of each row in the mean, with a sum of one; None: all count the same.
+        tolerance: See above.
     """
     product = functools.partial(jnp.dot, precision='highest')
+    share = jnp.full(len(label), 1 / len(label)) if weight is None else weight
 
     def objective(params: _Params) -> Array:
         kernel, bias = params
         costs = -jax.nn.log_softmax(product(features, kernel) + bias)
         losses = jnp.take_along_axis(costs, label[:, None], axis=-1)[:, 0]
-        return losses.mean() + l2 / 2 * jnp.sum(kernel**2)
+        mean = losses.mean() if weight is None else jnp.sum(share * losses)
+        return mean + l2 / 2 * jnp.sum(kernel**2)
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
     start = (kernel, bias)
-    norm_at_zero = optax.global_norm(jax.grad(objective)(jax.tree.map(jnp.zeros_like, start)))
+    # Written out, because XLA's gradient at constant zeros was NaN in large batched CPU programs.
+    excess = share[:, None] * (1 / len(bias) - jax.nn.one_hot(label, len(bias)))
+    norm_at_zero = optax.global_norm((product(features.T, excess), excess.sum(0)))
 
     def going(carry: _Carry) -> Array:
         *_, norm, iterations = carry
-        return (norm > _TOLERANCE * norm_at_zero) & (iterations < _MAX_ITERATIONS)
+        return (norm > tolerance * norm_at_zero) & (iterations < _MAX_ITERATIONS)
 
     def iterate(carry: _Carry) -> _Carry:
         params, state, _, iterations = carry
@@ -95,49 +106,6 @@ def solve(
     first = (start, solver.init(start), jnp.float32(jnp.inf), jnp.int32(0))
     params, _, norm, iterations = jax.lax.while_loop(going, iterate, first)
     return Solution(*params, norm / norm_at_zero, iterations)
-
-
-@dataclasses.dataclass(frozen=True)
-class Compressed:
-    """Training features as L-BFGS takes them: scaled, and rotated into few coordinates.
-
-    Attributes:
-        coordinates: f32[n, r]; the mean square norm of a row is one.
-        combine: f64[n, r]; `features.T @ combine @ weights` is the kernel for unscaled features
-            that corresponds to weights of the coordinates. None if the coordinates are the scaled
-            features.
-        scale: The root of the mean square norm of a row of features.
-    """
-
-    coordinates: Float[np.ndarray, 'n r']
-    combine: Float[np.ndarray, 'n r'] | None
-    scale: float
-
-    def kernel(
-        self, features: Float[np.ndarray, 'n d'], weights: Float[np.ndarray, 'r num_classes']
-    ) -> Float[np.ndarray, 'd num_classes']:
-        """Returns the kernel for unscaled features."""
-        if self.combine is None:
-            return np.asarray(weights) / np.float32(self.scale)
-        return features.T @ (self.combine @ np.asarray(weights, np.float64)).astype(np.float32)
-
-
-def compress(features: Float[np.ndarray, 'n d']) -> Compressed:
-    """Scales rows; if they are far fewer than columns, rotates them into the space they span.
-
-    The best kernel is a linear combination of rows, and a rotation preserves norms: the problem
-    stays the same, and an iteration costs a fraction.
-    """
-    n, d = features.shape
-    scale = math.sqrt(np.mean([np.dot(row, row) for row in features], dtype=np.float64)) or 1.0
-    if 2 * n > d or n > _LARGEST_GRAM:
-        return Compressed(features / np.float32(scale), None, scale)
-    # In float64, by blocks: in float32 the small eigenvalues would be noise.
-    blocks = (features[:, i : i + 4096].astype(np.float64) for i in range(0, d, 4096))
-    values, vectors = np.linalg.eigh(sum(block @ block.T for block in blocks) / scale**2)
-    kept = values > 1e-12 * values[-1]
-    roots, vectors = np.sqrt(values[kept]), vectors[:, kept]
-    return Compressed((vectors * roots).astype(np.float32), vectors / (roots * scale**2), scale)
 
 
 class Solved(NamedTuple):
@@ -164,7 +132,7 @@ def solve_path(
     features: Float[np.ndarray, 'n d'],
     label: Int[np.ndarray, ' n'],
     num_classes: int,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Iterable[float] = STRENGTHS,
 ) -> Iterator[Solved]:
     """Solves for every strength of regularization, each from the solution before.
 
@@ -172,7 +140,8 @@ def solve_path(
         features: f32[n, d].
         label: i32[n].
         num_classes: Number of classes.
-        strengths: From strong to weak, relative to the mean square norm of a row.
+        strengths: Best from strong to weak, relative to the mean square norm of a row. Each is
+            taken when the one before was solved; see `tlflax.models.linear.strengths.extended`.
     """
     rows = compress(features)
     coordinates = jnp.asarray(rows.coordinates)
@@ -190,3 +159,44 @@ def solve_path(
             iterations=int(solved.iterations),
             seconds=time.perf_counter() - began,
         )
+
+
+_solve_all = jax.jit(
+    jax.vmap(functools.partial(solve, tolerance=_COARSE), in_axes=(None, None, None, 0, 0, 0))
+)
+
+
+def cross_validate(
+    rows: Compressed,
+    label: Int[np.ndarray, ' n'],
+    num_classes: int,
+    fold: Int[np.ndarray, ' n'],
+    strengths: Iterable[float] = STRENGTHS,
+) -> Iterator[CrossValidated]:
+    """Solves for every strength, on all rows and without each fold, as one batch of problems.
+
+    Args:
+        rows: The training features.
+        label: i32[n].
+        num_classes: Number of classes.
+        fold: The fold of each row; -1: in the training side of every fold.
+        strengths: As in `solve_path`.
+    """
+    # Columns of zeros change nothing, and representations of similar rank share one program.
+    coordinates = np.pad(rows.coordinates, ((0, 0), (0, -rows.coordinates.shape[1] % 64)))
+    folds = int(fold.max()) + 1
+    used = np.stack([*(fold != held for held in range(folds)), np.ones_like(fold, bool)])
+    weight = (used / used.sum(1, keepdims=True)).astype(np.float32)
+    weights = jnp.zeros((folds + 1, coordinates.shape[1], num_classes))
+    bias = jnp.zeros((folds + 1, num_classes))
+    on_device = jnp.asarray(coordinates)
+    for strength in strengths:
+        solved = _solve_all(on_device, label, strength, weights, bias, weight)
+        weights, bias = solved.kernel, solved.bias
+        if not np.isfinite(solved.gradient_norm).all():
+            raise FloatingPointError(f'logistic regression diverged at strength {strength:.3g}')
+        scores = np.asarray(jnp.einsum('nr,frc->nfc', on_device, weights) + bias)
+        held_out = scores[np.arange(len(label)), fold]
+        held_out[fold < 0] = np.nan
+        own = np.asarray(weights[-1])[: rows.coordinates.shape[1]]
+        yield CrossValidated(strength, held_out, own, np.asarray(bias[-1]))

@@ -1,0 +1,42 @@
+"""Greedy selection of an ensemble."""
+
+import numpy as np
+
+from tlflax.models.linear.ensemble import select
+
+
+def make_models(m=6, n=40, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, n)
+    scores = rng.normal(size=(m, n, 3)) + rng.uniform(0, 2, size=(m, 1, 1)) * np.eye(3)[label]
+    return np.exp(scores) / np.exp(scores).sum(-1, keepdims=True), label
+
+
+def loss(probabilities, label):
+    return -np.log(probabilities[np.arange(len(label)), label]).mean()
+
+
+def test_each_round_adds_the_best():
+    models, label = make_models()
+    bag = []
+    losses = []
+    for _ in range(10):
+        trials = [loss(models[[*bag, i]].mean(0), label) for i in range(len(models))]
+        bag.append(int(np.argmin(trials)))
+        losses.append(min(trials))
+    bag = bag[: int(np.argmin(losses)) + 1]
+    chosen = select(models, label, np.ones(6), 10)
+    assert chosen.tolist() == np.bincount(bag, minlength=6).tolist()
+    assert loss(np.average(models, 0, chosen), label) <= min(loss(m, label) for m in models)
+
+
+def test_ties_go_to_the_cheaper():
+    models, label = make_models(2)
+    twins = models[[0, 0, 0]]
+    assert select(twins, label, np.array([3.0, 1.0, 2.0]), 5).tolist() == [0, 1, 0]
+
+
+def test_certain_errors_do_not_break_it():
+    label = np.array([0, 1])
+    wrong = np.eye(2)[None, 1 - label]
+    assert select(wrong, label, np.ones(1), 3).tolist() == [1]
