@@ -227,8 +227,8 @@ class ModelConfig:
     )
     head: str = _key(
         'conv',
-        "conv, gap_linear, flatten_linear, mlp, or 'py:FILE.py:NAME' for one of your own; see "
-        'tlflax/models/heads.py',
+        "conv, gap_linear, flatten_linear, mlp, 'py:FILE.py:NAME' for one of your own, or auto: "
+        'the best by cross-validation on the training images; see tlflax/models/heads.py',
     )
     units: int = _key(64, 'width of the hidden dense layer of the conv and mlp heads', at_least=1)
     dropout: float = _key(
@@ -364,6 +364,11 @@ class FeaturesConfig:
         'auto',
         'the layer of the backbone whose output is fed to the head; auto: the one that the '
         'backbone recommends',
+    )
+    layers: tuple[str, ...] = _key(
+        (),
+        'several layers whose outputs feed the head as one vector, each as LAYER:POOLING (flatten, '
+        'mean, max, grid2 or grid4: means of 2x2 and 4x4 cells); empty: `layer` alone',
     )
     views: int = _key(
         8, 'augmented views of each image if cache=True and augmentation is continuous', at_least=1

@@ -59,6 +59,7 @@ def describe_space(
         'antialias': image_format.antialias,
         'layer': layer,
         'compute': classifier.dtype,
+        **({'taps': list(map(str, classifier.taps))} if classifier.taps else {}),
         # Features computed before there was a choice of backgrounds stay valid.
         **({'background': list(background)} if any(background) else {}),
         **({'interpolation': interpolation} if interpolation != 'bilinear' else {}),
@@ -110,6 +111,7 @@ def backbone_program(
         program = fast_cpu(
             backbone.params,
             layer=classifier.cut,
+            taps=classifier.taps,
             shape=(BATCH, *image_size),
             before=preprocess.PREPROCESS[classifier.preprocess],
             measured=images * math.prod(image_size) > _WORTH_MEASURING,

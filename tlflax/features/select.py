@@ -29,7 +29,7 @@ from tlflax.features.sources import (
 )
 from tlflax.features.views import Views, fixed_views, joined, needed, training_views
 from tlflax.models.base.modules import Variables
-from tlflax.models.classifier import Classifier
+from tlflax.models.classifier import Classifier, feature_shape
 from tlflax.utils.errors import UserError
 
 
@@ -237,5 +237,5 @@ class SourceSelector:
 
     @functools.cached_property
     def _feature_shape(self) -> tuple[int, ...]:
-        backbone = self.classifier.backbone
-        return backbone.feature_shape(self.image_format.image_size, self.classifier.cut)
+        size, model = self.image_format.image_size, self.classifier
+        return feature_shape(model.backbone, size, model.cut, model.taps)

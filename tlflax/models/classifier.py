@@ -19,7 +19,9 @@ from jaxtyping import Array, Float, Shaped
 from tlflax.models import heads
 from tlflax.models.base.backbone import IMAGE, Backbone
 from tlflax.models.base.modules import Static, Training, Variables
+from tlflax.models.base.taps import Tap
 from tlflax.models.weights import preprocess
+from tlflax.utils.errors import UserError
 from tlflax.utils.trees import Tree, flatten, unflatten
 
 Params = Tree
@@ -44,6 +46,8 @@ class Classifier:
         cut: The layer below which nothing is trained, or `IMAGE`; see `find_cut`.
         dtype: The backbone's compute type, a key of `COMPUTE`.
         head: The head.
+        taps: What is taken of several layers, the last of them `layer`; empty: the output of
+            `layer`.
     """
 
     backbone: Backbone
@@ -52,6 +56,7 @@ class Classifier:
     cut: str
     dtype: str
     head: Static
+    taps: tuple[Tap, ...] = ()
 
     @property
     def cut_is_image(self) -> bool:
@@ -77,9 +82,18 @@ class Classifier:
             image: Any real type.
 
         Returns:
-            The output at the cut, which must be a layer.
+            The output at the cut, which must be a layer; or of all taps, f[b, d].
         """
-        return self._run(backbone, self._preprocessed(image), IMAGE, self.cut, None)[0]
+        x = self._preprocessed(image)
+        if not self.taps:
+            return self._run(backbone, x, IMAGE, self.cut, None)[0]
+        rows, start = [], IMAGE
+        for tap in self.taps:
+            if tap.layer != start:
+                x = self._run(backbone, x, start, tap.layer, None)[0]
+            rows.append(tap.pooled(x))
+            start = tap.layer
+        return jnp.concatenate(rows, axis=1)
 
     def __call__(
         self, variables: Variables, batch: dict[str, Array], training: Training | None = None
@@ -96,6 +110,8 @@ class Classifier:
         """
         inside = {name: training and training.inside(name) for name in ('backbone', 'head')}
         x, start = batch.get('features'), self.cut
+        if x is None and self.taps:
+            x = self.features(variables.branch('backbone'), batch['image'])
         if x is None:
             x, start = self._preprocessed(batch['image']), IMAGE
         state = dict(variables.state)
@@ -137,6 +153,7 @@ def create(
     preprocess: str,
     layer: str,
     dtype: str = 'float32',
+    taps: tuple[Tap, ...] = (),
 ) -> Classifier:
     """Returns the static half of a classifier.
 
@@ -151,19 +168,44 @@ def create(
         preprocess: See `Classifier`.
         layer: See `Classifier`.
         dtype: See `Classifier`.
+        taps: See `Classifier`.
 
     Raises:
-        UserError: The head is unknown or does not fit the feature map.
+        UserError: The head is unknown or does not fit the features, or taps are asked of a
+            backbone that is trained.
     """
-    shape = backbone.feature_shape(image_size, layer)
+    shape, cut = (
+        feature_shape(backbone, image_size, layer, taps),
+        find_cut(backbone, layer, trainable),
+    )
+    if taps and cut == IMAGE:
+        raise UserError(
+            'several layers can feed a head only where all of the backbone is frozen',
+            where='config.features.layers and config.optim.labels',
+            fix="label all of the backbone 'frozen', or name one layer in features.layer",
+        )
     return Classifier(
         backbone=backbone,
         preprocess=preprocess,
         layer=layer,
-        cut=find_cut(backbone, layer, trainable),
+        cut=cut,
+        taps=taps,
         dtype=dtype,
         head=heads.static(head, shape, num_classes, units=units, dropout=dropout),
     )
+
+
+def feature_shape(
+    backbone: Backbone, image_size: tuple[int, int], layer: str, taps: tuple[Tap, ...]
+) -> tuple[int, ...]:
+    """Returns the shape of one image's features, at a layer or of all taps.
+
+    Raises:
+        UserError: The images do not fit the network.
+    """
+    if not taps:
+        return backbone.feature_shape(image_size, layer)
+    return (sum(tap.columns(backbone.feature_shape(image_size, tap.layer)) for tap in taps),)
 
 
 def find_cut(backbone: Backbone, layer: str, trainable: Mapping[str, Tree]) -> str:

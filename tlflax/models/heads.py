@@ -15,6 +15,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from tlflax.models import ensemble_head
 from tlflax.models.base import modules
 from tlflax.models.base.modules import Static, Variables
 from tlflax.utils import python_file
@@ -186,12 +187,7 @@ def builder(
     Raises:
         UserError: There is no such head, or, when it builds, it does not fit the features.
     """
-    key = 'config.model.head'
-    own = python_file.is_spec(name)
-    if not own and name not in HEADS:
-        fix = did_you_mean(name, [*HEADS, 'py:FILE.py:NAME'])
-        raise UserError(f'{name!r} is not a head', where=key, fix=fix)
-    head = python_file.load(name, where=key).value if own else HEADS[name]
+    key, head = 'config.model.head', _find(name)
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         with located(key), python_file.explaining(name):
@@ -205,6 +201,25 @@ def builder(
         return module
 
     return build
+
+
+def _find(name: str) -> Callable[..., nnx.Module]:
+    """Returns the class of a head, or what builds it."""
+    key = 'config.model.head'
+    if python_file.is_spec(name):
+        return python_file.load(name, where=key).value
+    if name.startswith(ensemble_head.PREFIX):
+        return ensemble_head.head(name)
+    if name in HEADS:
+        return HEADS[name]
+    if name == 'auto':
+        raise UserError(
+            'it stands for many heads, and one is needed here',
+            where=key,
+            fix='name one, or let python -m tlflax.train or tlflax.sweep.auto.run choose',
+        )
+    fix = did_you_mean(name, ['auto', *HEADS, 'py:FILE.py:NAME'])
+    raise UserError(f'{name!r} is not a head', where=key, fix=fix)
 
 
 def static(name: str, shape: Shape, num_classes: int, *, units: int, dropout: float) -> Static:

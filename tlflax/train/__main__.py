@@ -21,13 +21,18 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains and prints the metrics of the best epoch."""
+    from tlflax.sweep import auto
     from tlflax.train import metrics
     from tlflax.train.loop import Interrupted
     from tlflax.train.run import train_and_evaluate
 
-    workdir = arguments.workdir or f'runs/{arguments.config.name}'
+    values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     try:
-        result = train_and_evaluate(arguments.config.values, workdir)
+        if values.model.head == 'auto':
+            result, report = auto.choose_and_evaluate(values, workdir)
+            print(auto.format_table(report))
+        else:
+            result = train_and_evaluate(values, workdir)
     except Interrupted as interrupted:
         done = (
             f'saved at step {interrupted.step} in {workdir}' if interrupted.step else 'no step done'

@@ -96,6 +96,7 @@ def publish(
     records: Sequence[Record],
     saved_states: Sequence[tuple[steps.TrainState, Position]],
     seconds: float,
+    asked: Config | None = None,
 ) -> JsonObject:
     """Writes a workdir, as `train` leaves it, for a run that was trained elsewhere.
 
@@ -107,12 +108,13 @@ def publish(
         saved_states: States at the end of some epochs in order, the best and the last among them,
             and the positions after them.
         seconds: Seconds that the training took.
+        asked: The configuration that the workdir is bound to; None: that of the run.
 
     Returns:
         The contents of `result.json`.
     """
     work.begin_writing()
-    _claim(run, work)
+    _claim(run, work, asked)
     try:
         with Checkpoints(work.checkpoints) as checkpoints:
             fit = Fit(
@@ -129,9 +131,9 @@ def publish(
         work.close()
 
 
-def _claim(run: Run, work: Workdir) -> None:
+def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
     """Binds a workdir to a run, and records what it takes to repeat it."""
-    work.claim(to_dict(run.config))
+    work.claim(to_dict(asked or run.config))
     digests = {
         'data': run.splits.digest,
         'weights': run.pretrained.digest,

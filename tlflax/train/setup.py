@@ -22,6 +22,7 @@ from tlflax.features.select import SourceSelector
 from tlflax.models import classifier as classifiers
 from tlflax.models import heads, pretrained
 from tlflax.models.backbones import find
+from tlflax.models.base import taps
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.pretrained import Pretrained
@@ -80,7 +81,7 @@ class Inputs:
 
 
 def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
-    """Returns a complete, checked configuration, with the backbone's own layer for 'auto'.
+    """Returns a complete, checked configuration, with the backbone's own layers for 'auto'.
 
     Raises:
         UserError: A key or value is not allowed, there is no such backbone or layer, or several
@@ -88,8 +89,14 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     """
     require_one_process()
     config = parse.resolve(raw)
-    layer = find(config.model.backbone).choose(config.features.layer)
-    return dataclasses.replace(config, features=dataclasses.replace(config.features, layer=layer))
+    backbone, features = find(config.model.backbone), config.features
+    layers = features.layers
+    if config.model.head == 'auto' and not layers:
+        layers = backbone.auto_taps(features.layer)
+    tapped = taps.parse(layers, backbone.layers)
+    layer = tapped[-1].layer if tapped else backbone.choose(features.layer)
+    features = dataclasses.replace(features, layer=layer, layers=tuple(map(str, tapped)))
+    return dataclasses.replace(config, features=features)
 
 
 def load(config: Config) -> Inputs:
@@ -242,6 +249,7 @@ def build_classifier(
         preprocess=preprocess,
         layer=config.features.layer,
         dtype=config.model.dtype,
+        taps=_taps(config),
     )
 
 
@@ -266,12 +274,18 @@ def init_head(config: Config, num_classes: int) -> Variables:
     backbone = find(config.model.backbone)
     return heads.init(
         config.model.head,
-        backbone.feature_shape(config.data.image_size, config.features.layer),
+        classifiers.feature_shape(
+            backbone, config.data.image_size, config.features.layer, _taps(config)
+        ),
         num_classes,
         jax.random.fold_in(jax.random.key(config.train.seed), 1),
         units=config.model.units,
         dropout=config.model.dropout,
     )
+
+
+def _taps(config: Config) -> tuple[taps.Tap, ...]:
+    return taps.parse(config.features.layers, find(config.model.backbone).layers)
 
 
 def joined(**parts: Variables) -> Variables:

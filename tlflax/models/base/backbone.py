@@ -85,10 +85,12 @@ class Backbone:
             digest and need `preprocess`.
         imagenet: Where its ImageNet weights can be downloaded.
         fast_cpu: A faster program for frozen features in float32 on a CPU: (params, layer,
-            (b, h, w), preprocessing, whether measuring pays) to a function of images, or None
-            where it does not serve the layer.
+            (b, h, w), preprocessing, whether measuring pays, taps) to a function of images, or
+            None where it does not serve the layers.
         corrected: Layers whose values a release corrected, with a word that tells the features
             computed since from those computed before.
+        taps: What `model.head='auto'` reads, each 'LAYER:POOLING'; empty: the layer that feeds
+            heads, pooled and whole.
         code: The digest of the file that defines it; '' for those of tlflax.
     """
 
@@ -104,6 +106,7 @@ class Backbone:
     imagenet: Asset | None = None
     fast_cpu: Callable[..., Features | None] | None = None
     corrected: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    taps: tuple[str, ...] = ()
     code: str = ''
 
     def __post_init__(self) -> None:
@@ -129,6 +132,13 @@ class Backbone:
                 fix=did_you_mean(layer, ('auto', *self.layers)),
             )
         return self.layer if layer == 'auto' else layer
+
+    def auto_taps(self, layer: str) -> tuple[str, ...]:
+        """Returns what `model.head='auto'` reads, for the `features.layer` of a configuration."""
+        if layer == 'auto' and self.taps:
+            return self.taps
+        chosen = self.choose(layer)
+        return (f'{chosen}:mean', f'{chosen}:flatten')
 
     def shapes(self, layer: str) -> Variables:
         """Returns the shapes and types of the variables needed for a layer."""

@@ -1,20 +1,17 @@
-"""Fixed maps from the feature maps of layers to the rows that linear models take.
+"""Fixed maps from features to the rows that linear models take.
 
-A representation names layers of the backbone. The output of each is pooled or flattened, then
-normalized; the rows of several layers are concatenated, each with a weight. Only standardization
-has numbers of its own, and those come from the training images without their labels, so a fitted
-representation is a part of a head.
+A representation takes columns of the features, normalizes each part and concatenates them, each
+with a weight. Only standardization has numbers of its own, and those come from the training images
+without their labels, so a fitted representation is a part of a head.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Pooling = Literal['flatten', 'mean', 'max', 'grid2', 'grid4']
 Normalization = Literal['raw', 'standard', 'row', 'power']
 
 _SMALLEST = 1e-12  # norm of a row: one of zeros stays zero
@@ -34,29 +31,24 @@ class Moments(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """How the output of one layer becomes the columns of a row.
+    """How some columns of the features become columns of a row.
 
     Attributes:
-        layer: A layer of the backbone.
-        pooling: 'flatten' keeps every position, 'mean' and 'max' reduce them to one; 'grid2' and
-            'grid4' to the means of 2x2 and 4x4 cells. Vectors, as those of dense layers, stay.
+        start: The first column.
+        stop: The column after the last.
         normalization: 'raw'; 'standard': zero mean and unit variance in each column; 'row': unit
             norm; 'power': signed square root, then unit norm (Perronnin et al. 2010, ECCV).
         weight: Factor of the result.
     """
 
-    layer: str
-    pooling: Pooling
+    start: int
+    stop: int
     normalization: Normalization
     weight: float = 1.0
 
-    def pooled(self, x: Float[Array, 'b ...']) -> Float[Array, 'b d']:
-        """Turns the layer's output into rows that are not normalized yet."""
-        if self.pooling == 'flatten' or x.ndim == 2:
-            return x.reshape(x.shape[0], -1)
-        if self.pooling == 'max':
-            return x.max((1, 2))
-        return cells(x, {'mean': 1, 'grid2': 2, 'grid4': 4}[self.pooling])
+    def of(self, features: Float[Array, 'b columns']) -> Float[Array, 'b d']:
+        """Returns the columns, not normalized yet."""
+        return features[:, self.start : self.stop]
 
     def normalized(
         self, rows: Float[Array, 'b d'], moments: Moments | None = None
@@ -64,7 +56,7 @@ class Part:
         """Normalizes rows, and applies the weight.
 
         Args:
-            rows: From `pooled`.
+            rows: From `of`.
             moments: Of the training rows; needed by 'standard' alone.
         """
         if self.normalization == 'power':
@@ -82,36 +74,29 @@ Representation = tuple[Part, ...]
 
 
 def fit(
-    representation: Representation, outputs: Mapping[str, Float[Array, 'n ...']]
+    representation: Representation, features: Float[Array, 'n columns']
 ) -> list[Moments | None]:
-    """Returns the moments that each part needs.
-
-    Args:
-        representation: Its parts.
-        outputs: The training images' features at every layer it names.
-    """
+    """Returns the moments that each part needs, of the training images' features."""
     return [
-        moments(part.pooled(outputs[part.layer])) if part.normalization == 'standard' else None
+        moments(part.of(features)) if part.normalization == 'standard' else None
         for part in representation
     ]
 
 
 def apply(
     representation: Representation,
-    fitted: Sequence[Moments | None],
-    outputs: Mapping[str, Float[Array, 'b ...']],
+    features: Float[Array, 'b columns'],
+    fitted: Sequence[Moments | None] | None = None,
 ) -> Float[Array, 'b d']:
     """Returns the rows of some images.
 
     Args:
         representation: Its parts.
-        fitted: See `fit`.
-        outputs: Features at every layer it names.
+        features: Of the images.
+        fitted: See `fit`; None where no part is standardized.
     """
-    rows = [
-        part.normalized(part.pooled(outputs[part.layer]), own)
-        for part, own in zip(representation, fitted, strict=True)
-    ]
+    own = fitted or [None] * len(representation)
+    rows = [p.normalized(p.of(features), m) for p, m in zip(representation, own, strict=True)]
     return jnp.concatenate(rows, axis=1)
 
 
@@ -129,19 +114,3 @@ def row_normalized(rows: Float[Array, 'b d']) -> Float[Array, 'b d']:
 def signed_root(rows: Float[Array, 'b d']) -> Float[Array, 'b d']:
     """Returns the square root of each magnitude, with its sign."""
     return jnp.sign(rows) * jnp.sqrt(jnp.abs(rows))
-
-
-def cells(x: Float[Array, 'b h w c'], side: int) -> Float[Array, 'b d']:
-    """Returns the means of side x side cells of a map, row by row.
-
-    Sizes differ by one where they have to; a map that is smaller than that has fewer cells a side.
-    """
-    *_, h, w, _ = x.shape
-    rows, columns = _cuts(h, min(side, h)), _cuts(w, min(side, w))
-    means = [x[:, row, column].mean((1, 2)) for row in rows for column in columns]
-    return jnp.concatenate(means, axis=1)
-
-
-def _cuts(length: int, parts: int) -> list[slice]:
-    edges = [round(part * length / parts) for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

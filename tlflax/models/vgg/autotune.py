@@ -13,7 +13,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from tlflax.models.base.taps import Tap
 from tlflax.models.vgg import fast_cpu, network
 from tlflax.models.vgg.fast_cpu import BlockPlan, Features, Plan, direct_plan
 from tlflax.models.vgg.winograd import DIRECT, Kernel, Layer, Tiling
@@ -48,6 +49,7 @@ def program(
     shape: Shape,
     before: Callable[[jax.Array], jax.Array],
     measured: bool,
+    taps: Sequence[Tap] = (),
 ) -> Features | None:
     """Returns the fast program for a layer's features, or None for a convolution in a block.
 
@@ -57,11 +59,12 @@ def program(
         shape: (batch, height, width).
         before: Preprocessing.
         measured: Whether to find the plan by measurement; see `choose`.
+        taps: See `fast_cpu.features`.
     """
-    if layer not in (*network.POOLS, *network.TOP):
+    if any(one not in (*network.POOLS, *network.TOP) for one in (layer, *(t.layer for t in taps))):
         return None
     plan = choose(params, shape, assets.cache_folder() / 'plans', measured=measured)
-    return fast_cpu.compiled(params, plan, layer=layer, before=before)
+    return fast_cpu.compiled(params, plan, layer=layer, before=before, taps=taps)
 
 
 def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool = True) -> Plan:

@@ -8,7 +8,7 @@ and rows are computed at a time, and for every layer the size of its tiles;
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from tlflax.models.base.taps import Tap
 from tlflax.models.vgg import network, winograd
 from tlflax.models.vgg.winograd import DIRECT, Layer, Tiling
 from tlflax.utils import cpu
@@ -76,6 +77,7 @@ def features(
     plan: Plan,
     *,
     layer: str = 'block5_pool',
+    taps: Sequence[Tap] = (),
 ) -> Float[Array, 'b ...']:
     """Runs the network up to one layer in float32; equals `network.VGG` except for rounding.
 
@@ -84,17 +86,34 @@ def features(
         x: Preprocessed images, at least 32 pixels high and wide.
         plan: How to compute it.
         layer: A pool or a layer of the top.
+        taps: What to return, of pools and layers of the top up to `layer`, as one vector; empty:
+            the output of `layer`.
     """
-    for images, group in itertools.groupby(range(_depth(layer)), key=lambda i: plan[i].images):
-        x = over_images(functools.partial(_blocks, prepared, plan, tuple(group)), x, images)
+    tapped = {tap.layer for tap in taps}
+    outputs: dict[str, Array] = {}
+
+    def segment(block: int) -> tuple[int, int]:
+        """Blocks that are computed together have the same, and no tap between them."""
+        return plan[block].images, sum(name in tapped for name in network.POOLS[:block])
+
+    for (images, _), group in itertools.groupby(range(_depth(layer)), key=segment):
+        blocks = tuple(group)
+        x = over_images(functools.partial(_blocks, prepared, plan, blocks), x, images)
+        outputs[network.POOLS[blocks[-1]]] = x
     if layer in network.TOP:
         x = x.reshape(x.shape[0], -1)
         for name in network.TOP[: network.TOP.index(layer) + 1]:
-            kernel, bias = prepared[name]['kernel'], prepared[name]['bias']
-            assert not isinstance(kernel, tuple)
-            x = jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST) + bias
-            x = jax.nn.softmax(x) if name == network.PROBABILITIES else jax.nn.relu(x)
-    return x
+            x = outputs[name] = _dense(prepared, name, x)
+    if not taps:
+        return x
+    return jnp.concatenate([tap.pooled(outputs[tap.layer]) for tap in taps], axis=1)
+
+
+def _dense(prepared: Prepared, name: str, x: Float[Array, 'b d']) -> Float[Array, 'b k']:
+    kernel, bias = prepared[name]['kernel'], prepared[name]['bias']
+    assert not isinstance(kernel, tuple)
+    x = jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST) + bias
+    return jax.nn.softmax(x) if name == network.PROBABILITIES else jax.nn.relu(x)
 
 
 def compiled(
@@ -103,6 +122,7 @@ def compiled(
     *,
     layer: str = 'block5_pool',
     before: Callable[[Array], Array] = lambda x: x,
+    taps: Sequence[Tap] = (),
 ) -> Features:
     """Returns the network up to `layer` as a function of images, to run many batches.
 
@@ -115,10 +135,12 @@ def compiled(
         plan: How to compute it.
         layer: A pool or a layer of the top.
         before: Preprocessing, compiled with the network.
+        taps: See `features`.
     """
     prepared = prepare(params, plan, layer=layer)
     program: ThreadedProgram[Array] = ThreadedProgram(
-        lambda prepared, x: features(prepared, before(x), plan, layer=layer), name='backbone'
+        lambda prepared, x: features(prepared, before(x), plan, layer=layer, taps=taps),
+        name='backbone',
     )
 
     def run(x: Images) -> Array:

@@ -114,6 +114,8 @@ def make(
         identify=_identify,
         imagenet=imagenet,
         fast_cpu=autotune.program,
+        # Block 4 tells fine shapes apart that block 5 has pooled away.
+        taps=('block4_pool:grid4', 'block5_pool:mean', 'block5_pool:flatten'),
         # Released versions kept ReLU of the logits under this layer's name.
         corrected={network.PROBABILITIES: 'softmax'},
     )

@@ -1,0 +1,22 @@
+"""Any folder of images: the best head by cross-validation on frozen VGG16 features.
+
+    python -m tlflax.train --config=configs/images.py --workdir=runs/mine \\
+        --config.data.train=photos/Train --config.data.val=photos/Test
+
+Linear models on several representations of the features, and an ensemble of them, are chosen by
+5-fold cross-validation on the training images alone. The backbone takes 1 minute for each 1,000
+images on two cores, once; the choice takes 1 to 2.
+"""
+
+from ml_collections import ConfigDict
+
+from tlflax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = default_config()
+    config.data.train, config.data.val = 'photos/Train', ''
+    config.data.val_fraction = 0.2
+    config.model.head = 'auto'
+    return config
