@@ -199,7 +199,7 @@ def test_predict_as_text_json_and_csv(finished, folders):
     mine = next(line for line in lines if line['path'] == str(photo))
     assert abs(mine['probability'] - float(probability)) < 1e-4
     done = run_module('predict', f'--workdir={workdir}', '--format=csv', str(photo))
-    assert done.stdout.splitlines()[0] == 'path,class,probability,green,red,yellow'
+    assert done.stdout.splitlines()[0] == 'path,class,probability,true_class,green,red,yellow'
 
 
 def test_predict_from_python_on_files_and_arrays(finished, folders):

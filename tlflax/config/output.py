@@ -37,7 +37,8 @@ def set_up() -> None:
     Names that are not UTF-8 keep their bytes; characters that the encoding lacks are escaped.
     """
     codecs.register_error(_ERRORS, _escaped)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed, or belong to a caller
+    # It may be closed, or belong to a caller.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         results = io.BufferedWriter(_Results(sys.stdout.fileno(), 'w', closefd=False))
         encoding = sys.stdout.encoding
         sys.stdout = io.TextIOWrapper(results, encoding, _ERRORS, line_buffering=True)

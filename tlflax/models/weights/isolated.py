@@ -71,7 +71,8 @@ def read(reader: Reader, path: Path, most: int) -> Found:
 
 def _start(reader: str, path: Path, most: int, seconds: float) -> 'subprocess.Popen[bytes]':
     libraries = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    command = [sys.executable, '-P', '-m', __name__, reader, str(path)]
+    code = f'from {__name__} import work; work()'
+    command = [sys.executable, '-P', '-c', code, reader, str(path)]
     return subprocess.Popen(
         [*command, str(most), str(math.ceil(seconds))],
         # One thread: each takes address space, which is limited.
@@ -115,9 +116,11 @@ def _limit(most: int, seconds: int) -> None:
         resource.setrlimit(nothing, (0, 0))
 
 
-def _main(reader: str, path: str, most: str, seconds: str) -> None:
+def work() -> None:
+    """Reads the file that the arguments of this process name, and sends what it holds."""
     from tlflax.models.weights import hdf5
 
+    reader, path, most, seconds = sys.argv[1:]
     pipe = sys.stdout.buffer
     _limit(int(most), int(seconds))
     tensors: dict[str, np.ndarray] = {}
@@ -133,7 +136,3 @@ def _main(reader: str, path: str, most: str, seconds: str) -> None:
     for tensor in tensors.values():
         pipe.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     pipe.flush()
-
-
-if __name__ == '__main__':
-    _main(*sys.argv[1:])
