@@ -106,7 +106,7 @@ def test_cross_validation_is_that_of_an_independent_implementation(chosen):
         auto._with_head(auto._without_training(resolved), [candidate.representation]),
         setup.load(resolved),
     )
-    features, label = auto.read(run)
+    features, label = auto.read(run, run.splits.train)
     (part,) = candidate.representation
     rows = features[:, part.start : part.stop].astype(np.float64)
     rows /= np.sqrt((rows**2).sum(1).mean())

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import AugmentConfig, Config
 from tlflax.data.splits.stratify import fold_numbers
+from tlflax.data.table import ImageTable
 from tlflax.features.sources import require_on_device
 from tlflax.models import ensemble_head
 from tlflax.models.base import taps
@@ -97,8 +98,8 @@ def _choose(config: Config, work: Workdir) -> JsonObject:
     inputs = setup.load(plain)
     offered = candidates(*_tapped(plain))
     first = setup.build(_with_head(plain, [offered[0].representation]), inputs)
-    features, label = read(first)
     table = first.splits.train
+    features, label = read(first, table)
     fold = fold_numbers(table, FOLDS)
     _check_folds(fold)
     n, classes = len(label), len(table.class_names)
@@ -118,11 +119,9 @@ def _choose(config: Config, work: Workdir) -> JsonObject:
     return _publish(config, chosen, members, work, time.perf_counter() - began)
 
 
-def read(
-    run: Run,
-) -> tuple[Float[np.ndarray, 'n columns'], Int[np.ndarray, ' n']]:
-    """Returns the training images' features and labels, in the order of the table."""
-    source = require_on_device(run.sources.eval(run.splits.train, 'training'))
+def read(run: Run, table: ImageTable) -> tuple[Float[np.ndarray, 'n ...'], Int[np.ndarray, ' n']]:
+    """Returns the features and labels of a split's images, in the order of its table."""
+    source = require_on_device(run.sources.eval(table, 'images'))
     rows = source.eval_rows()
     rows = rows[rows >= 0]
     features = np.asarray(source.on_device.features)[rows].astype(np.float32)

@@ -1,0 +1,208 @@
+"""Accuracy of `model.head='auto'` on folders of images, beside scikit-learn and the recipe.
+
+    python scripts/bench_accuracy.py FOLDER[@SIDE]... [--resplits=10] [--no-recipe] [--quick]
+
+A FOLDER holds `train/` and `val/` of class folders; SIDE is the image size, 224 by default. All its
+images are divided anew several times, stratified and in the given proportion, copies of a file on
+one side. For each division, on the same frozen VGG16 features:
+
+- auto: `configs/images.py`;
+- recipe: the head of `configs/traffic.py`, stopped by the loss on the test side, which flatters it;
+- best_linear: scikit-learn's logistic regression on the last pool, pooled, standardized, flattened
+  or with rows of unit norm, with its C, whichever is best by 5-fold cross-validation on the
+  training side; hindsight: whichever of the four is best on the test side.
+
+Wide features are first rotated into the space that the training rows span, which changes nothing
+but the time. Prints each division and the paired differences with their 95 % interval (Student's t
+over the divisions, which overlap, so it is too narrow); the last line is JSON. Takes about 2
+minutes for a division of 500 images.
+"""
+
+import argparse
+import csv
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+
+from tlflax.config import default_config
+from tlflax.data.splits.load import load_table
+from tlflax.data.table import ImageTable
+from tlflax.sweep import auto
+from tlflax.train import setup, train_and_evaluate
+from tlflax.utils.files import dump_json
+
+Figures = dict[str, Any]  # a JSON object
+Rows = np.ndarray
+
+STRENGTHS = np.logspace(-4, 4, 9)  # C of rows with a mean square norm of one
+LAYER = 'block5_pool'
+
+
+def read_set(folder: Path, config: ConfigDict) -> tuple[list[tuple[str, str, str]], float]:
+    """Returns path, class and digest of every image, one for each digest, and train's share."""
+    tables: list[ImageTable] = []
+    for split in ('train', 'val'):
+        names = tables[0].class_names if tables else None
+        data = setup.configure(config).data
+        tables.append(load_table(str(folder / split), data=data, class_names=names))
+    found: dict[str, tuple[str, str, str]] = {}
+    for table in tables:
+        for path, label, digest in zip(table.paths, table.labels, table.digests, strict=True):
+            found.setdefault(digest, (str(path), table.class_names[label], str(digest)))
+    return sorted(found.values()), len(tables[0]) / sum(map(len, tables))
+
+
+def divide(images: Sequence[tuple[str, str, str]], share: float, number: int, path: Path) -> None:
+    """Writes a manifest that divides the images into train and val."""
+    names = [name for _, name, _ in images]
+    splitter = StratifiedShuffleSplit(1, train_size=share, random_state=number)
+    ((train, _),) = splitter.split(names, names)
+    inside = set(train.tolist())
+    with path.open('w', newline='') as file:
+        lines = csv.writer(file)
+        lines.writerow(['path', 'label', 'split'])
+        for row, (image, name, _) in enumerate(images):
+            lines.writerow([image, name, 'train' if row in inside else 'val'])
+
+
+def configured(manifest: Path, side: int, **changes: str) -> ConfigDict:
+    """Returns the configuration of one division."""
+    config = default_config()
+    config.data.train, config.data.val = f'{manifest}#train', f'{manifest}#val'
+    config.data.image_size = (side, side)
+    for key, value in changes.items():
+        section, name = key.split('__')
+        config[section][name] = value
+    return config
+
+
+def linear(train: Rows, label: np.ndarray, test: Rows) -> tuple[float, np.ndarray]:
+    """Fits logistic regression, C by cross-validation; returns its score and its predictions."""
+    scale = math.sqrt(float((train.astype(np.float64) ** 2).sum(1).mean())) or 1.0
+    train, test = train / scale, test / scale
+    if train.shape[1] > len(train):
+        _, _, axes = np.linalg.svd(train, full_matrices=False)
+        train, test = train @ axes.T, test @ axes.T
+    folds = StratifiedKFold(min(5, int(np.bincount(label).min())), shuffle=True, random_state=0)
+    scores = []
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength * len(train) / 100, max_iter=300)
+        right = 0
+        for inside, outside in folds.split(train, label):
+            model.fit(train[inside], label[inside])
+            right += int((model.predict(train[outside]) == label[outside]).sum())
+        scores.append(right / len(label))
+    best = STRENGTHS[int(np.argmax(scores))]
+    final = LogisticRegression(C=best * len(train) / 100, max_iter=3000).fit(train, label)
+    return max(scores), final.predict(test)
+
+
+def linear_models(features: dict[str, Rows], labels: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Returns the accuracy of the best by cross-validation, and of the best in hindsight."""
+    found = []
+    for kind in ('pooled', 'standardized', 'flattened', 'unit rows'):
+        rows = {split: represented(kind, features, split) for split in ('train', 'val')}
+        score, predicted = linear(rows['train'], labels['train'], rows['val'])
+        found.append((score, float((predicted == labels['val']).mean())))
+    return max(found, key=lambda one: one[0])[1], max(accuracy for _, accuracy in found)
+
+
+def represented(kind: str, features: dict[str, Rows], split: str) -> Rows:
+    """Returns the rows of a split in one representation of feature maps [n, h, w, c]."""
+    maps = features[split]
+    flat = maps.reshape(len(maps), -1)
+    if kind == 'pooled':
+        return maps.mean((1, 2))
+    if kind == 'unit rows':
+        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    if kind == 'standardized':
+        train = features['train'].reshape(len(features['train']), -1)
+        deviation = train.std(0)
+        return (flat - train.mean(0)) / np.where(deviation > 0, deviation, 1)
+    return flat
+
+
+def measure(manifest: Path, side: int, work: Path, *, recipe: bool) -> Figures:
+    """Returns the accuracies on one division, in %."""
+    began = time.perf_counter()
+    config = configured(manifest, side, model__head='auto')
+    result, _ = auto.choose_and_evaluate(config, work / 'auto')
+    seconds = time.perf_counter() - began
+    flat = configured(manifest, side, model__head='flatten_linear')
+    flat.augment.horizontal_flip = False
+    resolved = setup.configure(flat)
+    run = setup.build(resolved, setup.load(resolved))
+    features, labels = {}, {}
+    for split, table in run.splits.by_name.items():
+        features[split], labels[split] = auto.read(run, table)
+    best, hindsight = linear_models(features, labels)
+    found = {'auto': result['val']['accuracy'], 'best_linear': best, 'hindsight': hindsight}
+    if recipe:
+        trained = train_and_evaluate(configured(manifest, side), work / 'recipe')
+        found['recipe'] = trained['val']['accuracy']
+    images = sum(map(len, labels.values()))
+    return {**{name: 100 * value for name, value in found.items()},
+            'seconds': seconds, 'images': images}  # fmt: skip
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """Returns the mean and the 95 % interval of Student's t."""
+    array = np.array(values)
+    if len(array) < 2:
+        return [float(array.mean()), math.nan, math.nan]
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
+    return [float(array.mean()), float(array.mean() - half), float(array.mean() + half)]
+
+
+def summarize(found: dict[str, list[Figures]]) -> Figures:
+    """Returns the last line: means by set, and paired differences between auto and best_linear."""
+    sets: dict[str, Figures] = {}
+    for name, rows in found.items():
+        keys = [key for key in rows[0] if key != 'images']
+        sets[name] = {key: float(np.mean([row[key] for row in rows])) for key in keys}
+        gains = [row['auto'] - row['best_linear'] for row in rows]
+        sets[name]['gain'] = interval(gains)
+        sets[name]['seconds_per_1000'] = float(
+            np.mean([1000 * row['seconds'] / row['images'] for row in rows])
+        )
+    every = [row['auto'] - row['best_linear'] for rows in found.values() for row in rows]
+    return {'sets': sets, 'gain': interval(every)}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('folders', nargs='+', metavar='FOLDER[@SIDE]')
+    parser.add_argument('--resplits', type=int, default=10)
+    parser.add_argument('--no-recipe', action='store_true', help='leave the recipe out')
+    parser.add_argument('--quick', action='store_true', help='one division')
+    options = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)
+    found: dict[str, list[Figures]] = {}
+    for text in options.folders:
+        folder, _, size = text.partition('@')
+        name, side = Path(folder).name, int(size or 224)
+        images, share = read_set(Path(folder), default_config())
+        for number in range(1 if options.quick else options.resplits):
+            with tempfile.TemporaryDirectory(prefix='bench_accuracy-') as scratch:
+                manifest = Path(scratch) / 'images.csv'
+                divide(images, share, number, manifest)
+                row = measure(manifest, side, Path(scratch), recipe=not options.no_recipe)
+            found.setdefault(name, []).append(row)
+            shown = '  '.join(f'{key} {value:6.2f}' for key, value in row.items())
+            print(f'{name} {number}:  {shown}', flush=True)
+    print(dump_json(summarize(found)))
+
+
+if __name__ == '__main__':
+    main()
