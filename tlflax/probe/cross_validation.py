@@ -43,7 +43,12 @@ def held_out_scores(
     own = itertools.tee(strengths, len(problems))
     paths = [
         logistic_regression.cross_validate(
-            part, rows.label, rows.num_classes, held, _relative(l2s, part.scale)
+            part,
+            rows.label,
+            rows.num_classes,
+            held,
+            _relative(l2s, part.scale),
+            logistic_regression.TOLERANCE,
         )
         for (part, held), l2s in zip(problems, own, strict=True)
     ]

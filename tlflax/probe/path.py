@@ -15,7 +15,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.linear import logistic_regression
 from tlflax.models.linear.logistic_regression import Solved
 from tlflax.models.linear.representations import Moments
-from tlflax.models.linear.strengths import extended
+from tlflax.models.linear.strengths import choose, extended
 from tlflax.probe import cross_validation
 from tlflax.probe.rows import Representation, read_rows
 from tlflax.train.metrics import VAL_METRICS
@@ -39,10 +39,10 @@ def fit_path(
 ) -> tuple[list[Fitted], int]:
     """Fits and evaluates a probe for each strength of regularization.
 
-    Goes on while the best is at an end. The best has the lowest cross-entropy in stratified
-    cross-validation on the training images, in which no group of images is divided. A class of
-    fewer groups than folds is held out in as many folds as it has groups, and one with a single
-    group never.
+    Goes on while the best is at an end. The best is the strongest whose cross-entropy is within
+    0.5 % of the lowest, in stratified cross-validation on the training images that divides no group
+    of them. A class of fewer groups than folds is held out in as many folds as it has groups, and
+    one with a single group never.
 
     Returns:
         The probes from strong to weak, and the position of the best.
@@ -101,8 +101,8 @@ def _folds(run: Run) -> np.ndarray:
 
 
 def _best(path: Sequence[Fitted]) -> int:
-    """Returns the position of the lowest loss; the first of them."""
-    return min(range(len(path)), key=lambda position: path[position].record['cv_loss'])
+    records = [fitted.record for fitted in path]
+    return choose([record['l2'] for record in records], [record['cv_loss'] for record in records])
 
 
 def _number(path: Sequence[Fitted]) -> None:

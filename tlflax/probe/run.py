@@ -32,8 +32,8 @@ def run(config: Config, work: Workdir, representation: Representation = 'raw') -
 
     The probe is `config.model.head` where that is linear, else 'flatten_linear'. In the workdir,
     each strength of regularization stands as an epoch; its record also has `l2`, `iterations`,
-    `gradient_norm`, `cv_loss` and `cv_accuracy`, and no learning rate. The best has the lowest
-    `cv_loss`.
+    `gradient_norm`, `cv_loss` and `cv_accuracy`, and no learning rate. The best has about
+    the lowest `cv_loss`; see `fit_path`.
 
     Args:
         config: Its optimizer, loss, sampling, augmentation and early stopping are not used.
