@@ -1,16 +1,23 @@
 """Linear probes: the minimum is scikit-learn's, the best of the path is a normal workdir."""
 
+import itertools
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 import scipy.special
 from helpers import make_folders, run_module, small_config
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
 
 import tlflax
+from tlflax.data.splits.stratify import fold_numbers
 from tlflax.models.linear import compression, logistic_regression
-from tlflax.probe import run
+from tlflax.probe import __main__ as command
+from tlflax.probe import cross_validation, path, run
+from tlflax.probe.rows import Representation, Rows, read_rows
 from tlflax.train import setup
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
@@ -76,8 +83,8 @@ def test_compression_loses_nothing():
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp('images')
-    make_folders(root / 'Train', 9, seed=1, noise=120.0)
-    make_folders(root / 'Test', 6, seed=2, noise=120.0)
+    make_folders(root / 'Train', 9, seed=1, noise=300.0)
+    make_folders(root / 'Test', 6, seed=2, noise=300.0)
     return root
 
 
@@ -87,19 +94,21 @@ def finished(request, root, tmp_path_factory):
     head = {'gap': 'gap_linear'}.get(request.param, 'conv')  # 'conv' is no probe: flatten
     config = setup.configure(small_config(root, model__head=head))
     workdir = tmp_path_factory.mktemp('probes') / request.param
-    result = run.run(config, Workdir(workdir), standardize=request.param == 'standardized')
+    representation = 'standard' if request.param == 'standardized' else 'raw'
+    result = run.run(config, Workdir(workdir), representation)
     return workdir, result, request.param
 
 
 def test_workdir_has_the_path_and_its_best(finished):
     workdir, result, _ = finished
     records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    assert len(records) == len(logistic_regression.STRENGTHS)
+    assert len(records) >= len(logistic_regression.STRENGTHS)
     strengths = [record['l2'] for record in records]
     assert strengths == sorted(strengths, reverse=True)
     losses = [record['train_loss'] for record in records]
     assert losses == sorted(losses, reverse=True)  # weaker regularization fits better
-    best = max(records, key=lambda record: (record['val_accuracy'], -record['val_loss']))
+    lowest = min(record['cv_loss'] for record in records)
+    best = next(record for record in records if record['cv_loss'] <= 1.005 * lowest)
     assert result['best_epoch'] == best['epoch']
     assert result['best_val_accuracy'] == best['val_accuracy'] > 0.5
     assert result['val']['loss'] == pytest.approx(best['val_loss'], abs=1e-6)
@@ -121,12 +130,12 @@ def test_restored_probe_is_the_one_that_was_fitted(finished):
 def test_standardized_probe_equals_scikit_learn_on_standardized_features(root, tmp_path):
     """The chosen kernel and bias, which are for plain features, give the same probabilities."""
     config = setup.configure(small_config(root, features__dtype='float32'))
-    result = run.run(config, Workdir(tmp_path / 'w'), standardize=True)
+    result = run.run(config, Workdir(tmp_path / 'w'), 'standard')
     record = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()[result['best_epoch'] - 1]
     restored = tlflax.load(tmp_path / 'w')
     source, table = _train_source(restored)
-    x, label = run._rows(source, 'flatten_linear')
-    wide = x.astype(np.float64)
+    rows = read_rows(source, 'flatten_linear', 3)
+    x, label, wide = rows.features, rows.label, rows.features.astype(np.float64)
     deviation = np.where(wide.std(0) == 0, 1, wide.std(0))
     scaled = (wide - wide.mean(0)) / deviation
     reference = LogisticRegression(
@@ -143,6 +152,102 @@ def test_standardized_probe_equals_scikit_learn_on_standardized_features(root, t
 def _train_source(restored):
     prepared = setup.build(restored.config, setup.load(restored.config))
     return prepared.sources.eval(prepared.splits.train, 'training'), prepared.splits.train
+
+
+def reference_scores(x, label, fold, l2, standard):
+    """Log-probabilities of the rows held out, by scikit-learn in float64."""
+    found = np.full((len(x), 3), np.nan)
+    for held in np.unique(fold[fold >= 0]):
+        fitted, out = x[fold != held].astype(np.float64), x[fold == held].astype(np.float64)
+        if standard:
+            scaler = StandardScaler().fit(fitted)
+            fitted, out = scaler.transform(fitted), scaler.transform(out)
+        scale = np.sqrt((fitted**2).sum(1).mean())  # or its solver does not arrive
+        left, roots, _ = np.linalg.svd(np.concatenate([fitted, out]), full_matrices=False)
+        fitted, out = np.split(left * roots / scale, [len(fitted)])  # a rotation changes nothing
+        model = LogisticRegression(C=1 / (l2 / scale**2 * len(fitted)), tol=1e-9, max_iter=50_000)
+        model.fit(fitted, label[fold != held])
+        found[fold == held] = model.predict_log_proba(out)
+    return found
+
+
+@pytest.mark.parametrize('representation', get_args(Representation))
+def test_held_out_scores_are_those_of_scikit_learn(representation):
+    """Each fold has its own moments; a row of fold -1 is in all training sides."""
+    x, label = make_features(90, 60, seed=3)
+    x[:, 59] = 0
+    x[4, 59] = 50  # a column of zeros but for one row: its deviation differs between folds
+    fold = np.arange(90) % 5
+    fold[:3] = -1
+    scale = 1.0 if representation == 'standard' else np.sqrt((x**2).sum(1).mean()) / 8
+    l2s = [1.0 * scale**2, 0.1 * scale**2]
+    rows = Rows(x, label, 3)
+    scores = cross_validation.held_out_scores(rows, fold, representation, l2s)
+    for l2, ours in zip(l2s, scores, strict=True):
+        theirs = reference_scores(x, label, fold, l2, representation == 'standard')
+        assert np.isnan(ours[:3]).all()
+        np.testing.assert_allclose(
+            scipy.special.softmax(ours[3:], 1), np.exp(theirs[3:]), atol=5e-4
+        )
+        loss, accuracy = cross_validation.assess(ours, label)
+        assert loss == pytest.approx(log_loss(label[3:], np.exp(theirs[3:])), rel=2e-3)
+        assert accuracy == (theirs[3:].argmax(1) == label[3:]).mean()
+
+
+def test_chosen_strength_is_that_of_scikit_learns_cross_validation(finished):
+    """On the folds of the training images; losses near zero depend on when a solver stops."""
+    workdir, result, kind = finished
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    restored = tlflax.load(workdir)
+    source, table = _train_source(restored)
+    rows = read_rows(source, restored.config.model.head, 3)
+    fold = fold_numbers(table, path.FOLDS)
+    losses = {}
+    for record in [*records[3:9], records[result['best_epoch'] - 1]]:
+        theirs = reference_scores(
+            rows.features, rows.label, fold, record['l2'], kind == 'standardized'
+        )
+        losses[record['epoch']] = log_loss(rows.label, np.exp(theirs))
+        assert record['cv_loss'] == pytest.approx(losses[record['epoch']], rel=0.02, abs=5e-3)
+        assert record['cv_accuracy'] == pytest.approx((theirs.argmax(1) == rows.label).mean())
+    assert losses[result['best_epoch']] <= min(losses.values()) * 1.02 + 5e-3
+
+
+def test_path_goes_on_while_the_best_is_at_an_end(root, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logistic_regression, 'STRENGTHS', (1.0, 0.5))
+    with caplog.at_level('INFO', logger='absl'):
+        run.run(setup.configure(small_config(root)), Workdir(tmp_path / 'w'))
+    lines = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record['epoch'] for record in records] == list(range(1, len(records) + 1))
+    ratios = [one['l2'] / two['l2'] for one, two in itertools.pairwise(records)]
+    np.testing.assert_allclose(ratios, 2, rtol=1e-5)
+    assert len(records) > 2
+    assert any('regularization' in message for message in caplog.messages)
+
+
+def test_validation_images_choose_nothing(root, tmp_path):
+    """Other validation images change neither the path nor its best."""
+    seen = []
+    for val in ('Train', 'Test'):
+        config = small_config(root, data__val=str(root / val), model__head='gap_linear')
+        result = run.run(setup.configure(config), Workdir(tmp_path / val))
+        lines = (tmp_path / val / 'metrics.jsonl').read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        seen.append((result['best_epoch'], [(r['l2'], r['cv_loss']) for r in records]))
+    assert seen[0] == seen[1]
+
+
+def test_one_image_of_each_class_cannot_be_divided(root, tmp_path):
+    make_folders(tmp_path / 'Train', 1, seed=5)
+    config = small_config(root, data__train=str(tmp_path / 'Train'), train__batch_size=2)
+    with pytest.raises(UserError, match='cross-validation') as error:
+        run.run(setup.configure(config), Workdir(tmp_path / 'w'))
+    assert error.value.where == 'config.data.train'
+
+
+def test_command_offers_every_representation():
+    assert get_args(Representation) == command.REPRESENTATIONS
 
 
 def test_workdir_in_use_is_refused(finished, root):

@@ -1,13 +1,24 @@
 """Fits a linear probe: logistic regression on frozen features, for a range of L2 penalties.
 
-Prints a table of the penalties, the metrics of the best and, as the last line, one JSON object.
+Cross-validation on the training images chooses the penalty. Prints a table of the penalties, the
+metrics of the best and, as the last line, one JSON object.
+
+With --shots, fits ridge classifiers to random draws of few training images of each class instead,
+and prints their mean accuracy and its 95 % interval; the workdir gets shots.csv and shots.json.
 """
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tlflax.config import cli, flags
 from tlflax.config.flags import ConfigFile
+from tlflax.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tlflax.probe.rows import Representation
+
+REPRESENTATIONS = ('raw', 'standard')  # the values of `Representation`, slow to import
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,27 +27,62 @@ class Arguments:
 
     config: ConfigFile = flags.config_file()
     workdir: str | None = flags.optional(
-        None, 'DIR', 'folder to write to; by default runs/CONFIG-probe'
+        None, 'DIR', 'folder to write to; by default runs/CONFIG-probe or runs/CONFIG-shots'
     )
-    standardize: bool = flags.switch('scale each feature to zero mean and unit variance')
+    representation: 'Representation' = flags.choice(
+        'raw', REPRESENTATIONS, 'standard: scale each feature to zero mean and unit variance'
+    )
+    shots: tuple[str, ...] = flags.optional(
+        (), 'N,N', 'numbers of training images of each class, such as 1,2,5,10,20'
+    )
+    draws: str | None = flags.optional(
+        None, 'N', 'random draws for each number of shots; 20 by default'
+    )
 
 
 def main(arguments: Arguments) -> None:
-    """Fits the probe and prints its results."""
-    from tlflax.probe import run
+    """Fits the probe, or those of the draws, and prints the results."""
+    if arguments.shots:
+        _run_shots(arguments)
+    elif arguments.draws is None:
+        _run_path(arguments)
+    else:
+        raise UserError('only --shots has draws', where='--draws', fix='add --shots=1,2,5,10,20')
+
+
+def _run_path(arguments: Arguments) -> None:
+    from tlflax.probe import path, run
     from tlflax.train import metrics
     from tlflax.train.setup import configure
     from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
 
     work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-probe'))
-    config = configure(arguments.config.values)
-    result = run.run(config, work, standardize=arguments.standardize)
-    print(run.format_table(work.records()))
+    result = run.run(configure(arguments.config.values), work, arguments.representation)
+    print(path.format_table(work.records()))
     print(metrics.format_table(result['val']))
     best = work.records()[result['best_epoch'] - 1]
-    shown = ('l2', 'gradient_norm', 'val_accuracy', 'val_loss')
+    shown = ('l2', 'gradient_norm', 'cv_accuracy', 'cv_loss', 'val_accuracy', 'val_loss')
     print(dump_json({'workdir': str(work.path), **{key: best[key] for key in shown}}))
+
+
+def _run_shots(arguments: Arguments) -> None:
+    from tlflax.probe import shots
+    from tlflax.train.setup import configure
+    from tlflax.utils.files import dump_json
+    from tlflax.workdir.files import Workdir
+
+    counts, draws = shots.parse_counts(arguments.shots, arguments.draws)
+    if arguments.representation != 'raw':
+        raise UserError(
+            'few shots take features as they are, because moments of so few images are noise',
+            where='--representation',
+            fix='leave it out, or --shots',
+        )
+    work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-shots'))
+    result = shots.run(configure(arguments.config.values), work, counts, draws)
+    print(shots.format_table(result['shots']))
+    print(dump_json({'workdir': str(work.path), **result}))
 
 
 COMMAND = cli.Command('tlflax.probe', __doc__, Arguments, main, '--config=configs/traffic.py')

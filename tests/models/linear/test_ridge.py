@@ -54,3 +54,16 @@ def test_constant_rows_predict_the_share_of_each_class():
     np.testing.assert_allclose(
         point.bias + rows.coordinates @ point.weights, [[5 / 9, 2 / 9, 2 / 9]] * 9
     )
+
+
+def test_rows_are_left_out_one_by_one_as_folds_are():
+    """Folds of one row take the diagonal of H; a fold of two, elsewhere, takes its blocks."""
+    x, label = make_features(21, 50, seed=2)
+    rows, alone = compress(x), np.arange(21) - 1
+    pair = np.where(np.arange(21) < 2, 20, alone)
+    one, other = (
+        next(ridge.cross_validate(rows, label, 3, fold)).held_out for fold in (alone, pair)
+    )
+    assert np.isnan(one[0]).all()
+    assert not np.isnan(other[0]).any()
+    np.testing.assert_allclose(one[2:], other[2:], atol=1e-6)

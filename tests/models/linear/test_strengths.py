@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tlflax.models.linear.strengths import MOST_EXTENSIONS, extended
+from tlflax.models.linear.strengths import MOST_EXTENSIONS, choose, extended
 
 
 def walk(optimum, strengths=(1.0, 0.1, 0.01)):
@@ -34,3 +34,8 @@ def test_path_has_a_limit_and_says_so(said):
     assert len(walk(1e-30)) == 3 + MOST_EXTENSIONS
     (line,) = said
     assert line == 'warning the weakest strength of regularization is the best: 1e-08'
+
+
+def test_strongest_of_those_that_are_about_the_best_is_chosen():
+    assert choose([1.0, 0.1, 0.01, 10.0], [0.5, 0.301, 0.3, 0.302]) == 1
+    assert choose([0.1, 1.0], [0.0, 0.0]) == 1

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 _LARGEST_GRAM = 5000  # rows; with more, their eigenvectors cost more than they save
+_BLOCK = 4096  # columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,34 @@ def compress(features: Float[np.ndarray, 'n d']) -> Compressed:
     stays the same, and an iteration costs a fraction.
     """
     n, d = features.shape
-    scale = math.sqrt(np.mean([np.dot(row, row) for row in features], dtype=np.float64)) or 1.0
     if 2 * n > d or n > _LARGEST_GRAM:
+        scale = math.sqrt(np.mean([np.dot(row, row) for row in features], dtype=np.float64)) or 1.0
         return Compressed(features / np.float32(scale), None, scale)
-    # In float64, by blocks: in float32 the small eigenvalues would be noise.
-    blocks = (features[:, i : i + 4096].astype(np.float64) for i in range(0, d, 4096))
-    values, vectors = np.linalg.eigh(sum(block @ block.T for block in blocks) / scale**2)
-    kept = values > 1e-12 * values[-1]
+    return from_gram(inner_products(features))
+
+
+def inner_products(
+    rows: Float[np.ndarray, 'n d'], others: Float[np.ndarray, 'm d'] | None = None
+) -> Float[np.ndarray, 'n m']:
+    """Computes the inner products of rows with other rows, or with each other.
+
+    In float64, by blocks of columns: in float32 the small eigenvalues would be noise.
+    """
+    found = np.zeros((len(rows), len(rows if others is None else others)))
+    for start in range(0, rows.shape[1], _BLOCK):
+        block = rows[:, start : start + _BLOCK].astype(np.float64)
+        other = block if others is None else others[:, start : start + _BLOCK].astype(np.float64)
+        found += block @ other.T
+    return found
+
+
+def from_gram(gram: Float[np.ndarray, 'n n']) -> Compressed:
+    """Rotates scaled rows into the space they span, from their inner products alone.
+
+    Inner products of further rows with these, times `combine @ weights`, are their scores.
+    """
+    scale = math.sqrt(np.trace(gram) / len(gram)) or 1.0
+    values, vectors = np.linalg.eigh(gram / scale**2)
+    kept = values > 1e-12 * max(values[-1], np.finfo(np.float64).tiny)
     roots, vectors = np.sqrt(values[kept]), vectors[:, kept]
     return Compressed((vectors * roots).astype(np.float32), vectors / (roots * scale**2), scale)

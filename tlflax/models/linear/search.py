@@ -8,12 +8,11 @@ from jaxtyping import Float, Int
 
 from tlflax.models.linear import calibration
 from tlflax.models.linear.compression import Compressed
-from tlflax.models.linear.strengths import CrossValidated, extended
+from tlflax.models.linear.strengths import CrossValidated, choose, extended
 
 CrossValidate = Callable[..., Iterator[CrossValidated]]
 """`cross_validate` of `logistic_regression` or `ridge`."""
 
-_GAIN = 0.005  # by which part a loss has to be lower to count as lower
 _PATIENCE = 3  # strengths weaker than the best that end the path
 
 
@@ -73,10 +72,7 @@ def search(
 
 
 def _best(path: Sequence[Found]) -> int:
-    """Returns the position of the strongest whose loss is about the lowest."""
-    enough = min(found.loss for found in path) * (1 + _GAIN)
-    good = [position for position, found in enumerate(path) if found.loss <= enough]
-    return max(good, key=lambda position: path[position].best.strength)
+    return choose([found.best.strength for found in path], [found.loss for found in path])
 
 
 def _assess(

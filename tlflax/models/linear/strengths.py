@@ -8,6 +8,7 @@ from absl import logging
 from jaxtyping import Float
 
 MOST_EXTENSIONS = 6
+_GAIN = 0.005  # by which part a loss has to be lower to count as lower
 
 
 class CrossValidated(NamedTuple):
@@ -25,6 +26,13 @@ class CrossValidated(NamedTuple):
     held_out: Float[np.ndarray, 'n num_classes']
     weights: Float[np.ndarray, 'r num_classes']
     bias: Float[np.ndarray, ' num_classes']
+
+
+def choose(strengths: Sequence[float], losses: Sequence[float]) -> int:
+    """Returns the position of the strongest whose loss is within 0.5 % of the lowest."""
+    enough = min(losses) * (1 + _GAIN)
+    good = [position for position, loss in enumerate(losses) if loss <= enough]
+    return max(good, key=lambda position: strengths[position])
 
 
 def extended(
