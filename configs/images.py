@@ -16,7 +16,6 @@ from tlflax.config import default_config
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = default_config()
-    config.data.train, config.data.val = 'photos/Train', ''
-    config.data.val_fraction = 0.2
+    config.data.train, config.data.val = 'photos/Train', 'photos/Test'
     config.model.head = 'auto'
     return config

@@ -37,6 +37,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from tlflax.config import default_config
 from tlflax.data.splits.load import load_table
 from tlflax.data.table import ImageTable
+from tlflax.features import on_host
 from tlflax.sweep import auto
 from tlflax.train import setup, train_and_evaluate
 from tlflax.utils.files import dump_json
@@ -144,7 +145,7 @@ def measure(manifest: Path, side: int, work: Path, *, recipe: bool) -> Figures:
     run = setup.build(resolved, setup.load(resolved))
     features, labels = {}, {}
     for split, table in run.splits.by_name.items():
-        features[split], labels[split] = auto.read(run, table)
+        features[split], labels[split] = on_host.read(run.sources.eval(table, split))
     best, hindsight = linear_models(features, labels)
     found = {'auto': result['val']['accuracy'], 'best_linear': best, 'hindsight': hindsight}
     if recipe:

@@ -15,8 +15,9 @@ from sklearn.preprocessing import StandardScaler
 import tlflax
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.models.linear import compression, logistic_regression
-from tlflax.probe import __main__ as command
+from tlflax.config import flags
 from tlflax.probe import cross_validation, path, run
+from tlflax.probe.__main__ import Arguments
 from tlflax.probe.rows import Representation, Rows, read_rows
 from tlflax.train import setup
 from tlflax.utils.errors import UserError
@@ -247,7 +248,8 @@ def test_one_image_of_each_class_cannot_be_divided(root, tmp_path):
 
 
 def test_command_offers_every_representation():
-    assert get_args(Representation) == command.REPRESENTATIONS
+    (offered,) = [one for one in flags.described(Arguments) if one.name == 'representation']
+    assert get_args(Representation) == offered.choices
 
 
 def test_workdir_in_use_is_refused(finished, root):

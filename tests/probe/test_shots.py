@@ -94,12 +94,12 @@ def test_files_hold_what_was_measured(root, tmp_path, said):
 )
 def test_numbers_are_checked(values, draws, where):
     with pytest.raises(UserError, match='whole number') as error:
-        shots.parse_counts(values, draws)
+        shots.parse(values, draws, 'raw')
     assert error.value.where == where
 
 
 def test_numbers_are_sorted_and_draws_have_a_default():
-    assert shots.parse_counts(['10', '2', '2'], None) == ([2, 10], shots.DRAWS)
+    assert shots.parse(['10', '2', '2'], None, 'raw') == ([2, 10], shots.DRAWS)
 
 
 def test_command(root, tmp_path):

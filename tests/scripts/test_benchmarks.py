@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from helpers import ROOT, make_folders
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 SCRIPTS = ROOT / 'scripts'
 
@@ -200,3 +202,59 @@ def test_bench_audit_finds_what_it_planted(tmp_path):
     assert found['real']['peak_mib'] > found['real']['idle_mib'] / 2 > 10
     assert found['remembered']['files'] == 100_000
     assert not list(tmp_path.iterdir())
+
+
+# bench_accuracy
+
+
+def test_linear_models_of_bench_accuracy_are_those_of_unrotated_rows():
+    """Rotating wide rows into the space that the training rows span changes nothing."""
+    bench = load('bench_accuracy')
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.arange(3), 12)
+    centers = rng.normal(size=(3, 200))
+    train, test = (centers[label] + 3 * rng.normal(size=(36, 200)) for _ in range(2))
+    score, predicted = bench.linear(train, label, test)
+    scale = np.sqrt((train**2).sum(1).mean())
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = [
+        cross_val_score(
+            LogisticRegression(C=strength * 0.36, max_iter=3000), train / scale, label, cv=folds
+        ).mean()
+        for strength in bench.STRENGTHS
+    ]
+    assert score == pytest.approx(max(scores), abs=0.04)
+    best = bench.STRENGTHS[int(np.argmax(scores))]
+    wide = LogisticRegression(C=best * 0.36, max_iter=3000).fit(train / scale, label)
+    assert (wide.predict(test / scale) == predicted).mean() > 0.95
+
+
+def test_divisions_of_bench_accuracy(tmp_path):
+    bench = load('bench_accuracy')
+    images = [(f'{name}{i}.jpg', name, f'{name}{i}') for name in 'ab' for i in range(10)]
+    chosen = set()
+    for number in range(3):
+        bench.divide(images, 0.6, number, tmp_path / 'm.csv')
+        lines = (tmp_path / 'm.csv').read_text().splitlines()[1:]
+        train = [line.split(',')[0] for line in lines if line.endswith(',train')]
+        assert len(lines) == 20
+        assert sum(path.startswith('a') for path in train) == 6
+        assert len(train) == 12
+        chosen.add(tuple(train))
+    assert len(chosen) == 3
+
+
+def test_summary_of_bench_accuracy():
+    bench = load('bench_accuracy')
+    rows = [
+        {'auto': a, 'best_linear': b, 'hindsight': 90, 'seconds': 6, 'images': 100}
+        for a, b in ((80, 78), (82, 79), (81, 80))
+    ]
+    found = bench.summarize({'x': rows})
+    assert found['sets']['x']['auto'] == 81
+    assert found['sets']['x']['seconds_per_1000'] == 60
+    mean, low, high = found['gain']
+    assert mean == 2
+    assert (low, high) == pytest.approx(
+        (2 - 2.4841, 2 + 2.4841), abs=1e-3
+    )  # Student's t, 2 degrees

@@ -13,6 +13,7 @@ from sklearn.linear_model import RidgeClassifier
 import tlflax
 from tlflax.data.splits.load import load_table
 from tlflax.data.splits.stratify import fold_numbers
+from tlflax.features import on_host
 from tlflax.models.base.taps import Tap
 from tlflax.sweep import auto
 from tlflax.sweep.candidates import LOGISTIC, RIDGE, affordable, candidates
@@ -106,7 +107,7 @@ def test_cross_validation_is_that_of_an_independent_implementation(chosen):
         auto._with_head(auto._without_training(resolved), [candidate.representation]),
         setup.load(resolved),
     )
-    features, label = auto.read(run, run.splits.train)
+    features, label = on_host.read(run.sources.eval(run.splits.train, 'training'))
     (part,) = candidate.representation
     rows = features[:, part.start : part.stop].astype(np.float64)
     rows /= np.sqrt((rows**2).sum(1).mean())
@@ -181,10 +182,13 @@ def test_candidates_follow_from_the_taps():
 def test_a_budget_drops_what_is_dear_in_a_fixed_order():
     offered = candidates(TAPS, (8192, 512, 25088))
     for n in (100, 1000, 4000, 100_000):
-        budget = auto.BUDGET * (1 + n / 1000)
+        budget = auto.budget(n)
         kept = affordable(offered, n, 10, auto.FOLDS, budget)
         assert [one for one in offered if one in kept] == kept
         assert sum(one.cost(n, 10, auto.FOLDS) for one in kept) <= budget
         assert kept == affordable(offered, n, 10, auto.FOLDS, budget)
-    assert len(affordable(offered, 1000, 10, auto.FOLDS, auto.BUDGET * 2)) == 10
+    assert len(affordable(offered, 1000, 10, auto.FOLDS, auto.budget(1000))) == 10
+    assert len(affordable(offered, 1000, 100, auto.FOLDS, auto.budget(1000))) == 6
+    left = affordable(offered, 100_000, 10, auto.FOLDS, auto.budget(100_000))
+    assert [(one.solver, one.columns) for one in left] == [(LOGISTIC, 512), (LOGISTIC, 8192)]
     assert len(affordable(offered, 1000, 10, auto.FOLDS, 0.0)) == 1

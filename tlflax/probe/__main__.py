@@ -9,16 +9,11 @@ and prints their mean accuracy and its 95 % interval; the workdir gets shots.csv
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from tlflax.config import cli, flags
 from tlflax.config.flags import ConfigFile
 from tlflax.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from tlflax.probe.rows import Representation
-
-REPRESENTATIONS = ('raw', 'standard')  # the values of `Representation`, slow to import
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +24,8 @@ class Arguments:
     workdir: str | None = flags.optional(
         None, 'DIR', 'folder to write to; by default runs/CONFIG-probe or runs/CONFIG-shots'
     )
-    representation: 'Representation' = flags.choice(
-        'raw', REPRESENTATIONS, 'standard: scale each feature to zero mean and unit variance'
+    representation: Literal['raw', 'standard'] = flags.choice(
+        'raw', ('raw', 'standard'), 'standard: scale each feature to zero mean and unit variance'
     )
     shots: tuple[str, ...] = flags.optional(
         (), 'N,N', 'numbers of training images of each class, such as 1,2,5,10,20'
@@ -72,13 +67,7 @@ def _run_shots(arguments: Arguments) -> None:
     from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
 
-    counts, draws = shots.parse_counts(arguments.shots, arguments.draws)
-    if arguments.representation != 'raw':
-        raise UserError(
-            'few shots take features as they are, because moments of so few images are noise',
-            where='--representation',
-            fix='leave it out, or --shots',
-        )
+    counts, draws = shots.parse(arguments.shots, arguments.draws, arguments.representation)
     work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-shots'))
     result = shots.run(configure(arguments.config.values), work, counts, draws)
     print(shots.format_table(result['shots']))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from tlflax.features import on_host
 from tlflax.features.batches import Source
-from tlflax.features.sources import require_on_device
 from tlflax.models.linear import representations
 from tlflax.models.linear.representations import Moments
 
@@ -52,9 +52,6 @@ def read_rows(source: Source, head: str, num_classes: int) -> Rows:
     Raises:
         UserError: The features are not kept on the device.
     """
-    cached = require_on_device(source)
-    places = cached.eval_rows()
-    places = places[places >= 0]
-    features = np.asarray(cached.on_device.features)[places].astype(np.float32)
-    features = features.mean((1, 2)) if head == 'gap_linear' else features.reshape(len(places), -1)
-    return Rows(features, np.asarray(cached.on_device.label)[places], num_classes)
+    features, label = on_host.read(source)
+    features = features.mean((1, 2)) if head == 'gap_linear' else features.reshape(len(label), -1)
+    return Rows(features, label, num_classes)

@@ -21,12 +21,18 @@ DRAWS = 20
 FILES = ('shots.csv', 'shots.json')
 
 
-def parse_counts(shots: Sequence[str], draws: str | None) -> tuple[list[int], int]:
+def parse(shots: Sequence[str], draws: str | None, representation: str) -> tuple[list[int], int]:
     """Returns the numbers that `--shots` and `--draws` give.
 
     Raises:
-        UserError: One is not a whole number, or too small.
+        UserError: One is not a whole number, or too small; or the features are not taken raw.
     """
+    if representation != 'raw':
+        raise UserError(
+            'few shots take features as they are, because moments of so few images are noise',
+            where='--representation',
+            fix='leave it out, or --shots',
+        )
     counts = [_whole(value, 1, '--shots', '--shots=1,5,20') for value in shots]
     number = DRAWS if draws is None else _whole(draws, 2, '--draws', f'--draws={DRAWS}')
     return sorted(set(counts)), number
