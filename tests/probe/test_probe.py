@@ -13,9 +13,9 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 import tlflax
+from tlflax.config import flags
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.models.linear import compression, logistic_regression
-from tlflax.config import flags
 from tlflax.probe import cross_validation, path, run
 from tlflax.probe.__main__ import Arguments
 from tlflax.probe.rows import Representation, Rows, read_rows
