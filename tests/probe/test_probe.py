@@ -188,7 +188,7 @@ def test_held_out_scores_are_those_of_scikit_learn(representation):
         theirs = reference_scores(x, label, fold, l2, representation == 'standard')
         assert np.isnan(ours[:3]).all()
         np.testing.assert_allclose(
-            scipy.special.softmax(ours[3:], 1), np.exp(theirs[3:]), atol=5e-4
+            scipy.special.softmax(ours[3:], 1), np.exp(theirs[3:]), atol=2e-3
         )
         loss, accuracy = cross_validation.assess(ours, label)
         assert loss == pytest.approx(log_loss(label[3:], np.exp(theirs[3:])), rel=2e-3)

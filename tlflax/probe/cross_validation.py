@@ -48,7 +48,6 @@ def held_out_scores(
             rows.num_classes,
             held,
             _relative(l2s, part.scale),
-            logistic_regression.TOLERANCE,
         )
         for (part, held), l2s in zip(problems, own, strict=True)
     ]

@@ -24,9 +24,7 @@ from tlflax.models.linear.strengths import CrossValidated
 STRENGTHS = tuple(np.logspace(0, -6, 10))
 """Strengths of regularization, relative to the mean square norm of a row, strong to weak."""
 
-TOLERANCE = 1e-5
-"""Of the gradient's norm, relative to that at W = 0, b = 0."""
-
+_TOLERANCE = 1e-5  # of the gradient's norm, relative to that at W = 0, b = 0
 _COARSE = 1e-4  # the same in cross-validation, where probabilities to 1e-3 suffice
 _MAX_ITERATIONS = 1000
 _Params = tuple[Array, Array]  # kernel and bias
@@ -58,7 +56,7 @@ def solve(
     bias: Float[Array, ' num_classes'],
     weight: Float[Array, ' n'] | None = None,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float = _TOLERANCE,
 ) -> Solution:
     """Minimizes the objective by L-BFGS with a zoom line search (Nocedal & Wright 2006, 3.5, 7.4).
 
@@ -163,21 +161,9 @@ def solve_path(
         )
 
 
-@functools.partial(jax.jit, static_argnames=('tolerance',))
-def _solve_all(
-    features: Float[Array, 'n d'],
-    label: Int[Array, ' n'],
-    l2: Float[Array, ''] | float,
-    kernel: Float[Array, 'problems d num_classes'],
-    bias: Float[Array, 'problems num_classes'],
-    weight: Float[Array, 'problems n'],
-    *,
-    tolerance: float,
-) -> Solution:
-    """Minimizes objectives that differ in their weights as one batch; see `solve`."""
-    own = functools.partial(solve, tolerance=tolerance)
-    many = jax.vmap(own, in_axes=(None, None, None, 0, 0, 0))
-    return many(features, label, l2, kernel, bias, weight)
+_solve_all = jax.jit(
+    jax.vmap(functools.partial(solve, tolerance=_COARSE), in_axes=(None, None, None, 0, 0, 0))
+)
 
 
 def cross_validate(
@@ -186,7 +172,6 @@ def cross_validate(
     num_classes: int,
     fold: Int[np.ndarray, ' n'],
     strengths: Iterable[float] = STRENGTHS,
-    tolerance: float = _COARSE,
 ) -> Iterator[CrossValidated]:
     """Solves for every strength, on all rows and without each fold, as one batch of problems.
 
@@ -196,7 +181,6 @@ def cross_validate(
         num_classes: Number of classes.
         fold: The fold of each row; -1: in the training side of every fold.
         strengths: As in `solve_path`.
-        tolerance: See `solve`.
     """
     # Columns of zeros change nothing, and representations of similar rank share one program.
     coordinates = np.pad(rows.coordinates, ((0, 0), (0, -rows.coordinates.shape[1] % 64)))
@@ -207,7 +191,7 @@ def cross_validate(
     bias = jnp.zeros((folds + 1, num_classes))
     on_device = jnp.asarray(coordinates)
     for strength in strengths:
-        solved = _solve_all(on_device, label, strength, weights, bias, weight, tolerance=tolerance)
+        solved = _solve_all(on_device, label, strength, weights, bias, weight)
         weights, bias = solved.kernel, solved.bias
         if not np.isfinite(solved.gradient_norm).all():
             raise FloatingPointError(f'logistic regression diverged at strength {strength:.3g}')
