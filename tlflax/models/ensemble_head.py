@@ -101,7 +101,7 @@ class EnsembleHead(nnx.Module):
             jax.nn.log_softmax(getattr(self, branch_name(number))(representations.apply(branch, x)))
             for number, branch in enumerate(self.branches)
         ]
-        weight = self.log_weight.value[:, None, None]
+        weight = self.log_weight[...][:, None, None]
         return jax.nn.logsumexp(jnp.stack(logits) + weight, axis=0)
 
 

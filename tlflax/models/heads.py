@@ -203,8 +203,8 @@ def builder(
     return build
 
 
-def _find(name: str) -> Callable[..., nnx.Module]:
-    """Returns the class of a head, or what builds it."""
+def _find(name: str) -> Any:
+    """Returns the class of a head, or what builds it; a user's file may name anything."""
     key = 'config.model.head'
     if python_file.is_spec(name):
         return python_file.load(name, where=key).value
