@@ -79,13 +79,10 @@ def test_parsing():
 TAPS = (Tap('block2_pool', 'grid2'), Tap('block3_pool', 'mean'), Tap('block3_pool', 'flatten'))
 
 
-@pytest.mark.parametrize('images', [0, 2])
-def test_the_fast_program_taps_as_the_network_does(images):
+def test_the_fast_program_taps_as_the_network_does():
     params = network.init(jax.random.key(0), (1, 1, 2, 1, 1), widths=(8, 8, 16, 16, 16))
     x = jax.random.normal(jax.random.key(1), (5, 32, 32, 3))
-    plan = tuple(
-        fast_cpu.BlockPlan((Tiling(4),) * depth, images=images) for depth in (1, 1, 2, 1, 1)
-    )
+    plan = tuple(fast_cpu.BlockPlan((Tiling(4),) * depth, images=2) for depth in (1, 1, 2, 1, 1))
     prepared = fast_cpu.prepare(params, plan, layer='block3_pool')
     found = fast_cpu.features(prepared, x, plan, layer='block3_pool', taps=TAPS)
     one_by_one = [tap.pooled(fast_cpu.features(prepared, x, plan, layer=tap.layer)) for tap in TAPS]
