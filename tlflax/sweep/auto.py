@@ -100,6 +100,8 @@ def _choose(config: Config, work: Workdir) -> JsonObject:
     first = setup.build(_with_head(plain, [offered[0].representation]), inputs)
     table = first.splits.train
     features, label = on_host.read(first.sources.eval(table, 'training'))
+    if table.weights is not None:
+        logging.warning("WARNING: model.head='auto' does not use the weights of images")
     fold = fold_numbers(table, FOLDS)
     _check_folds(fold)
     n, classes = len(label), len(table.class_names)
