@@ -3,7 +3,7 @@
     python scripts/bench_accuracy.py FOLDER[@SIDE]... [--resplits=10] [--no-recipe] [--quick]
 
 A FOLDER holds `train/` and `val/` of class folders; SIDE is the image size, 224 by default. All its
-images are divided anew several times, stratified and in the given proportion, copies of a file on
+images are divided several times, stratified and in the given proportion, copies of a file on
 one side. For each division, on the same frozen VGG16 features:
 
 - auto: `configs/images.py`;

@@ -75,6 +75,22 @@ def small_config(root: Path, **changes):
     return config
 
 
+def write_config(path: Path, root: Path) -> Path:
+    """Writes a config file of a small network on `root`'s images, for commands; returns it."""
+    path.write_text(
+        'from tlflax.config import default_config\n'
+        'def get_config():\n'
+        '    config = default_config()\n'
+        f'    config.data.train = {str(root / "Train")!r}\n'
+        f'    config.data.val = {str(root / "Test")!r}\n'
+        '    config.data.image_size, config.train.batch_size = (32, 32), 8\n'
+        "    config.weights.source = 'random'\n"
+        "    config.features.layer = 'block3_pool'\n"
+        '    return config\n'
+    )
+    return path
+
+
 def run_module(module: str, *arguments: str, timeout: float = 120, **environment: str):
     """Runs `python -m tlflax.<module>` with changes of the environment, in a forked process."""
     env = {**os.environ, **environment}

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import scipy.special
-from helpers import make_folders, run_module, small_config
+from helpers import make_folders, run_module, small_config, write_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -265,18 +265,8 @@ def test_features_must_be_kept(root, tmp_path):
 
 
 def test_command(root, tmp_path):
-    (tmp_path / 'config.py').write_text(
-        'from tlflax.config import default_config\n'
-        'def get_config():\n'
-        '    config = default_config()\n'
-        f'    config.data.train = {str(root / "Train")!r}\n'
-        f'    config.data.val = {str(root / "Test")!r}\n'
-        '    config.data.image_size, config.train.batch_size = (32, 32), 8\n'
-        "    config.weights.source = 'random'\n"
-        "    config.features.layer = 'block3_pool'\n"
-        '    return config\n'
-    )
-    done = run_module('probe', f'--config={tmp_path / "config.py"}', f'--workdir={tmp_path / "w"}')
+    config = write_config(tmp_path / 'config.py', root)
+    done = run_module('probe', f'--config={config}', f'--workdir={tmp_path / "w"}')
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split()[:2] == ['l2', 'iterations']
     assert json.loads(done.stdout.splitlines()[-1])['gradient_norm'] <= 1e-5

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
-from helpers import make_folders, run_module, small_config
+from helpers import make_folders, run_module, small_config, write_config
 from sklearn.linear_model import RidgeCV
 
 from tlflax.models.linear import ridge
@@ -103,18 +103,8 @@ def test_numbers_are_sorted_and_draws_have_a_default():
 
 
 def test_command(root, tmp_path):
-    (tmp_path / 'config.py').write_text(
-        'from tlflax.config import default_config\n'
-        'def get_config():\n'
-        '    config = default_config()\n'
-        f'    config.data.train = {str(root / "Train")!r}\n'
-        f'    config.data.val = {str(root / "Test")!r}\n'
-        '    config.data.image_size, config.train.batch_size = (32, 32), 8\n'
-        "    config.weights.source = 'random'\n"
-        "    config.features.layer = 'block3_pool'\n"
-        '    return config\n'
-    )
-    flags = [f'--config={tmp_path / "config.py"}', f'--workdir={tmp_path / "w"}']
+    config = write_config(tmp_path / 'config.py', root)
+    flags = [f'--config={config}', f'--workdir={tmp_path / "w"}']
     done = run_module('probe', *flags, '--shots=1,5', '--draws=4')
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Sequence
 
@@ -18,8 +17,8 @@ from tlflax.models.linear.representations import Moments
 from tlflax.models.linear.strengths import choose, extended
 from tlflax.probe import cross_validation
 from tlflax.probe.rows import Representation, read_rows
-from tlflax.train.metrics import VAL_METRICS
 from tlflax.train.position import Record
+from tlflax.train.run import assess
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 
@@ -118,14 +117,10 @@ def _evaluate(
     """Evaluates a probe on the training and validation images."""
     began = time.perf_counter()
     variables = Variables({'head': {'logits': _layer(solved, moments)}}, {})
-    train, val = (run.runner.evaluate(variables, split).metrics for split in splits)
     record = {
         'epoch': 0,
         'step': 0,
-        'train_loss': train['loss'],
-        'train_accuracy': train['accuracy'],
-        **{f'val_{name}': val[name] for name in VAL_METRICS},
-        'learning_rate': math.nan,
+        **assess(run, variables, *splits),
         'epoch_seconds': solved.seconds + time.perf_counter() - began,
         'images_per_second': splits[0].num_examples * solved.iterations / solved.seconds,
         'l2': solved.l2,

@@ -8,7 +8,6 @@ images have no part in the choice, so their figures are honest.
 import csv
 import dataclasses
 import io
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from tlflax.config.schema import AugmentConfig, Config
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.features import on_host
 from tlflax.models import ensemble_head
+from tlflax.models.backbones import find
 from tlflax.models.base import taps
 from tlflax.models.base.modules import Variables
 from tlflax.models.linear import compression, ensemble, representations, search
@@ -31,9 +31,9 @@ from tlflax.models.linear.representations import Representation
 from tlflax.sweep.candidates import SOLVERS, STRENGTHS, Candidate, affordable, candidates
 from tlflax.train import setup, steps
 from tlflax.train.early_stopping import State
-from tlflax.train.metrics import VAL_METRICS, wilson_interval
-from tlflax.train.position import Position, Record
-from tlflax.train.run import publish
+from tlflax.train.metrics import wilson_interval
+from tlflax.train.position import Position
+from tlflax.train.run import assess, publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json
@@ -136,9 +136,8 @@ def _with_head(config: Config, branches: Sequence[Representation]) -> Config:
 
 def _tapped(config: Config) -> tuple[tuple[taps.Tap, ...], list[int]]:
     """Returns the taps and the number of columns of each."""
-    backbone = setup.find(config.model.backbone)
-    found = taps.parse(config.features.layers, backbone.layers)
-    size = config.data.image_size
+    backbone, size = find(config.model.backbone), config.data.image_size
+    found = setup.tapped(config)
     return found, [tap.columns(backbone.feature_shape(size, tap.layer)) for tap in found]
 
 
@@ -268,28 +267,16 @@ def _publish(
     counts = np.array([count for _, count in members], np.float64)
     head['log_weight'] = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
     variables = Variables({'head': head}, {})
+    train = run.sources.eval(run.splits.train, 'training')
     val = run.sources.eval(run.splits.val, 'validation')
-    record = _assess(run, variables, seconds)
+    record = {
+        'epoch': 1,
+        'step': 1,
+        **assess(run, variables, train, val),
+        'epoch_seconds': seconds,
+        'images_per_second': len(run.splits.train) / seconds,
+    }
     state = steps.init_state(variables, run.learner.tx)._replace(step=jnp.int32(1))
     stopping = State(best=record['val_accuracy'], best_epoch=0, improved=True)
     saved = [(state, Position(epoch=1, stopping=stopping))]
     return publish(run, work, val, [record], saved, seconds, asked)
-
-
-def _assess(run: Run, variables: Variables, seconds: float) -> Record:
-    """Returns the record of the only epoch: a choice has no steps."""
-    splits = [
-        run.sources.eval(run.splits.train, 'training'),
-        run.sources.eval(run.splits.val, 'validation'),
-    ]
-    train, val = (run.runner.evaluate(variables, split).metrics for split in splits)
-    return {
-        'epoch': 1,
-        'step': 1,
-        'train_loss': train['loss'],
-        'train_accuracy': train['accuracy'],
-        **{f'val_{name}': val[name] for name in VAL_METRICS},
-        'learning_rate': math.nan,
-        'epoch_seconds': seconds,
-        'images_per_second': len(run.splits.train) / seconds,
-    }

@@ -1,5 +1,6 @@
 """A run from its configuration to its result: set up, resume, train, evaluate the best epoch."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,12 @@ from ml_collections import ConfigDict
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source
+from tlflax.models.base.modules import Variables
 from tlflax.train import losses, resume, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit, train_epochs
+from tlflax.train.metrics import VAL_METRICS
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.files import JsonObject
@@ -129,6 +132,17 @@ def publish(
         return work.write_result(result)
     finally:
         work.close()
+
+
+def assess(run: Run, variables: Variables, train: Source, val: Source) -> Record:
+    """Returns the metrics that a record has of a head that was fitted at once, without steps."""
+    on_train, on_val = (run.runner.evaluate(variables, split).metrics for split in (train, val))
+    return {
+        'train_loss': on_train['loss'],
+        'train_accuracy': on_train['accuracy'],
+        **{f'val_{name}': on_val[name] for name in VAL_METRICS},
+        'learning_rate': math.nan,
+    }
 
 
 def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:

@@ -93,9 +93,9 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     layers = features.layers
     if config.model.head == 'auto' and not layers:
         layers = backbone.auto_taps(features.layer)
-    tapped = taps.parse(layers, backbone.layers)
-    layer = tapped[-1].layer if tapped else backbone.choose(features.layer)
-    features = dataclasses.replace(features, layer=layer, layers=tuple(map(str, tapped)))
+    found = taps.parse(layers, backbone.layers)
+    layer = found[-1].layer if found else backbone.choose(features.layer)
+    features = dataclasses.replace(features, layer=layer, layers=tuple(map(str, found)))
     return dataclasses.replace(config, features=features)
 
 
@@ -249,7 +249,7 @@ def build_classifier(
         preprocess=preprocess,
         layer=config.features.layer,
         dtype=config.model.dtype,
-        taps=_taps(config),
+        taps=tapped(config),
     )
 
 
@@ -275,7 +275,7 @@ def init_head(config: Config, num_classes: int) -> Variables:
     return heads.init(
         config.model.head,
         classifiers.feature_shape(
-            backbone, config.data.image_size, config.features.layer, _taps(config)
+            backbone, config.data.image_size, config.features.layer, tapped(config)
         ),
         num_classes,
         jax.random.fold_in(jax.random.key(config.train.seed), 1),
@@ -284,7 +284,8 @@ def init_head(config: Config, num_classes: int) -> Variables:
     )
 
 
-def _taps(config: Config) -> tuple[taps.Tap, ...]:
+def tapped(config: Config) -> tuple[taps.Tap, ...]:
+    """Returns the taps of a configuration; empty where one layer feeds the head."""
     return taps.parse(config.features.layers, find(config.model.backbone).layers)
 
 

@@ -32,8 +32,8 @@ def test_each_round_adds_the_best():
 
 def test_ties_go_to_the_cheaper():
     models, label = make_models(2)
-    twins = models[[0, 0, 0]]
-    assert select(twins, label, np.array([3.0, 1.0, 2.0]), 5).tolist() == [0, 1, 0]
+    copies = models[[0, 0, 0]]
+    assert select(copies, label, np.array([3.0, 1.0, 2.0]), 5).tolist() == [0, 1, 0]
 
 
 def test_certain_errors_do_not_break_it():
