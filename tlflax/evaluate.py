@@ -34,12 +34,12 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Prints the metrics."""
     from tlflax.inference.restore import load
-    from tlflax.train import metrics
+    from tlflax.train.metrics import table
     from tlflax.utils.files import dump_json
 
     classifier = load(arguments.workdir, arguments.step)
     result = classifier.evaluate(arguments.data, tta=arguments.tta, mistakes=arguments.mistakes)
-    print(metrics.format_table(result))
+    print(table.format_table(result))
     print(dump_json(result))
 
 

@@ -24,8 +24,8 @@ from tlflax.inference.predictor import Predictor
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.classifier_module import ClassifierModule
-from tlflax.train import losses, metrics
-from tlflax.train.epoch import Evaluation, Runner, evaluate_split
+from tlflax.train import losses
+from tlflax.train.epoch import Evaluation, Runner, evaluate_split, summarize
 from tlflax.train.setup import build_sources
 from tlflax.utils.errors import UserError, located
 from tlflax.utils.files import JsonObject
@@ -111,7 +111,7 @@ class Trained:
 
         Returns:
             `accuracy`, `loss`, `num_examples`, `balanced_accuracy`, `macro_f1`, `per_class`,
-            `confusion_matrix` and `step`.
+            `confusion_matrix`, `intervals` and `step`.
 
         Raises:
             UserError: The images cannot be read, or their classes are not the classifier's; or the
@@ -244,8 +244,7 @@ def evaluate_views(
         'accuracy': float((probabilities.argmax(-1) == labels).mean()),
         'num_examples': len(labels),
     }
-    summary = metrics.summary(labels, probabilities, table.class_names)
-    return Evaluation({**totals, **summary}, probabilities)
+    return Evaluation({**totals, **summarize(table, probabilities)}, probabilities)
 
 
 def mean_probabilities(

@@ -31,7 +31,7 @@ from tlflax.models.linear.representations import Representation
 from tlflax.sweep.candidates import SOLVERS, STRENGTHS, Candidate, affordable, candidates
 from tlflax.train import setup, steps
 from tlflax.train.early_stopping import State
-from tlflax.train.metrics import wilson_interval
+from tlflax.train.metrics.proportions import wilson_interval
 from tlflax.train.position import Position
 from tlflax.train.run import assess, publish
 from tlflax.train.setup import Run
