@@ -58,8 +58,8 @@ def share_intervals(
         return wilson(np.bincount(kind[right], minlength=kinds), n)
     excess = np.bincount(place, weights=right - share[kind]) ** 2
     units = np.bincount(pairs % kinds, minlength=kinds)
-    over_units = np.bincount(pairs % kinds, weights=excess, minlength=kinds)
-    over_units = over_units * units / np.maximum(units - 1, 1)
+    spread = np.bincount(pairs % kinds, weights=excess, minlength=kinds)
+    over_units = spread * units / np.maximum(units - 1, 1)
     over_cases = n * share * (1 - share) * n / np.maximum(n - 1, 1)
     many = np.divide(
         n * over_cases, over_units, out=units.astype(float), where=over_units > 1e-9 * over_cases
