@@ -144,6 +144,16 @@ class Trained:
         with located('--data'):
             return load_table(data, data=self.config.data, class_names=self.class_names)
 
+    def predict_val(self) -> tuple[ImageTable, Float[np.ndarray, 'n classes']]:
+        """Returns the validation images of the run and their class probabilities, float64.
+
+        Raises:
+            UserError: The images cannot be read, or are not those of the run.
+        """
+        table = self._val_table()
+        source = self._sources.eval(table, 'images')
+        return table, mean_probabilities(self._runner, self.trainable, [source])
+
     def predict(
         self,
         images: Images,
