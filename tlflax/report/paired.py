@@ -21,12 +21,12 @@ def mean_intervals(
         unit: See `tlflax.train.metrics.resampling.resamples`.
 
     Returns:
-        [low, high] of each column; NaN where a value is not finite.
+        [low, high] of each column; both ends are the mean where no resample has another one.
     """
     means = np.concatenate(
         [times.astype(np.float64) @ values / times.sum(1)[:, None] for times in resamples(unit)]
     )
-    return [percentile_interval(column) or [np.nan, np.nan] for column in means.T]
+    return [percentile_interval(column) or [float(column[0])] * 2 for column in means.T]
 
 
 def exact_p_value(

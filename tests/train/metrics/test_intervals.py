@@ -9,12 +9,12 @@ import sklearn.metrics
 
 from tlflax.train.metrics import areas, bootstrap, resampling
 from tlflax.train.metrics.counts import ClassCounts, by_class
-from tlflax.train.metrics.intervals import class_intervals, intervals
+from tlflax.train.metrics.intervals import _balanced, class_intervals, intervals
 from tlflax.train.metrics.proportions import share_intervals, wilson_interval
 from tlflax.train.metrics.scores import calibration_error, cross_entropies
 from tlflax.train.metrics.summary import summary
 
-NAMES = ('loss', 'expected_calibration_error', 'balanced_accuracy', 'macro_f1', 'macro_auroc')
+NAMES = ('loss', 'expected_calibration_error', 'macro_f1', 'macro_auroc')
 
 
 def case(n, classes, seed=0, sharpness=1.0):
@@ -45,7 +45,6 @@ def written_out(labels, probabilities):
     return [
         cross_entropies(labels, probabilities).mean(),
         calibration_error(labels, probabilities),
-        means['balanced_accuracy'],
         means['macro_f1'],
         np.mean(found) if found else math.nan,
     ]
@@ -57,7 +56,7 @@ def test_metrics_of_resamples_are_those_of_images_drawn(n, classes):
     times = next(resampling.resamples(np.arange(n)))[:25]
     statistics = [
         bootstrap._loss_and_calibration(labels, probabilities),
-        bootstrap._class_means(labels, probabilities.argmax(1)),
+        bootstrap._macro_f1(labels, probabilities.argmax(1)),
         areas.resampled_macro_auroc(labels, probabilities),
     ]
     ours = np.concatenate([statistic(times) for statistic in statistics], axis=1)
@@ -192,14 +191,36 @@ def test_names_of_files_and_the_order_of_images_change_nothing():
 
 def test_without_images_nothing_is_known():
     found = intervals(np.zeros(0, int), np.zeros((0, 3), np.float32), np.zeros(0, int))
-    assert found == {'accuracy': [0, 1], **dict.fromkeys(NAMES)}
+    assert found == {'accuracy': [0, 1], 'balanced_accuracy': None, **dict.fromkeys(NAMES)}
 
 
-def test_one_class_has_no_area():
+def test_of_what_no_resample_changes_nothing_is_known():
+    """One class has no area; images that are all right say nothing of macro F1."""
     labels, probabilities = np.zeros(5, int), np.full((5, 2), 0.5, np.float32)
     found = intervals(labels, probabilities, np.arange(5))
-    assert found['macro_auroc'] is None
-    assert found['loss'] == pytest.approx([math.log(2)] * 2)
+    assert [name for name, interval in found.items() if interval is None] == list(NAMES)
+    assert found['accuracy'] == found['balanced_accuracy'] == list(wilson_interval(5, 5))
+
+
+def test_balanced_accuracy_is_covered_as_often_as_it_says():
+    rng, labels, covered = np.random.default_rng(0), np.repeat([0, 1, 2], [100, 60, 10]), 0
+    recall = np.array([0.97, 0.9, 0.85])
+    for _ in range(400):
+        right = rng.random(170) < recall[labels]
+        low, high = _balanced(right, labels, np.arange(170), 4)
+        covered += low <= recall.mean() <= high
+    assert 0.92 * 400 <= covered <= 0.99 * 400
+
+
+def test_balanced_accuracy_has_about_the_interval_of_its_bootstrap():
+    labels, probabilities = case(400, 3, seed=8)
+    right, rng = labels == probabilities.argmax(1), np.random.default_rng(0)
+    drawn = rng.integers(0, 400, (4000, 400))
+    recalls = [(right[drawn] & (labels[drawn] == k)).sum(1) / (labels[drawn] == k).sum(1)
+               for k in range(3)]  # fmt: skip
+    theirs = np.quantile(np.mean(recalls, 0), [0.025, 0.975])
+    ours = intervals(labels, probabilities, np.arange(400))['balanced_accuracy']
+    np.testing.assert_allclose(ours, theirs, atol=0.1 * (theirs[1] - theirs[0]))
 
 
 def test_many_images_take_fewer_resamples(monkeypatch):

@@ -27,9 +27,7 @@ from tlflax.train.metrics.scores import (
     cross_entropies,
 )
 
-BOOTSTRAPPED = (
-    'loss', 'expected_calibration_error', 'balanced_accuracy', 'macro_f1', 'macro_auroc'
-)  # fmt: skip
+BOOTSTRAPPED = ('loss', 'expected_calibration_error', 'macro_f1', 'macro_auroc')
 """The metrics that `bootstrap_intervals` returns, in the order of its columns."""
 
 
@@ -46,7 +44,7 @@ def bootstrap_intervals(
         unit: The number of each example's unit; see `resampling.unit_numbers`.
 
     Returns:
-        [low, high] by name; None where a metric is not defined.
+        [low, high] by name; None where a metric is not defined, or is the same in all resamples.
     """
     if not len(labels):
         return dict.fromkeys(BOOTSTRAPPED)
@@ -54,7 +52,7 @@ def bootstrap_intervals(
     labels, probabilities, unit = labels[order], probabilities[order], unit[order]
     statistics = [
         _loss_and_calibration(labels, probabilities),
-        _class_means(labels, probabilities.argmax(-1)),
+        _macro_f1(labels, probabilities.argmax(-1)),
         resampled_macro_auroc(labels, probabilities),
     ]
     blocks = [
@@ -83,8 +81,8 @@ def _loss_and_calibration(
     return statistic
 
 
-def _class_means(labels: Int[np.ndarray, ' n'], predicted: Int[np.ndarray, ' n']) -> Statistic:
-    """Returns what computes balanced accuracy and macro F1, as `counts.by_class` does."""
+def _macro_f1(labels: Int[np.ndarray, ' n'], predicted: Int[np.ndarray, ' n']) -> Statistic:
+    """Returns what computes macro F1 in resamples, as `counts.by_class` does."""
     found, label = np.unique(labels, return_inverse=True)
     other = np.searchsorted(found, predicted).clip(max=len(found) - 1)
     known = found[other] == predicted  # predictions of other classes count in no F1
@@ -94,14 +92,12 @@ def _class_means(labels: Int[np.ndarray, ' n'], predicted: Int[np.ndarray, ' n']
         for kind, rows in ((label, right | ~right), (label, right), (other, known & ~right))
     )
 
-    def statistic(times: Float32[np.ndarray, 'r n']) -> Float64[np.ndarray, 'r 2']:
+    def statistic(times: Float32[np.ndarray, 'r n']) -> Float64[np.ndarray, 'r 1']:
         true, hits, wrong = (
             columns.sums(times, len(found)) for columns in (of_true, of_right, of_wrong)
         )
-        present = true > 0
-        zeros = np.zeros(true.shape)
-        recall = np.divide(hits, true, out=zeros.copy(), where=present)
-        f1 = np.divide(2 * hits, true + hits + wrong, out=zeros, where=present)
-        return np.stack([recall.sum(1), f1.sum(1)], 1) / present.sum(1, keepdims=True)
+        present, f1 = true > 0, np.zeros(true.shape)
+        np.divide(2 * hits, true + hits + wrong, out=f1, where=present)
+        return f1.sum(1, keepdims=True) / present.sum(1, keepdims=True)
 
     return statistic

@@ -5,21 +5,23 @@ They say how far a metric would vary with other images of the same kind, for the
 - Proportions (accuracy, top-5 accuracy, each class's precision and recall) have Wilson's interval.
   A class's F1 is 2 J / (1 + J), where J is the share of right examples among those that are of the
   class or are predicted as it, so its interval follows from Wilson's of J. Unlike the bootstrap's,
-  these intervals have a width where all examples are right.
+  these intervals have a width where all examples are right. That of balanced accuracy, a mean of
+  independent proportions, follows from those of the classes (Zou & Donner 2008).
 - All others have the percentile interval of the bootstrap (Efron 1979): the 2.5 and 97.5 %
   quantiles over 10,000 resamples of the images (fewer beyond 10,000 images). Where no image is
-  wrong, no resample has a wrong one, and the intervals of balanced accuracy and macro F1 have no
-  width. That of the calibration error is corrected for its bias (see `bootstrap`).
+  wrong, no resample has a wrong one, so that nothing is known of macro F1, and there is no
+  interval. That of the calibration error is corrected for its bias (see `bootstrap`).
 
 Images of one unit (copies of one file, or a group) are not independent. They are resampled
 together, and Wilson's interval counts them as fewer.
 """
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 
 from tlflax.train.metrics.bootstrap import bootstrap_intervals
-from tlflax.train.metrics.proportions import share_intervals
+from tlflax.train.metrics.counts import ratio
+from tlflax.train.metrics.proportions import mean_interval, share_intervals
 from tlflax.train.metrics.scores import in_top
 
 
@@ -36,15 +38,34 @@ def intervals(
         unit: The number of each example's unit; see `resampling.unit_numbers`.
 
     Returns:
-        [low, high] of `accuracy`, `top5_accuracy` (for more than 5 classes) and `BOOTSTRAPPED`;
-        None where a metric is not defined.
+        [low, high] of `accuracy`, `top5_accuracy` (for more than 5 classes), `balanced_accuracy`
+        and `BOOTSTRAPPED`; None where it is not known.
     """
+    classes = probabilities.shape[1]
     right = {'accuracy': probabilities.argmax(-1) == labels}
-    if probabilities.shape[1] > 5:
+    if classes > 5:
         right['top5_accuracy'] = in_top(labels, probabilities, 5)
     one = np.zeros(len(labels), np.int64)
     shares = {name: share_intervals(of, one, unit, 1)[0].tolist() for name, of in right.items()}
-    return {**shares, **bootstrap_intervals(labels, probabilities, unit)}
+    balanced = _balanced(right['accuracy'], labels, unit, classes)
+    return {
+        **shares,
+        'balanced_accuracy': balanced,
+        **bootstrap_intervals(labels, probabilities, unit),
+    }
+
+
+def _balanced(
+    right: Bool[np.ndarray, ' n'],
+    labels: Int[np.ndarray, ' n'],
+    unit: Int[np.ndarray, ' n'],
+    classes: int,
+) -> list[float] | None:
+    """Returns the interval of the mean recall of the classes that have examples."""
+    n = np.bincount(labels, minlength=classes)
+    recall = ratio(np.bincount(labels[right], minlength=classes), n)
+    bounds = share_intervals(right, labels, unit, classes)
+    return mean_interval(recall[n > 0], bounds[n > 0]) if n.any() else None
 
 
 def class_intervals(

@@ -30,6 +30,18 @@ def wilson(
     return np.stack([low, np.where(n > 0, np.minimum(1.0, center + half), 1.0)], 1)
 
 
+def mean_interval(
+    shares: Float64[np.ndarray, ' k'], bounds: Float64[np.ndarray, 'k 2']
+) -> list[float]:
+    """Returns the 95 % interval of the mean of independent proportions from their intervals.
+
+    By variance estimates that are recovered from the distances to their ends (Zou & Donner 2008,
+    doi:10.1002/sim.3095).
+    """
+    distances = np.sqrt(((bounds - shares[:, None]) ** 2).sum(0)) / len(shares)
+    return (shares.mean() + distances * [-1, 1]).tolist()
+
+
 def share_intervals(
     right: Bool[np.ndarray, ' m'],
     kind: Int[np.ndarray, ' m'],

@@ -50,9 +50,10 @@ def resamples(unit: Int[np.ndarray, ' n'], width: int = 1) -> Iterator[Float32[n
 
 
 def percentile_interval(values: Float64[np.ndarray, ' r']) -> list[float] | None:
-    """Returns the middle 95 % of the values that are not NaN; None if all are."""
+    """Returns the middle 95 % of the values that are not NaN; None where that has no width."""
     values = values[~np.isnan(values)]
-    return np.quantile(values, [0.025, 0.975]).tolist() if len(values) else None
+    low, high = np.quantile(values, [0.025, 0.975]).tolist() if len(values) else (0.0, 0.0)
+    return [low, high] if low < high else None
 
 
 class Columns(NamedTuple):
