@@ -3,9 +3,10 @@
     python -m tlflax.train --config=configs/images.py --workdir=runs/mine \\
         --config.data.train=photos/Train --config.data.val=photos/Test
 
-Linear models on several representations of the features, and an ensemble of them, are chosen by
-5-fold cross-validation on the training images alone. The backbone takes 1 minute for each 1,000
-images on two cores, once; the choice takes 1 to 2.
+How images are resized, whether mirror images help, and an ensemble of linear models, neighbors and
+small networks on the features are chosen by 5-fold cross-validation on the training images alone
+(docs/auto.md). The backbone takes 1 minute for each 1,000 images on two cores, once, and as much for
+what is compared; the choice takes 1 to 2.
 """
 
 from ml_collections import ConfigDict
@@ -17,5 +18,6 @@ def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = default_config()
     config.data.train, config.data.val = 'photos/Train', 'photos/Test'
+    config.data.resize = 'auto'
     config.model.head = 'auto'
     return config

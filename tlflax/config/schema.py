@@ -65,8 +65,15 @@ class DataConfig:
     resize: str = _key(
         'stretch',
         'stretch: ignore the aspect ratio; pad: fit inside and pad with zeros; crop: resize to '
-        'cover and crop the center',
-        choices=('stretch', 'pad', 'crop'),
+        "cover and crop the center; auto: the best of them by cross-validation if model.head='auto'"
+        ', else stretch',
+        choices=('stretch', 'pad', 'crop', 'auto'),
+    )
+    image_sizes: tuple[int, ...] = _key(
+        (),
+        "sides of square inputs that model.head='auto' compares with `image_size`, such as "
+        '(128, 224, 320); (): none',
+        at_least=1,
     )
     interpolation: str = _key(
         'auto',

@@ -21,7 +21,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains and prints the metrics of the best epoch."""
-    from tlflax.sweep import auto
+    from tlflax.sweep import auto, auto_report
     from tlflax.train import metrics
     from tlflax.train.loop import Interrupted
     from tlflax.train.run import train_and_evaluate
@@ -30,7 +30,7 @@ def main(arguments: Arguments) -> None:
     try:
         if values.model.head == 'auto':
             result, report = auto.choose_and_evaluate(values, workdir)
-            print(auto.format_table(report))
+            print(auto_report.format_table(report))
         else:
             result = train_and_evaluate(values, workdir)
     except Interrupted as interrupted:

@@ -96,7 +96,10 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     found = taps.parse(layers, backbone.layers)
     layer = found[-1].layer if found else backbone.choose(features.layer)
     features = dataclasses.replace(features, layer=layer, layers=tuple(map(str, found)))
-    return dataclasses.replace(config, features=features)
+    data = config.data
+    if data.resize == 'auto' and config.model.head != 'auto':
+        data = dataclasses.replace(data, resize='stretch')
+    return dataclasses.replace(config, data=data, features=features)
 
 
 def load(config: Config) -> Inputs:
