@@ -5,8 +5,8 @@
 
 How images are resized, whether mirror images help, and an ensemble of linear models, neighbors and
 small networks on the features are chosen by 5-fold cross-validation on the training images alone
-(docs/auto.md). The backbone takes 1 minute for each 1,000 images on two cores, once, and as much for
-what is compared; the choice takes 1 to 2.
+(docs/auto.md). The backbone takes 1 minute for each 1,000 images on two cores, once, and as much
+for what is compared; the choice takes 1 to 2.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Candidates: held-out scores, branches and settings, against NumPy in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
@@ -20,15 +21,15 @@ COLUMNS = 96
 def make_training(n=60, noise=1.0, **changes):
     rng = np.random.default_rng(0)
     label = (np.arange(n) % 3).astype(np.int32)
-    features = noise * rng.normal(size=(n, COLUMNS)) + 3 * np.eye(3, COLUMNS)[label]
-    features[:, 6:9] += 2 * np.eye(3)[label]
+    features = noise * rng.normal(size=(n, COLUMNS)) + 5 * np.eye(3, COLUMNS)[label]
+    features[:, 6:9] += 4 * np.eye(3)[label]
     fold = np.arange(n) // 3 % 5 - (np.arange(n) < 3)
     return Training(features.astype(np.float32), label, 3, fold, **changes)
 
 
 MIRRORED = make_training().features[:, ::-1].copy()
 CANDIDATES = [
-    Linear(RIDGE, (Part(0, 20, 'power', 0.5), Part(20, COLUMNS, 'raw')), 'two parts'),
+    Linear(RIDGE, (Part(0, 20, 'power', 8.0), Part(20, COLUMNS, 'raw')), 'two parts'),
     Linear(LOGISTIC, (Part(3, 40, 'standard'),), 'standardized'),
     Linear(RIDGE, (Part(0, COLUMNS, 'row'),), 'unit rows', mirrored=True),
     ClassMeans(Part(0, COLUMNS, 'row'), 'all'),
@@ -77,7 +78,7 @@ def branch_scores(fitted, features):
     params = {'log_weight': np.zeros(1, np.float32), 'branch0': fitted.params}
     assert jax.tree.structure(first.params) == jax.tree.structure(params)
     static = heads.static(name, shape, 3, units=1, dropout=0.0)
-    return np.asarray(static.apply(first._replace(params=params), features)[0])
+    return np.asarray(static.apply(first._replace(params=params), jnp.asarray(features))[0])
 
 
 def test_class_means_and_neighbors_by_hand():

@@ -95,7 +95,7 @@ class Neighbors:
         votes, factor, found, loss, accuracy = min(tried, key=lambda one: one[3])
         votes = min(votes, len(rows))
         params = {
-            'rows': neighbors.unit(rows),
+            'rows': jnp.asarray(neighbors.unit(rows)),
             'targets': jnp.eye(classes)[label],
             'factor': jnp.float32(factor),
         }
