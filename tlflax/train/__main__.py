@@ -24,7 +24,7 @@ def main(arguments: Arguments) -> None:
     from tlflax.sweep import auto
     from tlflax.train import metrics
     from tlflax.train.loop import Interrupted
-    from tlflax.train.run import train_and_evaluate
+    from tlflax.train.run import format_calibration, train_and_evaluate
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     try:
@@ -39,6 +39,8 @@ def main(arguments: Arguments) -> None:
         )
         raise KeyboardInterrupt(f'{done}; run the same command to continue') from None
     print(metrics.format_table(result['val']))
+    if 'calibration' in result:  # runs of older versions have none
+        print(format_calibration(result['calibration']))
     if result['test']:
         print(f'test split\n{metrics.format_table(result["test"])}')
 
