@@ -20,8 +20,8 @@ from tlflax.utils.files import signed
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp('calibrated')
-    make_folders(root / 'Train', 10, seed=1, noise=330.0)
-    make_folders(root / 'Test', 12, seed=2, noise=330.0)
+    make_folders(root / 'Train', 10, seed=1, noise=370.0)
+    make_folders(root / 'Test', 12, seed=2, noise=370.0)
     result = train_and_evaluate(small_config(root, optim__learning_rate=0.01), root / 'w')
     return root, result
 

@@ -114,7 +114,20 @@ def _checkpoint_folder(workdir: Path) -> Path:
             where=str(workdir),
             fix='give the folder two levels up',
         )
+    if _is_cross_validation(workdir / 'config.json'):
+        raise UserError(
+            'this is a cross-validation, which has a classifier for each fold',
+            where=str(workdir),
+            fix='give the folder of one below it, such as fold0 or repeat0/fold0',
+        )
     return workdir / 'checkpoints'
+
+
+def _is_cross_validation(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())['data']['fold'] == 'all')
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False
 
 
 def _abstract(config: Config, num_classes: int) -> tuple[Variables, Variables]:

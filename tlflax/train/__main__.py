@@ -21,13 +21,16 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains and prints the metrics of the best epoch."""
-    from tlflax.sweep import auto
+    from tlflax.sweep import auto, folds
     from tlflax.train import metrics
     from tlflax.train.loop import Interrupted
     from tlflax.train.run import format_calibration, train_and_evaluate
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     try:
+        if values.data.fold == 'all':
+            print(folds.format_report(folds.cross_validate(values, workdir)))
+            return
         if values.model.head == 'auto':
             result, report = auto.choose_and_evaluate(values, workdir)
             print(auto.format_table(report))
