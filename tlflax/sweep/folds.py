@@ -72,6 +72,10 @@ def cross_validate(config: ConfigDict, workdir: str | Path) -> JsonObject:
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
     resolved = setup.configure(config)
+    if resolved.data.fold != 'all':
+        raise UserError(
+            'a cross-validation takes every fold', where='config.data.fold', fix="set it to 'all'"
+        )
     work = Workdir(Path(workdir))
     with work.locked():
         work.check(to_dict(resolved))
@@ -164,8 +168,8 @@ def _report_rest(train: ImageTable, held_out: ImageTable) -> int:
     rest = sorted(set(train.paths) - set(held_out.paths))
     if rest:
         logging.warning(
-            'WARNING: %d images are the only ones, or the only group, of their class, so no fold holds '
-            'them out and they have no prediction: %s',
+            'WARNING: %d images are the only ones, or the only group, of their class, so no fold '
+            'holds them out and they have no prediction: %s',
             *(len(rest), some(rest)),
         )
     return len(rest)
