@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Key(NamedTuple):
@@ -55,7 +55,17 @@ class DataConfig:
     folds: int = _key(
         0, 'number of stratified folds that `train` is split into; 0: no folds', at_least=0
     )
-    fold: int = _key(0, 'index of the fold used for validation, from 0', at_least=0)
+    fold: int | Literal['all'] = _key(
+        0,
+        'index of the fold used for validation, from 0; all: cross-validation, a run for each fold',
+        at_least=0,
+    )
+    repeat: int = _key(
+        0, 'index of the division into folds, from 0; each divides in another way', at_least=0
+    )
+    repeats: int = _key(
+        1, "divisions of a cross-validation, which is run with each if fold='all'", at_least=1
+    )
     group: str = _key(
         '',
         'regular expression matched against relative paths: images with the same first capture '
