@@ -75,18 +75,20 @@ def read_set(folder: Path, pattern: str) -> tuple[list[Image], float]:
         tables.append(load_table(str(folder / split), data=data, class_names=names))
     found: dict[str, tuple[str, str, str, np.ndarray]] = {}
     for table in tables:
-        groups = [''] * len(table) if table.groups is None else table.groups
-        columns = (table.digests, table.paths, table.labels, groups, table.perceptual_hashes)
-        for digest, path, label, group, look in zip(*columns, strict=True):
-            found.setdefault(digest, (str(path), table.class_names[label], group, look))
+        assert table.perceptual_hashes is not None, 'files have been scanned'
+        for row, digest in enumerate(table.digests):
+            group = '' if table.groups is None else table.groups[row]
+            label = table.class_names[table.labels[row]]
+            image = (str(table.paths[row]), label, group, table.perceptual_hashes[row])
+            found.setdefault(digest, image)
     paths, labels, groups, looks = zip(*(found[digest] for digest in sorted(found)), strict=True)
     named: dict[str, int] = {}
     for number, group in enumerate(groups):
         named.setdefault(group, number)
     same = [(named[group], number) for number, group in enumerate(groups) if group]
     same += near_duplicates.find(np.stack(looks)).pairs.tolist()
-    rows, columns = np.array(same, np.int64).reshape(-1, 2).T
-    graph = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(paths), len(paths)))
+    one, other = np.array(same, np.int64).reshape(-1, 2).T
+    graph = csr_array((np.ones(len(one)), (one, other)), shape=(len(paths), len(paths)))
     group_of = [str(number) for number in connected_components(graph, directed=False)[1]]
     return list(map(Image, paths, labels, group_of)), len(tables[0]) / sum(map(len, tables))
 

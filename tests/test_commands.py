@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -84,7 +85,7 @@ def answers():
 
 
 def test_all_commands_are_found():
-    expected = 'train evaluate predict sweep probe features data'
+    expected = 'train evaluate predict sweep probe features data report'
     assert set(COMMANDS) >= {f'tlflax.{name}' for name in expected.split()}
     for name in COMMANDS:
         assert command(name)[0].name == name
@@ -251,20 +252,22 @@ def place(tmp_path_factory):
     )
     config = f'--config={root / "few.py"}'
     done = run_module('train', config, f'--workdir={root / "run"}', TLFLAX_CACHE=str(root / 'c'))
+    shutil.copytree(root / 'run', root / 'copy')
     return root, config, done
 
 
 @pytest.mark.parametrize(
     ('name', 'arguments', 'last'),
     [
-        ('train', [], 'balanced accuracy '),
+        ('train', [], 'calibration error '),
         ('evaluate', ['--workdir=run'], '{"'),
         ('predict', ['--workdir=run', 'Test'], '{root}/Test/yellow/002.jpg  '),
         ('probe', ['CONFIG', '--workdir=probe'], '{"'),
         ('sweep', ['CONFIG', '--sweep=rates.py', '--workdir=sweep'], 'the best is the run in '),
         ('data', ['--train=Train', '--val=Test'], '{"'),
+        ('report', ['run', 'copy'], '{"'),
     ],
-    ids=['train', 'evaluate', 'predict', 'probe', 'sweep', 'data'],
+    ids=['train', 'evaluate', 'predict', 'probe', 'sweep', 'data', 'report'],
 )
 def test_results_go_to_stdout_and_all_else_to_stderr(place, name, arguments, last):
     root, config, done = place

@@ -35,7 +35,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Prints the metrics."""
     from tlflax.inference.restore import load
-    from tlflax.train import metrics
+    from tlflax.train.metrics import table
     from tlflax.utils.files import dump_json
 
     classifier = load(arguments.workdir, arguments.step)
@@ -45,7 +45,7 @@ def main(arguments: Arguments) -> None:
         mistakes=arguments.mistakes,
         calibrated=arguments.calibrated,
     )
-    print(metrics.format_table(result))
+    print(table.format_table(result))
     print(dump_json(result))
 
 

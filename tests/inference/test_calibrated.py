@@ -11,7 +11,7 @@ from helpers import make_folders, run_module, scan_folder, small_config
 import tlflax
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.train import train_and_evaluate
-from tlflax.train.metrics import calibration_error
+from tlflax.train.metrics.scores import calibration_error
 from tlflax.train.run import calibrate, format_calibration
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import signed

@@ -24,7 +24,8 @@ from tlflax.sweep.fold_statistics import METRICS, corrected_interval, over_folds
 from tlflax.train import setup, train_and_evaluate
 from tlflax.train.epoch import Runner
 from tlflax.train.loop import Interrupted
-from tlflax.train.metrics import calibration_error, wilson_interval
+from tlflax.train.metrics.proportions import wilson_interval
+from tlflax.train.metrics.scores import calibration_error
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
 

@@ -9,7 +9,7 @@ from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.models.base.modules import Variables
 from tlflax.models.linear.calibration import cross_entropy
-from tlflax.train import metrics
+from tlflax.train import epoch
 from tlflax.train.epoch import Evaluation, Runner
 from tlflax.utils.progress import progress
 
@@ -29,8 +29,7 @@ def summarize(probabilities: Float[np.ndarray, 'n classes'], table: ImageTable) 
         'accuracy': float((probabilities.argmax(-1) == labels).mean()),
         'num_examples': len(labels),
     }
-    summary = metrics.summary(labels, probabilities, table.class_names)
-    return Evaluation({**totals, **summary}, probabilities)
+    return Evaluation({**totals, **epoch.summarize(table, probabilities)}, probabilities)
 
 
 def mean_probabilities(

@@ -17,7 +17,7 @@ from tlflax.data.inputs import loose_images
 from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
 from tlflax.features.select import SourceSelector
-from tlflax.inference.evaluation import evaluate_views, summarize
+from tlflax.inference.evaluation import evaluate_views, mean_probabilities, summarize
 from tlflax.inference.mistakes import check_writable, write_mistakes
 from tlflax.inference.prediction import Images, Prediction
 from tlflax.inference.predictor import Predictor
@@ -117,7 +117,7 @@ class Trained:
 
         Returns:
             `accuracy`, `loss`, `num_examples`, `balanced_accuracy`, `macro_f1`, `per_class`,
-            `confusion_matrix` and `step`.
+            `confusion_matrix`, `intervals` and `step`.
 
         Raises:
             UserError: The images cannot be read, or their classes are not the classifier's; the
@@ -165,6 +165,16 @@ class Trained:
     def _other_table(self, data: str) -> ImageTable:
         with located('--data'):
             return load_table(data, data=self.config.data, class_names=self.class_names)
+
+    def predict_val(self) -> tuple[ImageTable, Float[np.ndarray, 'n classes']]:
+        """Returns the validation images of the run and their class probabilities, float64.
+
+        Raises:
+            UserError: The images cannot be read, or are not those of the run.
+        """
+        table = self._val_table()
+        source = self._sources.eval(table, 'images')
+        return table, mean_probabilities(self._runner, self.trainable, [source])
 
     def predict(
         self,

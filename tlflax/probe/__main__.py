@@ -47,7 +47,7 @@ def main(arguments: Arguments) -> None:
 
 def _run_path(arguments: Arguments) -> None:
     from tlflax.probe import path, run
-    from tlflax.train import metrics
+    from tlflax.train.metrics import table
     from tlflax.train.setup import configure
     from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
@@ -55,7 +55,7 @@ def _run_path(arguments: Arguments) -> None:
     work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-probe'))
     result = run.run(configure(arguments.config.values), work, arguments.representation)
     print(path.format_table(work.records()))
-    print(metrics.format_table(result['val']))
+    print(table.format_table(result['val']))
     best = work.records()[result['best_epoch'] - 1]
     shown = ('l2', 'gradient_norm', 'cv_accuracy', 'cv_loss', 'val_accuracy', 'val_loss')
     print(dump_json({'workdir': str(work.path), **{key: best[key] for key in shown}}))

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from tlflax.sweep.candidates.fitted import Candidate, Fitted, Training
 from tlflax.sweep.trials import FOLDS
-from tlflax.train.metrics import wilson_interval
+from tlflax.train.metrics.proportions import wilson_interval
 from tlflax.utils.files import JsonObject
 
 _COLUMNS = ('candidate', 'weight', 'cv_accuracy', 'low', 'high', 'cv_loss', 'setting', 'seconds')

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from tlflax.data.table import ImageTable
 from tlflax.inference.evaluation import summarize
-from tlflax.train.metrics import wilson_interval
+from tlflax.train.metrics.proportions import wilson_interval
 from tlflax.train.run import calibrate
 from tlflax.utils.files import JsonObject
 

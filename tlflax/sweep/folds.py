@@ -26,7 +26,8 @@ from tlflax.data.table import ImageTable
 from tlflax.inference.restore import load
 from tlflax.sweep import auto
 from tlflax.sweep.fold_statistics import METRICS, format_folds, over_folds, pooled
-from tlflax.train import metrics, setup
+from tlflax.train import setup
+from tlflax.train.metrics.table import format_table
 from tlflax.train.run import format_calibration, train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, is_signed, replacing, signed, write_json
@@ -237,7 +238,7 @@ def format_report(report: JsonObject) -> str:
         [
             format_folds(report['folds'], report['mean']),
             f'out-of-fold predictions of {report["images"]} images{times}{without}',
-            metrics.format_table(report['pooled']),
+            format_table(report['pooled']),
             format_calibration(report['calibration']),
         ]
     )

@@ -22,8 +22,8 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Trains and prints the metrics of the best epoch."""
     from tlflax.sweep import auto, auto_report, folds
-    from tlflax.train import metrics
     from tlflax.train.loop import Interrupted
+    from tlflax.train.metrics import table
     from tlflax.train.run import format_calibration, train_and_evaluate
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
@@ -41,11 +41,11 @@ def main(arguments: Arguments) -> None:
             f'saved at step {interrupted.step} in {workdir}' if interrupted.step else 'no step done'
         )
         raise KeyboardInterrupt(f'{done}; run the same command to continue') from None
-    print(metrics.format_table(result['val']))
+    print(table.format_table(result['val']))
     if 'calibration' in result:  # runs of older versions have none
         print(format_calibration(result['calibration']))
     if result['test']:
-        print(f'test split\n{metrics.format_table(result["test"])}')
+        print(f'test split\n{table.format_table(result["test"])}')
 
 
 COMMAND = cli.Command('tlflax.train', __doc__, Arguments, main, '--config=configs/traffic.py')

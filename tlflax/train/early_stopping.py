@@ -21,7 +21,7 @@ from typing import Literal, Self
 import numpy as np
 
 from tlflax.config.schema import EarlyStoppingConfig
-from tlflax.train.metrics import MONITORED
+from tlflax.train.metrics.counts import MONITORED
 from tlflax.utils.errors import UserError, did_you_mean
 from tlflax.utils.files import JsonObject
 

@@ -13,11 +13,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from tlflax.data.splits.stratify import units
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import OnDeviceSource, Source
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
-from tlflax.train import losses, metrics, steps
+from tlflax.train import losses, steps
+from tlflax.train.metrics.summary import summary
 from tlflax.utils.files import JsonObject
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import local_rows, put_batch, put_rows
@@ -173,9 +175,16 @@ def evaluate_split(
     """Evaluates every image of a split once.
 
     Returns:
-        `accuracy`, `loss`, `num_examples` and what `metrics.summary` adds; and the probabilities.
+        `accuracy`, `loss`, `num_examples` and what `summarize` adds; and the probabilities.
     """
     with progress('evaluation', source.num_examples) as tick:
         outcome = runner.evaluate(trainable, source, progress=tick)
-    summary = metrics.summary(np.asarray(table.labels), outcome.probabilities, table.class_names)
-    return outcome._replace(metrics={**outcome.metrics, **summary})
+    return outcome._replace(metrics={**outcome.metrics, **summarize(table, outcome.probabilities)})
+
+
+def summarize(table: ImageTable, probabilities: Float[np.ndarray, 'n classes']) -> JsonObject:
+    """Returns the metrics of predictions of a table's images; see `metrics.summary.summary`.
+
+    Copies of one file, and images of one group, are not independent.
+    """
+    return summary(np.asarray(table.labels), probabilities, table.class_names, units(table))

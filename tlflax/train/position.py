@@ -3,7 +3,7 @@
 import dataclasses
 
 from tlflax.train.early_stopping import EarlyStopping, State
-from tlflax.train.metrics import VAL_METRICS
+from tlflax.train.metrics.counts import VAL_METRICS
 from tlflax.utils.files import JsonObject
 
 Record = JsonObject

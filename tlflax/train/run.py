@@ -22,7 +22,8 @@ from tlflax.train import losses, resume, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit, train_epochs
-from tlflax.train.metrics import VAL_METRICS, calibration_error
+from tlflax.train.metrics.counts import VAL_METRICS
+from tlflax.train.metrics.scores import calibration_error
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.files import JsonObject

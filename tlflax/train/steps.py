@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from tlflax.features.batches import OnDevice
 from tlflax.models.base.modules import Training, Variables
 from tlflax.models.classifier import Classifier, Params
-from tlflax.train import losses, metrics
-from tlflax.train.metrics import ClassCounts
+from tlflax.train import losses
+from tlflax.train.metrics.counts import ClassCounts, by_class
 from tlflax.utils.trees import flatten, like
 
 Batch = dict[str, Array]
@@ -270,12 +270,12 @@ def means(sums: list[Sums], counts: ClassCounts) -> dict[str, float]:
         counts: The class counts of all examples.
 
     Returns:
-        `loss` in nats, `accuracy`, `num_examples`, and what `tlflax.train.metrics.by_class` adds.
+        `loss` in nats, `accuracy`, `num_examples`, and what `by_class` adds.
     """
     loss, correct, count = totals(sums)
     return {
         'loss': loss / count if count else float('nan'),
         'accuracy': correct / count if count else float('nan'),
         'num_examples': int(count),
-        **metrics.by_class(jax.device_get(counts)),
+        **by_class(jax.device_get(counts)),
     }

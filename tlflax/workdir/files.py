@@ -140,13 +140,7 @@ class Workdir:
         Raises:
             UserError: The file is damaged.
         """
-        path = self.path / 'result.json'
-        if not path.exists():
-            return None
-        result = read_json(path)
-        if not is_signed(result, needed=False):
-            raise _damaged(path)
-        return result
+        return read_result(self.path)
 
     def write_result(self, result: JsonObject) -> JsonObject:
         """Writes result.json, which marks the run as finished; returns its contents."""
@@ -204,6 +198,21 @@ def writing(
     return as_user_error(
         'the workdir cannot be written ({reason})', where=str(folder), fix=fix, of=(OSError,)
     )
+
+
+def read_result(folder: Path) -> JsonObject | None:
+    """Returns the result of the finished run in a folder, or None.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / 'result.json'
+    if not path.exists():
+        return None
+    result = read_json(path)
+    if not is_signed(result, needed=False):
+        raise _damaged(path)
+    return result
 
 
 def read_json(path: Path) -> JsonObject:

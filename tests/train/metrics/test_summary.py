@@ -11,7 +11,11 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from tlflax.train import metrics
+from tlflax.train.metrics.counts import ClassCounts, by_class
+from tlflax.train.metrics.proportions import wilson_interval
+from tlflax.train.metrics.scores import calibration_error, in_top
+from tlflax.train.metrics.summary import summary
+from tlflax.train.metrics.table import format_table
 
 
 def random_case(seed):
@@ -34,7 +38,7 @@ def random_case(seed):
 def test_metrics_are_scikit_learns(seed):
     labels, probabilities, names = random_case(seed)
     predicted, every = probabilities.argmax(-1), range(len(names))
-    result = metrics.summary(labels, probabilities, names)
+    result = summary(labels, probabilities, names)
     matrix = sklearn.metrics.confusion_matrix(labels, predicted, labels=every)
     np.testing.assert_array_equal(result['confusion_matrix'], matrix)
     theirs = sklearn.metrics.precision_recall_fscore_support(
@@ -60,7 +64,7 @@ def test_metrics_are_scikit_learns(seed):
 def test_areas_are_scikit_learns(seed):
     """Classes without examples, or with all of them, are left out."""
     labels, probabilities, names = random_case(seed)
-    result, areas = metrics.summary(labels, probabilities, names), []
+    result, areas = summary(labels, probabilities, names), []
     for i, name in enumerate(names):
         ours, positive = result['per_class'][name]['auroc'], labels == i
         if positive.any() and not positive.all():
@@ -75,7 +79,7 @@ def test_macro_area_is_scikit_learns_one_against_rest():
     rng = np.random.default_rng(0)
     labels, probabilities = rng.integers(0, 5, 200), rng.dirichlet(np.ones(5), 200)
     theirs = sklearn.metrics.roc_auc_score(labels, probabilities, multi_class='ovr')
-    ours = metrics.summary(labels, probabilities, list('abcde'))['macro_auroc']
+    ours = summary(labels, probabilities, list('abcde'))['macro_auroc']
     assert ours == pytest.approx(theirs, abs=1e-12)
 
 
@@ -90,16 +94,16 @@ def test_calibration_error_is_its_definition(seed):
         if inside.any():
             gap = abs(right[inside].mean() - confidence[inside].mean())
             expected += inside.mean() * gap
-    assert metrics.calibration_error(labels, probabilities) == pytest.approx(expected, abs=1e-9)
+    assert calibration_error(labels, probabilities) == pytest.approx(expected, abs=1e-9)
 
 
 def test_calibration_error_of_known_cases():
     certain = np.eye(2)[[0, 1, 0, 1]]
-    assert metrics.calibration_error(np.array([0, 1, 0, 1]), certain) == 0
-    assert metrics.calibration_error(np.array([1, 0, 1, 0]), certain) == 1
+    assert calibration_error(np.array([0, 1, 0, 1]), certain) == 0
+    assert calibration_error(np.array([1, 0, 1, 0]), certain) == 1
     half = np.full((4, 2), 0.5)
-    assert metrics.calibration_error(np.array([0, 0, 1, 1]), half) == 0
-    assert math.isnan(metrics.calibration_error(np.array([0]), np.full((1, 2), math.nan)))
+    assert calibration_error(np.array([0, 0, 1, 1]), half) == 0
+    assert math.isnan(calibration_error(np.array([0]), np.full((1, 2), math.nan)))
 
 
 @pytest.mark.parametrize('seed', range(30))
@@ -110,7 +114,7 @@ def test_top_accuracy_is_scikit_learns(seed, k):
     # scikit-learn lets ties go to higher labels: turn the classes round.
     flipped = len(names) - 1 - labels, probabilities[:, ::-1]
     flipped_scores = flipped[1] if len(names) > 2 else flipped[1][:, 1] > 0.5
-    ours = metrics.top_accuracy(labels, probabilities, k)
+    ours = in_top(labels, probabilities, k).mean()
     if len(names) > 2:
         theirs = sklearn.metrics.top_k_accuracy_score(
             flipped[0], flipped_scores, k=k, labels=range(len(names))
@@ -123,43 +127,44 @@ def test_top_accuracy_is_scikit_learns(seed, k):
 def test_top_5_is_for_more_than_5_classes():
     for classes in (5, 6):
         probabilities = np.full((3, classes), 1 / classes)
-        result = metrics.summary(np.array([0, 1, 4]), probabilities, list('abcdef')[:classes])
+        result = summary(np.array([0, 1, 4]), probabilities, list('abcdef')[:classes])
         assert ('top5_accuracy' in result) == (classes > 5)
 
 
 @pytest.mark.parametrize(('right', 'n'), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 9), (290, 297)])
 def test_interval_is_scipys(right, n):
     theirs = scipy.stats.binomtest(right, n).proportion_ci(method='wilson')
-    np.testing.assert_allclose(metrics.wilson_interval(right, n), theirs, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(wilson_interval(right, n), theirs, rtol=0, atol=1e-12)
 
 
 def test_without_examples_means_are_nan():
     none = np.zeros(3, int)
-    assert all(
-        math.isnan(value)
-        for value in metrics.by_class(metrics.ClassCounts(none, none, none)).values()
-    )
+    assert all(math.isnan(value) for value in by_class(ClassCounts(none, none, none)).values())
 
 
 def test_nothing_to_evaluate():
-    result = metrics.summary(np.zeros(0, int), np.zeros((0, 6), np.float32), list('abcdef'))
+    result = summary(np.zeros(0, int), np.zeros((0, 6), np.float32), list('abcdef'))
     assert math.isnan(result['balanced_accuracy'])
     assert math.isnan(result['expected_calibration_error'])
     assert math.isnan(result['top5_accuracy'])
     assert result['macro_auroc'] is None
     assert result['accuracy_interval'] == [0, 1]
-    metrics.format_table({**result, 'accuracy': math.nan, 'loss': math.nan, 'num_examples': 0})
+    format_table({**result, 'accuracy': math.nan, 'loss': math.nan, 'num_examples': 0})
 
 
 def test_table_shows_every_class_of_a_few():
     labels, probabilities = np.array([0, 0, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
-    result = metrics.summary(labels, probabilities, ['red', 'yellow', 'green'][:2])
-    table = metrics.format_table({**result, 'accuracy': 2 / 3, 'loss': 0.5, 'num_examples': 3})
+    result = summary(labels, probabilities, ['red', 'yellow', 'green'][:2])
+    table = format_table({**result, 'accuracy': 2 / 3, 'loss': 0.5, 'num_examples': 3})
     lines = table.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ['class', 'red', 'yellow']
+    assert lines[1].endswith('1.0000  0.5000 (0.0945 to 0.9055)  0.6667  0.5000         2')
     assert lines[3] == 'most confused: 1 red as yellow'
-    assert 'balanced accuracy 0.7500' in lines[-1]
-    assert '0.2077 to 0.9385' in lines[-2]
+    assert lines[4].split()[:2] == ['3', 'images']
+    assert lines[5] == 'accuracy           0.6667 (0.2077 to 0.9385)'
+    assert lines[6].startswith('loss               0.5000 (')
+    assert lines[7].startswith('balanced accuracy  0.7500 (')
+    assert lines[-1].startswith('calibration error  ')
 
 
 def confusion_pairs(labels, predicted):
@@ -172,10 +177,10 @@ def confusion_pairs(labels, predicted):
 def test_the_most_frequent_mistakes_come_first():
     rng = np.random.default_rng(3)
     labels, predicted = rng.integers(0, 4, (2, 300))
-    result = metrics.summary(labels, np.eye(4)[predicted], list('abcd'))
+    result = summary(labels, np.eye(4)[predicted], list('abcd'))
     (line,) = [
         line
-        for line in metrics.format_table(
+        for line in format_table(
             {**result, 'accuracy': 0.3, 'loss': 1.0, 'num_examples': 300}
         ).splitlines()
         if line.startswith('most confused')
@@ -184,8 +189,8 @@ def test_the_most_frequent_mistakes_come_first():
     assert line == 'most confused: ' + ', '.join(
         f'{count} {"abcd"[true]} as {"abcd"[other]}' for count, true, other in expected
     )
-    right = metrics.summary(labels, np.eye(4)[labels], list('abcd'))
-    assert 'confused' not in metrics.format_table(
+    right = summary(labels, np.eye(4)[labels], list('abcd'))
+    assert 'confused' not in format_table(
         {**right, 'accuracy': 1.0, 'loss': 0.0, 'num_examples': 300}
     )
 
@@ -200,7 +205,7 @@ def test_ten_thousand_classes():
     probabilities /= probabilities.sum(1, keepdims=True)
     names = [f'class {i}' for i in range(classes)]
     tracemalloc.start()
-    result = metrics.summary(labels, probabilities, names)
+    result = summary(labels, probabilities, names)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 80e6  # the full matrix would be 800 MB
@@ -213,9 +218,9 @@ def test_ten_thousand_classes():
     assert set(zip(cells['true'], cells['predicted'], strict=True)) == set(
         zip(labels.tolist(), predicted.tolist(), strict=True)
     )
-    table = metrics.format_table({**result, 'accuracy': 0.9, 'loss': 0.5, 'num_examples': n})
+    table = format_table({**result, 'accuracy': 0.9, 'loss': 0.5, 'num_examples': n})
     lines = table.splitlines()
-    assert len(lines) == 24
+    assert len(lines) == 30
     worst = confusion_pairs(labels, predicted)
     assert lines[21] == 'most confused: ' + ', '.join(
         f'{count} class {true} as class {other}' for count, true, other in worst[:5]
