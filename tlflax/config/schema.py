@@ -325,8 +325,15 @@ class LossConfig:
 class TrainConfig:
     """The training loop."""
 
-    epochs: int = _key(50, 'most epochs', at_least=1)
-    batch_size: int = _key(32, 'images per step, over all devices', at_least=1)
+    epochs: int = _key(
+        50, 'most epochs; 0: as many as about 1,500 steps take, 20 to 300', at_least=0
+    )
+    batch_size: int = _key(
+        32,
+        'images per step, over all devices; 0: a power of two, 8 to 256, with which an epoch has '
+        'at least about 16 steps',
+        at_least=0,
+    )
     seed: int = _key(
         0,
         'random seed of initialization, data order, augmentation and dropout',
@@ -341,13 +348,17 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """When to stop; keys are named as in EarlyStopping of Keras."""
+    """When to stop; keys are named as in EarlyStopping of Keras, which counts no steps."""
 
     monitor: str = _key(
         'val_loss', 'the metric in metrics.jsonl that should improve; empty: never stop early'
     )
     min_delta: float = _key(1e-4, 'smallest change that counts as an improvement', at_least=0)
     patience: int = _key(3, 'epochs without improvement before training stops', at_least=0)
+    patience_steps: int = _key(
+        0, 'steps without improvement, in addition to `patience`, before it stops', at_least=0
+    )
+    min_steps: int = _key(0, 'steps before which training never stops early', at_least=0)
     mode: str = _key(
         'auto',
         'min: lower is better; max: higher is better; auto: max for accuracies, min for losses',

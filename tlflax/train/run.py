@@ -71,6 +71,7 @@ def train(config: Config, work: Workdir) -> JsonObject:
     rule = stopping_rule(config.early_stopping)
     run = setup.build(config, setup.load(config))
     logging.info('%s', run.learner.table)
+    run.log_length()
     _log_class_weights(run)
     train_source = run.sources.train(run.splits.train)
     val_source = run.sources.eval(run.splits.val, 'validation')
@@ -118,7 +119,7 @@ def publish(
         saved_states: States at the end of some epochs in order, the best and the last among them,
             and the positions after them.
         seconds: Seconds that the training took.
-        asked: The configuration that the workdir is bound to; None: that of the run.
+        asked: The configuration that the workdir is bound to; None: the one asked for.
 
     Returns:
         The contents of `result.json`.
@@ -154,7 +155,7 @@ def assess(run: Run, variables: Variables, train: Source, val: Source) -> Record
 
 def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
     """Binds a workdir to a run, and records what it takes to repeat it."""
-    work.claim(to_dict(asked or run.config))
+    work.claim(to_dict(asked or run.asked))
     digests = {
         'data': run.splits.digest,
         'weights': run.pretrained.digest,
