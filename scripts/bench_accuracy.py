@@ -1,12 +1,12 @@
 """Accuracy of `model.head='auto'` on folders of images, beside scikit-learn and the recipe.
 
-    python scripts/bench_accuracy.py FOLDER[@SIDE]... [--resplits=10] [--no-recipe] [--quick]
+    python scripts/bench_accuracy.py FOLDER[@SIDE]... [--resplits=10] [--group=PATTERN] [--quick]
 
 A FOLDER holds `train/` and `val/` of class folders; SIDE is the image size, 224 by default. All its
-images are divided several times, stratified and in the given proportion, copies of a file on
-one side. For each division, on the same frozen VGG16 features:
+images are divided several times, stratified and in the given proportion; images that look alike or
+that PATTERN says belong together stay on one side. For each division, on the same frozen VGG16:
 
-- auto: `configs/images.py`;
+- auto: the settings of `configs/images.py`;
 - recipe: the head of `configs/traffic.py`, stopped by the loss on the test side, which flatters it;
 - best_linear: scikit-learn's logistic regression on the last pool, pooled, standardized, flattened
   or with rows of unit norm, with its C, whichever is best by 5-fold cross-validation on the
@@ -23,18 +23,22 @@ import csv
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 from scipy import stats
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedGroupKFold
 
 from tlflax.config import default_config
+from tlflax.data.audit import near_duplicates
 from tlflax.data.splits.load import load_table
 from tlflax.data.table import ImageTable
 from tlflax.features import on_host
@@ -49,31 +53,69 @@ STRENGTHS = np.logspace(-4, 4, 9)  # C of rows with a mean square norm of one
 LAYER = 'block5_pool'
 
 
-def read_set(folder: Path, config: ConfigDict) -> tuple[list[tuple[str, str, str]], float]:
-    """Returns path, class and digest of every image, one for each digest, and train's share."""
+class Image(NamedTuple):
+    """An image of a set; images of one group stay on one side of a division."""
+
+    path: str
+    label: str
+    group: str
+
+
+def read_set(folder: Path, pattern: str) -> tuple[list[Image], float]:
+    """Returns every image, one for each content, and train's share of them.
+
+    Images that look alike, and those in whose paths the pattern finds the same text, are a group.
+    """
     tables: list[ImageTable] = []
+    config = default_config()
+    config.data.group = pattern
     for split in ('train', 'val'):
         names = tables[0].class_names if tables else None
         data = setup.configure(config).data
         tables.append(load_table(str(folder / split), data=data, class_names=names))
-    found: dict[str, tuple[str, str, str]] = {}
+    found: dict[str, tuple[str, str, str, np.ndarray]] = {}
     for table in tables:
-        for path, label, digest in zip(table.paths, table.labels, table.digests, strict=True):
-            found.setdefault(digest, (str(path), table.class_names[label], str(digest)))
-    return sorted(found.values()), len(tables[0]) / sum(map(len, tables))
+        assert table.perceptual_hashes is not None, 'files have been scanned'
+        for row, digest in enumerate(table.digests):
+            group = '' if table.groups is None else table.groups[row]
+            label = table.class_names[table.labels[row]]
+            image = (str(table.paths[row]), label, group, table.perceptual_hashes[row])
+            found.setdefault(digest, image)
+    paths, labels, groups, looks = zip(*(found[digest] for digest in sorted(found)), strict=True)
+    named: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        named.setdefault(group, number)
+    same = [(named[group], number) for number, group in enumerate(groups) if group]
+    same += near_duplicates.find(np.stack(looks)).pairs.tolist()
+    one, other = np.array(same, np.int64).reshape(-1, 2).T
+    graph = csr_array((np.ones(len(one)), (one, other)), shape=(len(paths), len(paths)))
+    group_of = [str(number) for number in connected_components(graph, directed=False)[1]]
+    return list(map(Image, paths, labels, group_of)), len(tables[0]) / sum(map(len, tables))
 
 
-def divide(images: Sequence[tuple[str, str, str]], share: float, number: int, path: Path) -> None:
-    """Writes a manifest that divides the images into train and val."""
-    names = [name for _, name, _ in images]
-    splitter = StratifiedShuffleSplit(1, train_size=share, random_state=number)
-    ((train, _),) = splitter.split(names, names)
-    inside = set(train.tolist())
+def divide(images: Sequence[Image], share: float, number: int, path: Path) -> None:
+    """Writes a manifest that divides the images into train and val.
+
+    Groups go to train in a random order while the classes of their images need more.
+    """
+    members: dict[str, list[Image]] = {}
+    for image in images:
+        members.setdefault(image.group, []).append(image)
+    wanted = Counter(image.label for image in images)
+    room = {label: round(share * count) for label, count in wanted.items()}
+    inside = set()
+    names = sorted(members)
+    for name in np.random.default_rng(number).permutation(names).tolist():
+        needed = Counter(image.label for image in members[name])
+        if all(room[label] >= count for label, count in needed.items()):
+            inside.add(name)
+            room = {label: left - needed[label] for label, left in room.items()}
     with path.open('w', newline='') as file:
         lines = csv.writer(file)
-        lines.writerow(['path', 'label', 'split'])
-        for row, (image, name, _) in enumerate(images):
-            lines.writerow([image, name, 'train' if row in inside else 'val'])
+        lines.writerow(['path', 'label', 'group', 'split'])
+        for image in images:
+            split = 'train' if image.group in inside else 'val'
+            lines.writerow([image.path, image.label, image.group, split])
 
 
 def configured(manifest: Path, side: int, **changes: str) -> ConfigDict:
@@ -87,19 +129,22 @@ def configured(manifest: Path, side: int, **changes: str) -> ConfigDict:
     return config
 
 
-def linear(train: Rows, label: np.ndarray, test: Rows) -> tuple[float, np.ndarray]:
+def linear(
+    train: Rows, label: np.ndarray, group: np.ndarray, test: Rows
+) -> tuple[float, np.ndarray]:
     """Fits logistic regression, C by cross-validation; returns its score and its predictions."""
     scale = math.sqrt(float((train.astype(np.float64) ** 2).sum(1).mean())) or 1.0
     train, test = train / scale, test / scale
     if train.shape[1] > len(train):
         _, _, axes = np.linalg.svd(train, full_matrices=False)
         train, test = train @ axes.T, test @ axes.T
-    folds = StratifiedKFold(min(5, int(np.bincount(label).min())), shuffle=True, random_state=0)
+    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    folds = list(splitter.split(train, label, group))
     scores = []
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength * len(train) / 100, max_iter=300)
         right = 0
-        for inside, outside in folds.split(train, label):
+        for inside, outside in folds:
             model.fit(train[inside], label[inside])
             right += int((model.predict(train[outside]) == label[outside]).sum())
         scores.append(right / len(label))
@@ -108,12 +153,14 @@ def linear(train: Rows, label: np.ndarray, test: Rows) -> tuple[float, np.ndarra
     return max(scores), final.predict(test)
 
 
-def linear_models(features: dict[str, Rows], labels: dict[str, np.ndarray]) -> tuple[float, float]:
+def linear_models(
+    features: dict[str, Rows], labels: dict[str, np.ndarray], group: np.ndarray
+) -> tuple[float, float]:
     """Returns the accuracy of the best by cross-validation, and of the best in hindsight."""
     found = []
     for kind in ('pooled', 'standardized', 'flattened', 'unit rows'):
         rows = {split: represented(kind, features, split) for split in ('train', 'val')}
-        score, predicted = linear(rows['train'], labels['train'], rows['val'])
+        score, predicted = linear(rows['train'], labels['train'], group, rows['val'])
         found.append((score, float((predicted == labels['val']).mean())))
     return max(found, key=lambda one: one[0])[1], max(accuracy for _, accuracy in found)
 
@@ -136,7 +183,7 @@ def represented(kind: str, features: dict[str, Rows], split: str) -> Rows:
 def measure(manifest: Path, side: int, work: Path, *, recipe: bool) -> Figures:
     """Returns the accuracies on one division, in %."""
     began = time.perf_counter()
-    config = configured(manifest, side, model__head='auto')
+    config = configured(manifest, side, model__head='auto', data__resize='auto')
     result, _ = auto.choose_and_evaluate(config, work / 'auto')
     seconds = time.perf_counter() - began
     flat = configured(manifest, side, model__head='flatten_linear')
@@ -146,7 +193,9 @@ def measure(manifest: Path, side: int, work: Path, *, recipe: bool) -> Figures:
     features, labels = {}, {}
     for split, table in run.splits.by_name.items():
         features[split], labels[split] = on_host.read(run.sources.eval(table, split))
-    best, hindsight = linear_models(features, labels)
+    group = run.splits.train.groups
+    assert group is not None, 'the manifest names groups'
+    best, hindsight = linear_models(features, labels, group)
     found = {'auto': result['val']['accuracy'], 'best_linear': best, 'hindsight': hindsight}
     if recipe:
         trained = train_and_evaluate(configured(manifest, side), work / 'recipe')
@@ -185,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folders', nargs='+', metavar='FOLDER[@SIDE]')
     parser.add_argument('--resplits', type=int, default=10)
+    parser.add_argument('--group', default='', help='pattern of paths whose images are related')
     parser.add_argument('--no-recipe', action='store_true', help='leave the recipe out')
     parser.add_argument('--quick', action='store_true', help='one division')
     options = parser.parse_args()
@@ -193,7 +243,7 @@ def main() -> None:
     for text in options.folders:
         folder, _, size = text.partition('@')
         name, side = Path(folder).name, int(size or 224)
-        images, share = read_set(Path(folder), default_config())
+        images, share = read_set(Path(folder), options.group)
         for number in range(1 if options.quick else options.resplits):
             with tempfile.TemporaryDirectory(prefix='bench_accuracy-') as scratch:
                 manifest = Path(scratch) / 'images.csv'

@@ -29,6 +29,7 @@ class Arguments:
     tta: bool = flags.switch(
         'test-time augmentation: average over mirrored copies, and crops if trained on them'
     )
+    calibrated: bool = flags.switch('apply the temperature that fits the validation images')
 
 
 def main(arguments: Arguments) -> None:
@@ -38,7 +39,12 @@ def main(arguments: Arguments) -> None:
     from tlflax.utils.files import dump_json
 
     classifier = load(arguments.workdir, arguments.step)
-    result = classifier.evaluate(arguments.data, tta=arguments.tta, mistakes=arguments.mistakes)
+    result = classifier.evaluate(
+        arguments.data,
+        tta=arguments.tta,
+        mistakes=arguments.mistakes,
+        calibrated=arguments.calibrated,
+    )
     print(table.format_table(result))
     print(dump_json(result))
 

@@ -32,6 +32,7 @@ class Arguments:
     tta: bool = flags.switch(
         'test-time augmentation: average over mirrored copies, and crops if trained on them'
     )
+    calibrated: bool = flags.switch('apply the temperature that fits the validation images')
     keep_features: bool = flags.switch('add the features of these images to the feature cache')
 
 
@@ -44,7 +45,10 @@ def main(arguments: Arguments) -> None:
     show = prediction.printer(arguments.format, classifier.class_names)
     done = faults = 0
     for one in classifier.predict_each(
-        arguments.images, tta=arguments.tta, keep_features=arguments.keep_features
+        arguments.images,
+        tta=arguments.tta,
+        keep_features=arguments.keep_features,
+        calibrated=arguments.calibrated,
     ):
         if isinstance(one, UserError):
             faults += 1

@@ -155,6 +155,21 @@ def test_config_json_of_a_run_is_data(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('flags_of_fold', 'fold'),
+    [
+        (['--config.data.fold=all'], 'all'),
+        (['--config.data.fold', '3'], 3),
+        (['--config.data.fold=3', '--config.data.fold=all'], 'all'),
+        ([], 2),
+    ],
+)
+def test_a_key_of_numbers_and_words(tmp_path, flags_of_fold, fold):
+    write_json(tmp_path / 'c.json', {'data': {'fold': 2}})
+    found = parse(f'--config={tmp_path / "c.json"}', *flags_of_fold).config
+    assert resolve(found.values).data.fold == fold
+
+
+@pytest.mark.parametrize(
     ('text', 'hint'),
     [
         ('{"train": {"epochz": 3}}', "config.train.epochz: no such key; did you mean 'epochs'"),

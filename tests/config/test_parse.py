@@ -82,3 +82,26 @@ def test_values_of_any_kind_are_refused_with_a_sentence(raw, match):
         resolve(raw)
     assert '\n' not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(('raw', 'value'), [(3, 3), ('3', 3), ('all', 'all')])
+def test_a_number_or_a_word(raw, value):
+    assert resolve({'data': {'fold': raw}}).data.fold == value
+
+
+@pytest.mark.parametrize(
+    ('raw', 'words'),
+    [
+        ('al', "config.data.fold: 'al' is not a number; give a whole number or 'all'"),
+        ('-1', 'config.data.fold: -1 is too small'),
+        (True, 'config.data.fold: True is a bool; give it as int'),
+        ('9' * 30, 'is too large'),
+        ('9' * 5000, 'is not a number'),
+        (['all'], 'config.data.fold: '),
+    ],
+    ids=['al', '-1', 'bool', 'large', 'huge', 'list'],
+)
+def test_neither_a_number_nor_a_word(raw, words):
+    with pytest.raises(UserError) as error:
+        resolve({'data': {'fold': raw}})
+    assert words in str(error.value)

@@ -1,5 +1,6 @@
 """The benchmark scripts, as command lines in their smallest form, and the arithmetic in them."""
 
+import csv
 import importlib.util
 import json
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from helpers import ROOT, make_folders
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 
 SCRIPTS = ROOT / 'scripts'
 
@@ -214,9 +215,10 @@ def test_linear_models_of_bench_accuracy_are_those_of_unrotated_rows():
     label = np.repeat(np.arange(3), 12)
     centers = rng.normal(size=(3, 200))
     train, test = (centers[label] + 3 * rng.normal(size=(36, 200)) for _ in range(2))
-    score, predicted = bench.linear(train, label, test)
+    score, predicted = bench.linear(train, label, np.arange(36), test)
     scale = np.sqrt((train**2).sum(1).mean())
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    folds = list(folds.split(train, label, np.arange(36)))
     scores = [
         cross_val_score(
             LogisticRegression(C=strength * 0.36, max_iter=3000), train / scale, label, cv=folds
@@ -230,16 +232,33 @@ def test_linear_models_of_bench_accuracy_are_those_of_unrotated_rows():
 
 
 def test_divisions_of_bench_accuracy(tmp_path):
+    """Images that look alike and those of one pattern are on one side."""
     bench = load('bench_accuracy')
-    images = [(f'{name}{i}.jpg', name, f'{name}{i}') for name in 'ab' for i in range(10)]
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 12), ('val', 8)):
+        for name in 'ab':
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8))
+                picture = small.resize((80, 80), Image.Resampling.BICUBIC)
+                picture.save(tmp_path / split / name / f'{i:02}_{split}{i // 2}{name}.png')
+                if i == 0:  # the same picture again
+                    picture.resize((60, 60)).save(tmp_path / split / name / 'again.jpg')
+    images, share = bench.read_set(tmp_path, r'_(.*)\.png')
+    assert (len(images), share) == (44, 26 / 44)
+    assert len({image.group for image in images}) == 20
     chosen = set()
     for number in range(3):
-        bench.divide(images, 0.6, number, tmp_path / 'm.csv')
-        lines = (tmp_path / 'm.csv').read_text().splitlines()[1:]
-        train = [line.split(',')[0] for line in lines if line.endswith(',train')]
-        assert len(lines) == 20
-        assert sum(path.startswith('a') for path in train) == 6
-        assert len(train) == 12
+        bench.divide(images, share, number, tmp_path / 'm.csv')
+        with (tmp_path / 'm.csv').open() as file:
+            lines = list(csv.DictReader(file))
+        sides = {}
+        for line in lines:
+            sides.setdefault(line['group'], set()).add(line['split'])
+        assert all(len(side) == 1 for side in sides.values())
+        train = [line['path'] for line in lines if line['split'] == 'train']
+        counts = [sum(f'/{name}/' in path for path in train) for name in 'ab']
+        assert all(12 <= count <= 13 for count in counts)
         chosen.add(tuple(train))
     assert len(chosen) == 3
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import toy_backbone
@@ -13,10 +14,10 @@ from sklearn.linear_model import RidgeClassifier
 import tlflax
 from tlflax.data.splits.load import load_table
 from tlflax.data.splits.stratify import fold_numbers
-from tlflax.features import on_host
 from tlflax.models.base.taps import Tap
-from tlflax.sweep import auto
-from tlflax.sweep.candidates import LOGISTIC, RIDGE, affordable, candidates
+from tlflax.sweep import auto, auto_report, trials
+from tlflax.sweep.candidates.catalogue import Layout, affordable, candidates
+from tlflax.sweep.candidates.linear import LOGISTIC, RIDGE, Linear
 from tlflax.train import setup, train_and_evaluate
 from tlflax.utils.errors import UserError
 
@@ -61,7 +62,7 @@ def test_the_report(chosen):
     assert report['cv_loss'] <= best + 1e-9  # alone, it would have been chosen alone
     assert all(row['low'] <= row['cv_accuracy'] <= row['high'] for row in report['candidates'])
     assert report['why'].startswith(f'the mean of {sum(w > 0 for w in weights)} of ')
-    assert report['why'] in auto.format_table(report)
+    assert report['why'] in auto_report.format_table(report)
 
 
 def test_the_same_command_is_finished_and_another_config_is_refused(chosen):
@@ -93,21 +94,17 @@ def test_validation_images_have_no_part_in_the_choice(chosen, tmp_path):
         row['cv_loss'] for row in report['candidates']
     ]
     one, two = (tlflax.load(w).trainable.params['head'] for w in (root / 'w', tmp_path / 'w'))
-    assert one.keys() == two.keys()
-    np.testing.assert_array_equal(one['branch0']['kernel'], two['branch0']['kernel'])
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_cross_validation_is_that_of_an_independent_implementation(chosen):
     """A ridge candidate, refitted by scikit-learn on each fold at the strength that was found."""
     root, _, report = chosen
-    resolved = setup.configure(config_of(root))
-    offered = candidates(*auto._tapped(resolved))
-    candidate = next(c for c in offered if c.solver == RIDGE)
-    run = setup.build(
-        auto._with_head(auto._without_training(resolved), [candidate.representation]),
-        setup.load(resolved),
-    )
-    features, label = on_host.read(run.sources.eval(run.splits.train, 'training'))
+    resolved = auto._without_training(setup.configure(config_of(root)))
+    offered = candidates(trials.layout(resolved))
+    candidate = next(c for c in offered if isinstance(c, Linear) and c.solver == RIDGE)
+    run = trials.build(resolved, setup.load(resolved))
+    features, _, label = trials.read(run, run.splits.train, mirrored=False)
     (part,) = candidate.representation
     rows = features[:, part.start : part.stop].astype(np.float64)
     rows /= np.sqrt((rows**2).sum(1).mean())
@@ -116,7 +113,8 @@ def test_cross_validation_is_that_of_an_independent_implementation(chosen):
     right = 0
     for held in range(auto.FOLDS):
         out = fold == held
-        reference = RidgeClassifier(alpha=found['strength'] * len(rows))  # of all rows, as ours
+        strength = float(found['setting'].removeprefix('strength '))
+        reference = RidgeClassifier(alpha=strength * len(rows))  # of all rows, as ours
         reference.fit(rows[~out], label[~out])
         right += (reference.predict(rows[out]) == label[out]).sum()
     assert found['cv_accuracy'] == pytest.approx(right / (fold >= 0).sum())
@@ -166,29 +164,40 @@ def test_images_too_few_for_folds_are_refused(tmp_path):
         auto.choose_and_evaluate(config, tmp_path / 'w')
 
 
-TAPS = (Tap('low', 'grid4'), Tap('top', 'mean'), Tap('top', 'flatten'))
+LAYOUT = Layout(
+    (Tap('low', 'grid4'), Tap('top', 'mean'), Tap('top', 'flatten')),
+    (8192, 512, 25088),
+    (7, 7, 512),
+)
+KINDS = ('ridge', 'logistic', 'nearest class', 'nearest neigh', 'gap_linear', 'mlp', 'conv')
 
 
 def test_candidates_follow_from_the_taps():
-    offered = candidates(TAPS, (8192, 512, 25088))
-    assert {one.solver for one in offered} == {RIDGE, LOGISTIC}
-    assert len({(one.solver, one.representation) for one in offered}) == len(offered) == 10
-    assert {part for one in offered for part in one.representation if part.start == 8704}
-    alone = candidates(TAPS[1:], (512, 25088))
+    names = [one.name for one in candidates(LAYOUT)]
+    assert len(set(names)) == len(names) == 24
+    assert all(any(name.startswith(kind) for name in names) for kind in KINDS)
+    for solver in (RIDGE, LOGISTIC):
+        for rows in ('top pooled', 'top'):
+            for kind in ('', ', unit rows', ', standardized'):
+                assert f'{solver}, {rows}{kind}' in names
+    assert not any('mirror' in name for name in names)
+    mirrored = [one for one in candidates(LAYOUT, mirrored=True) if 'mirror' in one.name]
+    assert len(mirrored) == 3
+    alone = candidates(Layout(LAYOUT.taps[1:], LAYOUT.columns[1:], LAYOUT.shape))
     assert all('earlier' not in one.name for one in alone)
-    assert max(part.stop for one in alone for part in one.representation) == 25600
+    linear = [one for one in alone if isinstance(one, Linear)]
+    assert max(part.stop for one in linear for part in one.representation) == 25600
 
 
 def test_a_budget_drops_what_is_dear_in_a_fixed_order():
-    offered = candidates(TAPS, (8192, 512, 25088))
+    offered = candidates(LAYOUT)
     for n in (100, 1000, 4000, 100_000):
         budget = auto.budget(n)
         kept = affordable(offered, n, 10, auto.FOLDS, budget)
         assert [one for one in offered if one in kept] == kept
         assert sum(one.cost(n, 10, auto.FOLDS) for one in kept) <= budget
         assert kept == affordable(offered, n, 10, auto.FOLDS, budget)
-    assert len(affordable(offered, 1000, 10, auto.FOLDS, auto.budget(1000))) == 10
-    assert len(affordable(offered, 1000, 100, auto.FOLDS, auto.budget(1000))) == 6
-    left = affordable(offered, 100_000, 10, auto.FOLDS, auto.budget(100_000))
-    assert [(one.solver, one.columns) for one in left] == [(LOGISTIC, 512), (LOGISTIC, 8192)]
+    assert affordable(offered, 300, 10, auto.FOLDS, auto.budget(300)) == offered
+    many = affordable(offered, 100_000, 10, auto.FOLDS, auto.budget(100_000))
+    assert 1 < len(many) < 12
     assert len(affordable(offered, 1000, 10, auto.FOLDS, 0.0)) == 1

@@ -118,6 +118,17 @@ EQUAL = {
             {'loss.logit_adjustment': 2.0, 'train.label_smoothing': 0.1, 'train.seed': 3},
         ],
     ),
+    'steps_of_early_stopping': (
+        {
+            'early_stopping__monitor': 'val_loss',
+            'early_stopping__patience': 0,
+            'early_stopping__patience_steps': 3,
+            'early_stopping__min_steps': 6,
+            'train__batch_size': 0,
+            'optim__schedule': 'cosine',
+        },
+        [{'optim.learning_rate': 3e-3}, {'optim.learning_rate': 1e-4, 'train.seed': 3}],
+    ),
     'balanced_sampling': (
         {'train__balanced_sampling': True, 'early_stopping__monitor': 'val_macro_f1'},
         [{'train.seed': 1}, {'train.seed': 2, 'loss.class_weights': 'effective'}],

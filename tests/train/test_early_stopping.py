@@ -54,11 +54,11 @@ def run_keras(rule, values):
     return epoch + 1, model.stop_training, restored
 
 
-def run_ours(rule, values, *, through_json=False):
+def run_ours(rule, values, *, through_json=False, steps_per_epoch=8):
     """The same for our state machine, optionally saved and restored after every epoch."""
     state = rule.init()
     for epoch, value in enumerate(values):
-        state = rule.update(state, value, epoch)
+        state = rule.update(state, value, epoch, (epoch + 1) * steps_per_epoch)
         if through_json:
             state = State.from_json(json.loads(json.dumps(state.to_json(), allow_nan=False)))
         if state.stopped:
@@ -129,12 +129,78 @@ def test_by_hand(rule, values, epochs_run, best_epoch):
     assert (run, best) == (epochs_run, best_epoch)
 
 
+@pytest.mark.parametrize(
+    ('rule', 'values', 'steps_per_epoch', 'epochs_run', 'best_epoch'),
+    [
+        (rule(patience_steps=16), [4, 3, 3, 3, 2], 8, 4, 1),  # 2 epochs are 16 steps
+        (rule(patience_steps=17), [4, 3, 3, 3, 3, 2], 8, 5, 1),  # 3 epochs are 24
+        (rule(patience_steps=17), [4, 3, 3, 3, 2, 2, 2, 2, 1], 8, 8, 4),  # begins again
+        (rule(patience_steps=17), [4, 3, 3, 3, 2], 8000, 4, 1),  # patience in epochs holds too
+        (rule(patience=0, patience_steps=16), [3, 4, 4, 2], 8, 3, 0),
+        (rule(min_steps=40), [4, 5, 5, 5, 5, 3], 8, 5, 0),
+        (rule(min_steps=40), [4, 5, 5, 5, 3, 5, 5, 2], 8, 7, 4),
+        (rule(min_steps=41), [4, 5, 5, 5, 5, 5], 8, 6, 0),
+        (rule(min_steps=1), [4, 5, 5, 5], 8, 3, 0),
+        (rule(start_from_epoch=2, patience_steps=24), [0, 0, 5, 6, 6, 6, 6], 8, 6, 2),
+        # A baseline that no epoch beats: patience counts from the first monitored epoch.
+        (rule(baseline=1.0, patience_steps=24), [5, 4, 4, 4, 4], 8, 3, 1),
+        (
+            rule(baseline=1.0, start_from_epoch=1, patience_steps=24),
+            [9, 5, 4, 4, 4, 4],
+            8,
+            4,
+            2,
+        ),
+    ],
+)
+def test_steps_by_hand(rule, values, steps_per_epoch, epochs_run, best_epoch):
+    run, stopped, best = run_ours(rule, values, steps_per_epoch=steps_per_epoch)
+    assert (run, best) == (epochs_run, best_epoch)
+    assert stopped
+    again = run_ours(rule, values, steps_per_epoch=steps_per_epoch, through_json=True)
+    assert again == (run, stopped, best)
+
+
+def test_steps_delay_the_stop_and_change_nothing_else():
+    """The rule with steps ends at the first epoch at which its three conditions hold."""
+    rng = np.random.default_rng(1)
+    delayed = 0
+    for _ in range(500):
+        plain, values = random_case(rng)
+        plain = dataclasses.replace(plain, baseline=None, start_from_epoch=0)
+        per_epoch = int(rng.integers(1, 20))
+        wanted = (int(rng.integers(0, 80)), int(rng.integers(0, 200)))
+        counted = dataclasses.replace(plain, patience_steps=wanted[0], min_steps=wanted[1])
+        endless, state, improved = dataclasses.replace(plain, patience=99), State(), []
+        for epoch, value in enumerate(values):
+            state = endless.update(state, value, epoch, 0)
+            if state.improved:
+                improved.append(epoch)
+        last = {e: max(i for i in improved if i <= e) for e in range(len(values))}
+        ends = [
+            e for e in range(len(values))
+            if e not in improved and e - last[e] >= plain.patience
+            and (e - last[e]) * per_epoch >= wanted[0] and (e + 1) * per_epoch >= wanted[1]
+        ]  # fmt: skip
+        end = ends[0] if ends else len(values) - 1
+        expected = (end + 1, bool(ends), last[end])
+        assert run_ours(counted, values, steps_per_epoch=per_epoch) == expected
+        delayed += expected[0] > run_ours(plain, values)[0]
+    assert delayed > 100
+
+
+def test_state_of_an_older_checkpoint():
+    saved = {'best': 1.0, 'best_epoch': 0, 'wait': 1, 'stopped_epoch': None, 'improved': False}
+    assert State.from_json(saved) == State(best=1.0, best_epoch=0, wait=1)
+
+
 def test_state_says_what_happened_at_each_epoch():
     states = [rule().init()]
     for epoch, value in enumerate([3.0, 2.0, 2.5, 2.25]):
-        states.append(rule().update(states[-1], value, epoch))
+        states.append(rule().update(states[-1], value, epoch, 8 * epoch + 8))
     assert [state.improved for state in states] == [False, True, True, False, False]
     assert [state.wait for state in states] == [0, 0, 0, 1, 2]
+    assert [state.wait_from for state in states] == [0, 8, 16, 16, 16]
     assert [state.best for state in states] == [None, 3.0, 2.0, 2.0, 2.0]
     assert [state.stopped_epoch for state in states] == [None, None, None, None, 3]
     assert [state.stopped for state in states] == [False] * 4 + [True]
@@ -142,7 +208,7 @@ def test_state_says_what_happened_at_each_epoch():
 
 @pytest.mark.parametrize('best', [None, 0.1, math.nan, math.inf, -math.inf])
 def test_state_survives_strict_json(best):
-    state = State(best=best, best_epoch=3, wait=2, stopped_epoch=5, improved=False)
+    state = State(best=best, best_epoch=3, wait=2, wait_from=24, stopped_epoch=5, improved=False)
     text = json.dumps(state.to_json(), allow_nan=False)
     back = State.from_json(json.loads(text))
     assert repr(back) == repr(state)  # repr: NaN is not equal to itself

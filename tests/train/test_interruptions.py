@@ -101,6 +101,35 @@ def test_signal_within_each_validation(folders, tmp_path, monkeypatch, whole):
         assert_same(workdir, whole)
 
 
+def test_signal_in_a_training_of_chosen_length(folders, tmp_path, monkeypatch):
+    """Steps of patience and what 0 stands for are the same before and after."""
+
+    def config():
+        return config_of(
+            folders,
+            early_stopping__patience_steps=9,
+            early_stopping__min_steps=18,
+            optim__schedule='cosine',
+            train__batch_size=0,
+        )
+
+    result = train_and_evaluate(config(), tmp_path / 'whole')
+    assert result['stopped_early']
+    assert result['epochs_run'] >= 6  # of 3 steps
+    for epoch in (2, 5):
+        workdir = tmp_path / str(epoch)
+        with monkeypatch.context() as patch:
+            during(patch, Runner, 'evaluate', epoch, signal.SIGTERM)
+            with pytest.raises(loop.Interrupted):
+                train_and_evaluate(config(), workdir)
+        train_and_evaluate(config(), workdir)
+        assert_same(workdir, tmp_path / 'whole')
+    asked = json.loads((tmp_path / 'whole' / 'config.json').read_text())
+    assert asked['train']['batch_size'] == 0
+    assert tlflax.load(tmp_path / 'whole').config.train.batch_size == 8
+    assert tlflax.load(tmp_path / 'whole').evaluate()['loss'] == result['val']['loss']
+
+
 @pytest.mark.parametrize(
     ('owner', 'name'),
     [

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_flags
 
 from tlflax.config import config_file
 from tlflax.config.flags import Argument, ConfigFile, UsageError
-from tlflax.config.parse import default_config
+from tlflax.config.parse import default_config, takes_words
 from tlflax.utils.errors import UserError, did_you_mean, located
 from tlflax.utils.files import expand
 
@@ -68,6 +68,7 @@ def _parse(
         if any(_config_paths(arguments)):  # ml_collections would raise whatever the file does
             start = config_file.read(_config_path(arguments))
             arguments = _without_config(arguments)
+        _read_as_text(start, arguments)
     parser = absl.flags.FlagValues()  # not the global one, which has flags of other libraries
     command_line = [name, *arguments]
     try:
@@ -94,6 +95,15 @@ def _check_keys(arguments: Sequence[str]) -> None:
         name = argument.lstrip('-').partition('=')[0].removeprefix('no')
         if argument.startswith('-') and name.startswith('config.'):
             _check_key(name)
+
+
+def _read_as_text(start: ConfigDict, arguments: Sequence[str]) -> None:
+    """Lets ml_collections, which goes by a value's type, read words for keys that take them."""
+    for argument in arguments:
+        name, _, key = argument.lstrip('-').partition('=')[0].partition('.')
+        if argument.startswith('-') and name == 'config' and takes_words(key):
+            section, _, last = key.rpartition('.')
+            start[section][last] = str(start[section][last])
 
 
 def _config_paths(arguments: Sequence[str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from tlflax.utils.errors import UserError, did_you_mean, printable, shown
 T = TypeVar('T')
 
 _LARGEST = 2**63 - 1  # integer that arrays and JSON hold
+_UNIONS = (typing.Union, types.UnionType)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -55,6 +56,14 @@ def resolve(raw: object) -> Config:
     return _build(Config, raw, prefix='')
 
 
+def takes_words(key: str) -> bool:
+    """Returns whether a key that exists, such as 'data.fold', takes numbers and words."""
+    hint: Any = Config
+    for part in key.split('.'):
+        hint = typing.get_type_hints(hint)[part]
+    return typing.get_origin(hint) in _UNIONS
+
+
 def _build(cls: type[T], raw: Mapping[Any, object], prefix: str) -> T:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -75,9 +84,11 @@ def _build(cls: type[T], raw: Mapping[Any, object], prefix: str) -> T:
     return cls(**values)
 
 
-def _cast(key: str, hint: type | types.GenericAlias, value: object) -> object:
+def _cast(key: str, hint: Any, value: object) -> object:
     """Returns a value as the annotated type; ints pass as floats and lists as tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in _UNIONS:
+        return _number_or_word(key, typing.get_args(args[1]), value)
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise UserError(f'{shown(value)} is too large', where=key, fix=f'give at most {_LARGEST}')
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -97,6 +108,19 @@ def _cast(key: str, hint: type | types.GenericAlias, value: object) -> object:
     raise UserError(
         f'{shown(value)} is a {type(value).__name__}', where=key, fix=f'give it as {wanted}'
     )
+
+
+def _number_or_word(key: str, words: tuple[str, ...], value: object) -> object:
+    """Returns one of `words` or a whole number; the command line gives both as text."""
+    if not isinstance(value, str):
+        return _cast(key, int, value)
+    if value in words:
+        return value
+    try:
+        return _cast(key, int, int(value))
+    except ValueError:
+        fix = ' or '.join(['give a whole number', *map(repr, words)])
+        raise UserError(f'{shown(value)} is not a number', where=key, fix=fix) from None
 
 
 def _check(key: str, value: object, rule: Key) -> None:

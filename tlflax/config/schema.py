@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Key(NamedTuple):
@@ -55,7 +55,17 @@ class DataConfig:
     folds: int = _key(
         0, 'number of stratified folds that `train` is split into; 0: no folds', at_least=0
     )
-    fold: int = _key(0, 'index of the fold used for validation, from 0', at_least=0)
+    fold: int | Literal['all'] = _key(
+        0,
+        'index of the fold used for validation, from 0; all: cross-validation, a run for each fold',
+        at_least=0,
+    )
+    repeat: int = _key(
+        0, 'index of the division into folds, from 0; each divides in another way', at_least=0
+    )
+    repeats: int = _key(
+        1, "divisions of a cross-validation, which is run with each if fold='all'", at_least=1
+    )
     group: str = _key(
         '',
         'regular expression matched against relative paths: images with the same first capture '
@@ -65,8 +75,15 @@ class DataConfig:
     resize: str = _key(
         'stretch',
         'stretch: ignore the aspect ratio; pad: fit inside and pad with zeros; crop: resize to '
-        'cover and crop the center',
-        choices=('stretch', 'pad', 'crop'),
+        "cover and crop the center; auto: the best of them by cross-validation if model.head='auto'"
+        ', else stretch',
+        choices=('stretch', 'pad', 'crop', 'auto'),
+    )
+    image_sizes: tuple[int, ...] = _key(
+        (),
+        "sides of square inputs that model.head='auto' compares with `image_size`, such as "
+        '(128, 224, 320); (): none',
+        at_least=1,
     )
     interpolation: str = _key(
         'auto',
@@ -308,8 +325,15 @@ class LossConfig:
 class TrainConfig:
     """The training loop."""
 
-    epochs: int = _key(50, 'most epochs', at_least=1)
-    batch_size: int = _key(32, 'images per step, over all devices', at_least=1)
+    epochs: int = _key(
+        50, 'most epochs; 0: as many as about 1,500 steps take, 20 to 300', at_least=0
+    )
+    batch_size: int = _key(
+        32,
+        'images per step, over all devices; 0: a power of two, 8 to 256, with which an epoch has '
+        'at least about 16 steps',
+        at_least=0,
+    )
     seed: int = _key(
         0,
         'random seed of initialization, data order, augmentation and dropout',
@@ -324,13 +348,17 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """When to stop; keys are named as in EarlyStopping of Keras."""
+    """When to stop; keys are named as in EarlyStopping of Keras, which counts no steps."""
 
     monitor: str = _key(
         'val_loss', 'the metric in metrics.jsonl that should improve; empty: never stop early'
     )
     min_delta: float = _key(1e-4, 'smallest change that counts as an improvement', at_least=0)
     patience: int = _key(3, 'epochs without improvement before training stops', at_least=0)
+    patience_steps: int = _key(
+        0, 'steps without improvement, in addition to `patience`, before it stops', at_least=0
+    )
+    min_steps: int = _key(0, 'steps before which training never stops early', at_least=0)
     mode: str = _key(
         'auto',
         'min: lower is better; max: higher is better; auto: max for accuracies, min for losses',

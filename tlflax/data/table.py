@@ -20,7 +20,10 @@ from tlflax.data.inputs.class_checks import refuse_empty, report_bad, some
 from tlflax.data.inputs.listing import Listing, Scan
 from tlflax.utils.errors import printable
 
-_COLUMNS = ('paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups', 'perceptual_hashes')
+_COLUMNS = (
+    'paths', 'labels', 'digests', 'plain_jpeg', 'weights', 'groups', 'perceptual_hashes',
+    'aspect_ratios',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +41,7 @@ class ImageTable:
         groups: The group of each image, a string: images of a group go to one side of a split. ''
             and None: the image is a group of its own.
         perceptual_hashes: See `tlflax.data.images.perceptual_hash`; None: not known.
+        aspect_ratios: Width over height of each upright image; None: not known.
     """
 
     root: str
@@ -49,6 +53,7 @@ class ImageTable:
     weights: Float32[np.ndarray, ' n'] | None = None
     groups: np.ndarray | None = None
     perceptual_hashes: UInt8[np.ndarray, 'n bytes'] | None = None
+    aspect_ratios: Float32[np.ndarray, ' n'] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -124,6 +129,7 @@ def table_of(scan: Scan, class_names: tuple[str, ...]) -> ImageTable:
         weights=None if listing.weights is None else listing.weights[good],
         groups=None if listing.groups is None else listing.groups[good],
         perceptual_hashes=perceptual_hash.stack([file.perceptual_hash for file in files]),
+        aspect_ratios=np.array([file.width / file.height for file in files], np.float32),
     )
 
 

@@ -1,5 +1,6 @@
 """Restores a trained classifier from the checkpoints of its run."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tlflax.train import setup
 from tlflax.train.optim import partition_variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
+from tlflax.utils.files import is_signed
 from tlflax.utils.labels import label_tree
 from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
@@ -55,6 +57,7 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
         step=number,
         weights_digest=meta['weights_digest'],
         val_digest=meta.get('split_digests', {}).get('val'),
+        temperature=_temperature(Path(workdir) / 'result.json', number),
         classifier=classifier,
         trainable=replicate(trainable, mesh),
         frozen=replicate(frozen, mesh),
@@ -90,6 +93,20 @@ def _preprocess(name: str, step: int) -> str:
     return name
 
 
+def _temperature(path: Path, step: int) -> float | None:
+    """Returns the temperature of a step, if a result tells it; it is optional, and so is the file.
+
+    A damaged file is said where the temperature is needed.
+    """
+    try:
+        result = json.loads(path.read_bytes())
+        if is_signed(result) and result['step'] == step:
+            return float(result['calibration']['temperature'])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        pass
+    return None
+
+
 def _checkpoint_folder(workdir: Path) -> Path:
     if (workdir / '_CHECKPOINT_METADATA').exists():
         raise UserError(
@@ -97,7 +114,20 @@ def _checkpoint_folder(workdir: Path) -> Path:
             where=str(workdir),
             fix='give the folder two levels up',
         )
+    if _is_cross_validation(workdir / 'config.json'):
+        raise UserError(
+            'this is a cross-validation, which has a classifier for each fold',
+            where=str(workdir),
+            fix='give the folder of one below it, such as fold0 or repeat0/fold0',
+        )
     return workdir / 'checkpoints'
+
+
+def _is_cross_validation(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())['data']['fold'] == 'all')
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False
 
 
 def _abstract(config: Config, num_classes: int) -> tuple[Variables, Variables]:

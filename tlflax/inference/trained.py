@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,20 +16,20 @@ from tlflax.data.augment import sampling
 from tlflax.data.inputs import loose_images
 from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
-from tlflax.features.batches import Source
 from tlflax.features.select import SourceSelector
+from tlflax.inference.evaluation import evaluate_views, mean_probabilities, summarize
 from tlflax.inference.mistakes import check_writable, write_mistakes
 from tlflax.inference.prediction import Images, Prediction
 from tlflax.inference.predictor import Predictor
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.classifier_module import ClassifierModule
+from tlflax.models.linear.calibration import temper
 from tlflax.train import losses
-from tlflax.train.epoch import Evaluation, Runner, evaluate_split, summarize
+from tlflax.train.epoch import Evaluation, Runner, evaluate_split
 from tlflax.train.setup import build_sources
 from tlflax.utils.errors import UserError, located
 from tlflax.utils.files import JsonObject
-from tlflax.utils.progress import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Trained:
         step: The checkpoint's step.
         weights_digest: The digest of the pretrained backbone.
         val_digest: The digest of the run's validation images; None if it was not recorded.
+        temperature: The one that fits the predictions of this step for the validation images; None
+            if it was not recorded.
         classifier: The static half of the model.
         trainable: The trained parameters and their state, on every device of `mesh`.
         frozen: The other parameters and state.
@@ -53,6 +55,7 @@ class Trained:
     step: int
     weights_digest: str
     val_digest: str | None
+    temperature: float | None
     classifier: Classifier
     trainable: Variables = dataclasses.field(repr=False)
     frozen: Variables = dataclasses.field(repr=False)
@@ -98,6 +101,7 @@ class Trained:
         *,
         tta: bool = False,
         mistakes: str | Path | None = None,
+        calibrated: bool = False,
     ) -> JsonObject:
         """Evaluates every image of a data set once.
 
@@ -108,27 +112,45 @@ class Trained:
                 right angles and crops that the run was trained with.
             mistakes: A CSV file to write, with a line for each image that is classified wrongly;
                 see `tlflax.inference.mistakes`.
+            calibrated: Divide the logits by `temperature`, which changes probabilities and leaves
+                every decision as it is.
 
         Returns:
             `accuracy`, `loss`, `num_examples`, `balanced_accuracy`, `macro_f1`, `per_class`,
             `confusion_matrix`, `intervals` and `step`.
 
         Raises:
-            UserError: The images cannot be read, or their classes are not the classifier's; or the
-                file cannot be written.
+            UserError: The images cannot be read, or their classes are not the classifier's; the
+                file cannot be written; or no temperature is known.
         """
+        temperature = self._known_temperature() if calibrated else None
         table = self._val_table() if data is None else self._other_table(str(data))
         if mistakes is not None:
             check_writable(mistakes)
-        if tta:
-            views = self._sources.eval_views(table, 'images', self._test_views())
-            found = evaluate_views(self._runner, self.trainable, views, table)
-        else:
-            source = self._sources.eval(table, 'images')
-            found = evaluate_split(self._runner, self.trainable, source, table)
+        found = self.evaluate_table(table, tta=tta)
+        if temperature is not None:
+            found = summarize(temper(found.probabilities, temperature), table)
         if mistakes is not None:
             write_mistakes(mistakes, table, found.probabilities)
         return {**found.metrics, 'step': self.step}
+
+    def evaluate_table(self, table: ImageTable, *, tta: bool = False) -> Evaluation:
+        """Evaluates the images of a table, which has the classifier's classes; see `evaluate`."""
+        if tta:
+            views = self._sources.eval_views(table, 'images', self._test_views())
+            return evaluate_views(self._runner, self.trainable, views, table)
+        source = self._sources.eval(table, 'images')
+        return evaluate_split(self._runner, self.trainable, source, table)
+
+    def _known_temperature(self) -> float:
+        if self.temperature is None:
+            raise UserError(
+                f'no temperature of step {self.step} is in result.json',
+                where='calibrated',
+                fix='it is written when a run ends, for the step that counts; the result of an '
+                'older version has none, and `python -m tlflax.train` in a new workdir fits it',
+            )
+        return self.temperature
 
     def _val_table(self) -> ImageTable:
         table = load_val(self.config.data, self.class_names)
@@ -161,6 +183,7 @@ class Trained:
         scale: float | None = None,
         tta: bool = False,
         keep_features: bool = False,
+        calibrated: bool = False,
     ) -> list[Prediction]:
         """Classifies images, one or many.
 
@@ -173,15 +196,19 @@ class Trained:
             tta: See `evaluate`.
             keep_features: Add the features of image files to the feature cache. Those that it holds
                 already are never computed.
+            calibrated: See `evaluate`.
 
         Returns:
             A prediction for each image, in order.
 
         Raises:
-            UserError: The first that is not an image, cannot be read, or has another shape or type.
+            UserError: The first that is not an image, cannot be read, or has another shape or type;
+                or no temperature is known.
         """
         predictions = []
-        for one in self.predict_each(images, scale=scale, tta=tta, keep_features=keep_features):
+        for one in self.predict_each(
+            images, scale=scale, tta=tta, keep_features=keep_features, calibrated=calibrated
+        ):
             if isinstance(one, UserError):
                 raise one
             predictions.append(one)
@@ -194,12 +221,14 @@ class Trained:
         scale: float | None = None,
         tta: bool = False,
         keep_features: bool = False,
+        calibrated: bool = False,
     ) -> Iterator[Prediction | UserError]:
         """Yields predictions as they come, in bounded memory; arguments as of `predict`.
 
         Yields:
             A prediction, or the error of an image that cannot be classified.
         """
+        temperature = self._known_temperature() if calibrated else None
         views = self._test_views() if tta else [sampling.plain(self.config.augment)]
         given = loose_images.find(images, scale=scale)
         for outcome in self._predictor.classify(given, views, keep_features=keep_features):
@@ -207,6 +236,8 @@ class Trained:
                 yield outcome
             else:
                 image, probabilities = outcome
+                if temperature is not None:
+                    probabilities = temper(probabilities, temperature)
                 yield Prediction.of(image.path, probabilities, self.class_names)
 
     def _test_views(self) -> list[sampling.View]:
@@ -240,29 +271,3 @@ class Trained:
     @functools.cached_property
     def _predictor(self) -> Predictor:
         return Predictor(self.classifier, self._variables, self._sources, self.mesh)
-
-
-def evaluate_views(
-    runner: Runner, trainable: Variables, views: Sequence[Source], table: ImageTable
-) -> Evaluation:
-    """Evaluates the mean of the probabilities over several views; see `evaluate_split`."""
-    labels = np.asarray(table.labels)
-    probabilities = mean_probabilities(runner, trainable, views)
-    right = probabilities[np.arange(len(labels)), labels]
-    totals = {
-        'loss': float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean()),
-        'accuracy': float((probabilities.argmax(-1) == labels).mean()),
-        'num_examples': len(labels),
-    }
-    return Evaluation({**totals, **summarize(table, probabilities)}, probabilities)
-
-
-def mean_probabilities(
-    runner: Runner, trainable: Variables, views: Sequence[Source]
-) -> Float[np.ndarray, 'n classes']:
-    """Returns the mean of each image's class probabilities over its views, float64."""
-    parts: list[Float[np.ndarray, 'n classes']] = []
-    with progress('views', sum(source.num_examples for source in views)) as tick:
-        for source in views:
-            parts.append(runner.evaluate(trainable, source, progress=tick).probabilities)
-    return np.stack(parts).astype(np.float64).mean(0)

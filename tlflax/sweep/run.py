@@ -73,6 +73,7 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
     stopping_rule(config.early_stopping)
     inputs = setup.load(config)
     base = setup.build(config, inputs)
+    base.log_length()
     # One copy of the backbone on the devices serves all.
     shared = replicate(inputs.pretrained.variables, base.runner.mesh)
     pretrained = dataclasses.replace(inputs.pretrained, variables=shared)

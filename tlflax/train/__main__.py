@@ -21,16 +21,19 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains and prints the metrics of the best epoch."""
-    from tlflax.sweep import auto
+    from tlflax.sweep import auto, auto_report, folds
     from tlflax.train.loop import Interrupted
     from tlflax.train.metrics import table
-    from tlflax.train.run import train_and_evaluate
+    from tlflax.train.run import format_calibration, train_and_evaluate
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     try:
+        if values.data.fold == 'all':
+            print(folds.format_report(folds.cross_validate(values, workdir)))
+            return
         if values.model.head == 'auto':
             result, report = auto.choose_and_evaluate(values, workdir)
-            print(auto.format_table(report))
+            print(auto_report.format_table(report))
         else:
             result = train_and_evaluate(values, workdir)
     except Interrupted as interrupted:
@@ -39,6 +42,8 @@ def main(arguments: Arguments) -> None:
         )
         raise KeyboardInterrupt(f'{done}; run the same command to continue') from None
     print(table.format_table(result['val']))
+    if 'calibration' in result:  # runs of older versions have none
+        print(format_calibration(result['calibration']))
     if result['test']:
         print(f'test split\n{table.format_table(result["test"])}')
 

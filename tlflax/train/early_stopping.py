@@ -9,8 +9,9 @@ the two. Note:
 * With a `baseline`, an epoch may be a new best and still count against `patience`; only one that
   also improves on the baseline resets the count.
 
-The one difference: a metric that does not exist is an error, where Keras warns in every epoch and
-never stops.
+Two differences: a metric that does not exist is an error, where Keras warns in every epoch and
+never stops; and `patience_steps` and `min_steps`, which Keras does not have, count optimizer steps,
+so that one rule serves epochs of 8 steps and of 8,000.
 """
 
 import dataclasses
@@ -46,6 +47,7 @@ class State:
         best: The best monitored value; None before the first.
         best_epoch: Its epoch, the one to restore.
         wait: Epochs without improvement so far.
+        wait_from: The step after which those epochs began.
         stopped_epoch: The epoch after which training ends; None while it continues.
         improved: Whether the last epoch is the new best.
     """
@@ -53,6 +55,7 @@ class State:
     best: float | None = None
     best_epoch: int | None = None
     wait: int = 0
+    wait_from: int = 0
     stopped_epoch: int | None = None
     improved: bool = False
 
@@ -82,6 +85,8 @@ class EarlyStopping:
         mode: Whether smaller or larger values are better.
         baseline: A value that must be improved on to reset the patience; None for no baseline.
         start_from_epoch: Epochs before this one, counted from 0, are not monitored.
+        patience_steps: Training goes on until so many steps brought no improvement either.
+        min_steps: Training goes on until so many steps are done.
     """
 
     monitor: str
@@ -90,21 +95,24 @@ class EarlyStopping:
     mode: Mode
     baseline: float | None
     start_from_epoch: int
+    patience_steps: int = 0
+    min_steps: int = 0
 
     def init(self) -> State:
         """Returns the state before the first epoch."""
         return State()
 
-    def update(self, state: State, value: float, epoch: int) -> State:
+    def update(self, state: State, value: float, epoch: int, step: int) -> State:
         """Returns the state after an epoch.
 
         Args:
             state: The state before it.
             value: The monitored metric; NaN and infinities are allowed.
             epoch: Its number, counted from 0.
+            step: Optimizer steps at its end.
         """
         if epoch < self.start_from_epoch:
-            return dataclasses.replace(state, improved=False)
+            return dataclasses.replace(state, wait_from=step, improved=False)
         wait = state.wait + 1
         if state.best is None or self._improves(value, state.best):
             beats_baseline = self.baseline is None or self._improves(value, self.baseline)
@@ -113,9 +121,11 @@ class EarlyStopping:
                 best=value,
                 best_epoch=epoch,
                 wait=0 if beats_baseline else wait,
+                wait_from=step if beats_baseline else state.wait_from,
                 improved=True,
             )
-        stopped_epoch = epoch if wait >= self.patience else state.stopped_epoch
+        enough = step - state.wait_from >= self.patience_steps and step >= self.min_steps
+        stopped_epoch = epoch if enough and wait >= self.patience else state.stopped_epoch
         return dataclasses.replace(state, wait=wait, stopped_epoch=stopped_epoch, improved=False)
 
     def _improves(self, value: float, reference: float) -> bool:
@@ -187,4 +197,6 @@ def stopping_rule(config: EarlyStoppingConfig) -> EarlyStopping | None:
         mode=resolve_mode(monitor, config.mode),
         baseline=None if math.isnan(config.baseline) else config.baseline,
         start_from_epoch=config.start_from_epoch,
+        patience_steps=config.patience_steps,
+        min_steps=config.min_steps,
     )

@@ -21,6 +21,7 @@ from tlflax.utils.errors import UserError, did_you_mean, quoted
 Number = Any  # a float, a NumPy number or array, or traced
 Scalar = float | np.floating | Array
 _KEY = 'config.loss.weights_by_class'
+_SHOWN = 10  # class weights in a description
 
 
 class Loss(NamedTuple):
@@ -206,6 +207,16 @@ def describe_overlap(config: LossConfig, *, balanced_sampling: bool) -> str | No
     if len(means) < 2:
         return None
     return f'{" and ".join(means)} each correct the same imbalance: rare classes count twice'
+
+
+def describe_weights(loss: Loss, classes: Sequence[str]) -> str:
+    """Returns the class weights in words, the largest first; '' if there are none."""
+    if loss.class_weight is None:
+        return ''
+    pairs = sorted(zip(loss.class_weight.tolist(), classes, strict=True), reverse=True)
+    shown = ', '.join(f'{name!r} {weight:.4g}' for weight, name in pairs[:_SHOWN])
+    rest = f' and {len(pairs) - _SHOWN} smaller' if len(pairs) > _SHOWN else ''
+    return f'class weights: {shown}{rest}'
 
 
 def _expected(

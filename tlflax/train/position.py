@@ -76,7 +76,7 @@ def next_epoch(position: Position, record: Record, rule: EarlyStopping | None) -
     """Returns the position at the start of the epoch after the one recorded."""
     stopping = position.stopping
     if rule is not None:
-        stopping = rule.update(stopping, record[rule.monitor], position.epoch)
+        stopping = rule.update(stopping, record[rule.monitor], position.epoch, record['step'])
     else:
         stopping = dataclasses.replace(stopping, best_epoch=position.epoch, improved=True)
     return Position(epoch=position.epoch + 1, stopping=stopping)

@@ -39,7 +39,6 @@ def start(
 
 def _check_unchanged(meta: JsonObject, run: Run, work: Workdir) -> None:
     """Checks that configuration, images, weights and code are those a run started with."""
-    work.check_same(to_dict(run.config), meta['config'])
     started = (
         (meta['data_digest'], run.meta['data_digest'], 'images'),
         (meta['weights_digest'], run.meta['weights_digest'], 'weights'),
@@ -52,3 +51,5 @@ def _check_unchanged(meta: JsonObject, run: Run, work: Workdir) -> None:
                 where=str(work.path),
                 fix=f'put the {thing} back, or start a new run with another --workdir',
             )
+    # Last: the number of images may have decided about the batch size.
+    work.check_same(to_dict(run.config), meta['config'])

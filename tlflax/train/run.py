@@ -1,22 +1,29 @@
 """A run from its configuration to its result: set up, resume, train, evaluate the best epoch."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import logging
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
+from tlflax.data.splits.stratify import fold_numbers
+from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.models.base.modules import Variables
+from tlflax.models.linear.calibration import cross_entropy, cross_fit
 from tlflax.train import losses, resume, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit, train_epochs
 from tlflax.train.metrics.counts import VAL_METRICS
+from tlflax.train.metrics.scores import calibration_error
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.files import JsonObject
@@ -25,7 +32,7 @@ from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
-_SHOWN = 10  # class weights in the log
+_FOLDS = 5  # of the validation images, for the quality of the temperature
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
@@ -64,6 +71,7 @@ def train(config: Config, work: Workdir) -> JsonObject:
     rule = stopping_rule(config.early_stopping)
     run = setup.build(config, setup.load(config))
     logging.info('%s', run.learner.table)
+    run.log_length()
     _log_class_weights(run)
     train_source = run.sources.train(run.splits.train)
     val_source = run.sources.eval(run.splits.val, 'validation')
@@ -111,7 +119,7 @@ def publish(
         saved_states: States at the end of some epochs in order, the best and the last among them,
             and the positions after them.
         seconds: Seconds that the training took.
-        asked: The configuration that the workdir is bound to; None: that of the run.
+        asked: The configuration that the workdir is bound to; None: the one asked for.
 
     Returns:
         The contents of `result.json`.
@@ -147,7 +155,7 @@ def assess(run: Run, variables: Variables, train: Source, val: Source) -> Record
 
 def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
     """Binds a workdir to a run, and records what it takes to repeat it."""
-    work.claim(to_dict(asked or run.config))
+    work.claim(to_dict(asked or run.asked))
     digests = {
         'data': run.splits.digest,
         'weights': run.pretrained.digest,
@@ -162,7 +170,7 @@ def _result(fit: Fit, position: Position) -> JsonObject:
     best = checkpoints.meta(checkpoints.find('best'))['record']
     step = checkpoints.find(run.config.early_stopping.counts)
     trained = replicate(checkpoints.trained(step, run.learner.trainable), run.runner.mesh)
-    val = evaluate_split(run.runner, trained, fit.val, run.splits.val).metrics
+    val, probabilities = evaluate_split(run.runner, trained, fit.val, run.splits.val)
     test = None
     if run.splits.test is not None:
         source = run.sources.eval(run.splits.test, 'test')
@@ -179,19 +187,65 @@ def _result(fit: Fit, position: Position) -> JsonObject:
         'data_digest': run.splits.digest,
         'val': val,
         'test': test,
+        'calibration': calibrate(probabilities, run.splits.val),
         'versions': provenance.versions(),
     }
 
 
+def calibrate(
+    probabilities: Float[np.ndarray, 'n num_classes'], table: ImageTable
+) -> JsonObject | None:
+    """Fits the temperature of predictions (Guo et al. 2017) and measures what it does for them.
+
+    Args:
+        probabilities: Of images that had no part in training.
+        table: The images. Copies and groups are not divided between fitting and measuring.
+
+    Returns:
+        `temperature`, fitted to all images; and of `expected_calibration_error` and `loss` the
+        values `before` and `after`, the latter with each fifth of the images at the temperature of
+        the others; None where it is not known. None if a probability is not finite.
+    """
+    if not np.isfinite(probabilities).all():
+        return None
+    label = np.asarray(table.labels)
+    one_class = dataclasses.replace(table, labels=np.zeros_like(label), class_names=('',))
+    fitted = cross_fit(probabilities, label, fold_numbers(one_class, _FOLDS))
+    own = label[fitted.rows]
+    return {
+        'temperature': fitted.temperature,
+        **{
+            name: {
+                'before': measure(label, probabilities),
+                'after': measure(own, fitted.probabilities) if len(own) else None,
+            }
+            for name, measure in (
+                ('expected_calibration_error', calibration_error),
+                ('loss', cross_entropy),
+            )
+        },
+    }
+
+
+def format_calibration(calibration: JsonObject | None) -> str:
+    """Shows what `calibrate` returns in a line."""
+    if calibration is None:
+        return 'calibrated: no temperature fits probabilities that are not finite'
+    error, loss = (
+        ' to '.join('-' if value is None else f'{value:.4f}' for value in calibration[key].values())
+        for key in ('expected_calibration_error', 'loss')
+    )
+    return (
+        f'calibrated by temperature {calibration["temperature"]:.4g}: calibration error {error}, '
+        f'loss {loss}'
+    )
+
+
 def _log_class_weights(run: Run) -> None:
     """Logs the class weights, and warns where an imbalance is corrected twice."""
-    config, class_names = run.config, run.splits.train.class_names
-    weights = run.runner.loss.class_weight
-    if weights is not None:
-        pairs = sorted(zip(weights.tolist(), class_names, strict=True), reverse=True)
-        shown = ', '.join(f'{name!r} {weight:.4g}' for weight, name in pairs[:_SHOWN])
-        rest = f' and {len(pairs) - _SHOWN} smaller' if len(pairs) > _SHOWN else ''
-        logging.info('class weights: %s%s', shown, rest)
+    config = run.config
+    if weights := losses.describe_weights(run.runner.loss, run.splits.train.class_names):
+        logging.info('%s', weights)
     balanced = config.train.balanced_sampling
     if overlap := losses.describe_overlap(config.loss, balanced_sampling=balanced):
         logging.warning('WARNING: %s', overlap)

@@ -11,7 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tlflax.config import parse
+from tlflax.config import automatic, parse
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.data.audit import checks
@@ -42,7 +42,8 @@ class Run:
     """Everything a run is made of, before its first step.
 
     Attributes:
-        config: The configuration.
+        config: The configuration, with the batch size and epochs that 0 stands for.
+        asked: The configuration as it was given.
         splits: The images.
         pretrained: The backbone.
         learner: Labeled parameters and their optimizer.
@@ -52,6 +53,7 @@ class Run:
     """
 
     config: Config
+    asked: Config
     splits: Splits
     pretrained: Pretrained
     learner: Learner
@@ -63,6 +65,12 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the training images."""
         return _steps_per_epoch(self.config, self.splits)
+
+    def log_length(self) -> None:
+        """Says which batch size and epochs were chosen, if any were."""
+        images = len(self.splits.train.labels)
+        if told := automatic.describe(self.asked.train, self.config.train, images):
+            logging.info('%s', told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +104,10 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     found = taps.parse(layers, backbone.layers)
     layer = found[-1].layer if found else backbone.choose(features.layer)
     features = dataclasses.replace(features, layer=layer, layers=tuple(map(str, found)))
-    return dataclasses.replace(config, features=features)
+    data = config.data
+    if data.resize == 'auto' and config.model.head != 'auto':
+        data = dataclasses.replace(data, resize='stretch')
+    return dataclasses.replace(config, data=data, features=features)
 
 
 def load(config: Config) -> Inputs:
@@ -120,7 +131,9 @@ def load(config: Config) -> Inputs:
 
 def build(config: Config, inputs: Inputs) -> Run:
     """Builds the model and its steps; nothing is computed yet."""
-    splits, weights = inputs.splits, inputs.pretrained
+    asked, splits, weights = config, inputs.splits, inputs.pretrained
+    train = automatic.resolve(config.train, len(splits.train.labels))
+    config = dataclasses.replace(config, train=train)
     classes = splits.train.class_names
     learner = build_learner(
         config.optim,
@@ -146,6 +159,7 @@ def build(config: Config, inputs: Inputs) -> Run:
     sources = build_sources(config, weights.digest, runner.frozen, runner.classifier, mesh)
     return Run(
         config=config,
+        asked=asked,
         splits=splits,
         pretrained=weights,
         learner=learner,

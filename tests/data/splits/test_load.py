@@ -8,7 +8,7 @@ from PIL import Image
 from tlflax.config.parse import resolve
 from tlflax.data.audit.checks import brief
 from tlflax.data.images.format import ImageFormat
-from tlflax.data.splits.load import load_splits, load_table, load_val, read_inputs
+from tlflax.data.splits.load import load_folds, load_splits, load_table, load_val, read_inputs
 from tlflax.features import extract
 from tlflax.features.batches import Order
 from tlflax.features.live_sources import ImageSource
@@ -63,6 +63,19 @@ def test_folds_cover_everything_but_the_test_split(photos, group):
         parts.append((sides[1], sides[2]))
     assert parts[0][1] == parts[1][1] == parts[2][1]
     assert len(parts[0][0] | parts[1][0] | parts[2][0] | parts[0][1]) == 60
+
+
+@pytest.mark.parametrize('group', ['', SCENE])
+def test_the_splits_of_a_cross_validation_are_those_of_each_fold(photos, group):
+    keys = {'train': str(photos), 'folds': 3, 'group': group, 'test_fraction': 0.2}
+    found = load_folds(data(fold='all', repeats=2, **keys))
+    assert [len(splits) for splits in found] == [3, 3]
+    for repeat, splits in enumerate(found):
+        for fold, one in enumerate(splits):
+            assert one.digest == load_splits(data(fold=fold, repeat=repeat, **keys)).digest
+    assert found[0][0].digest != found[1][0].digest
+    with pytest.raises(UserError, match=r'fold \d+ of 40 has no image'):
+        load_folds(data(**{**keys, 'fold': 'all', 'folds': 40, 'group': SCENE}))
 
 
 def scenes_of(paths):
@@ -152,6 +165,14 @@ def test_groups_in_two_named_splits_are_a_warning(photos, tmp_path, said):
         ({'folds': 1}, 'config.data.folds: one fold leaves nothing'),
         ({'folds': 3, 'fold': 3}, 'config.data.fold: fold 3 does not exist; give 0 to 2'),
         ({'fold': 2, 'val': 'x'}, 'config.data.fold: fold 2 does not exist; set config.data.folds'),
+        ({'fold': 'all', 'val': 'x'}, 'config.data.fold: fold all does not exist; set config.data'),
+        ({'folds': 3, 'fold': 'all'}, 'config.data.fold: it stands for a run for each fold'),
+        ({'folds': 3, 'repeats': 2}, 'config.data.repeats: only a cross-validation is repeated'),
+        ({'repeat': 1, 'val': 'x'}, 'config.data.repeat: it chooses a division for one fold'),
+        (
+            {'folds': 3, 'fold': 'all', 'repeat': 1},
+            'config.data.repeat: it chooses a division for one fold',
+        ),
         ({'val_fraction': 0.5, 'test_fraction': 0.5}, 'leave nothing to train with'),
     ],
 )

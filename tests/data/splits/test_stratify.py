@@ -207,6 +207,23 @@ def test_fold_without_images_is_an_error():
         fold_split(whole, 9, empty[0])
 
 
+def test_repeats_divide_in_other_ways():
+    """Repeat 0 is the division that folds had before there were repeats."""
+    whole = table({'a': names(40, 'a'), 'b': names(41, 'b')})
+    first, *others = (fold_numbers(whole, 4, repeat) for repeat in range(4))
+    assert list(first) == list(fold_numbers(whole, 4))
+    rank = {word: hashlib.sha256(f'fold\0{word}'.encode()).digest() for word in whole.digests}
+    ranked = sorted(whole.digests[:40], key=rank.get)
+    start = int.from_bytes(hashlib.sha256(b'fold\0a').digest()[:4], 'big')
+    wanted = {digest: (at // 10 + start) % 4 for at, digest in enumerate(ranked)}
+    assert [wanted[digest] for digest in whole.digests[:40]] == list(first[:40])
+    for other in others:
+        assert sorted(np.bincount(other)) == sorted(np.bincount(first))
+        same = (other[:, None] == other) & (first[:, None] == first)
+        np.fill_diagonal(same, val=False)
+        assert same.sum() < 0.5 * (first[:, None] == first).sum()
+
+
 def frame(item):
     """The group of content 'a17' or '17': frames of ten."""
     return f'street {item[:-1]}'

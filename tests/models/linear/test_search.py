@@ -1,5 +1,7 @@
 """The search of a strength: the best of the whole path, found without walking all of it."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.special
@@ -8,6 +10,10 @@ from sklearn.metrics import log_loss
 from tlflax.models.linear import logistic_regression, ridge
 from tlflax.models.linear.compression import compress
 from tlflax.models.linear.search import search
+
+
+def solver(model, rows, label, fold):
+    return functools.partial(model.cross_validate, rows, label, 3, fold)
 
 
 def make_features(n=90, d=150, noise=1.0):
@@ -21,7 +27,7 @@ def make_features(n=90, d=150, noise=1.0):
 def test_finds_the_best_of_the_path(model):
     rows, label, fold = make_features()
     strengths = tuple(np.logspace(0, -4, 9))
-    found = search(model.cross_validate, rows, label, 3, fold, strengths)
+    found = search(solver(model, rows, label, fold), label, fold, strengths)
     out = fold >= 0
     assert np.isnan(found.probabilities()[~out]).all()
     probabilities = found.probabilities()[out]
@@ -36,15 +42,15 @@ def test_finds_the_best_of_the_path(model):
 def test_path_goes_on_while_the_best_is_its_last():
     rows, label, fold = make_features()
     strengths = tuple(np.logspace(-1, -4, 7))
-    whole = search(ridge.cross_validate, rows, label, 3, fold, strengths)
-    found = search(ridge.cross_validate, rows, label, 3, fold, strengths[:2])
+    whole = search(solver(ridge, rows, label, fold), label, fold, strengths)
+    found = search(solver(ridge, rows, label, fold), label, fold, strengths[:2])
     np.testing.assert_allclose(found.best.strength, whole.best.strength)
 
 
 def test_same_answer_twice():
     rows, label, fold = make_features()
     one, other = (
-        search(logistic_regression.cross_validate, rows, label, 3, fold, [1e-1, 1e-2, 1e-3])
+        search(solver(logistic_regression, rows, label, fold), label, fold, [1e-1, 1e-2, 1e-3])
         for _ in range(2)
     )
     assert one.losses == other.losses

@@ -13,8 +13,9 @@ from tlflax.data.audit.summary import SplitSummary, summarize
 from tlflax.data.inputs.class_checks import check_classes, refuse_empty
 from tlflax.data.inputs.listing import Scan
 from tlflax.data.inputs.walk import Report, located_report
+from tlflax.data.splits.conflicts import check_fractions
 from tlflax.data.splits.groups import group_by_pattern
-from tlflax.data.splits.load import KEY, check_fractions, divide, read_inputs
+from tlflax.data.splits.load import KEY, divide, read_inputs
 from tlflax.data.table import table_of
 from tlflax.utils.errors import UserError, did_you_mean
 

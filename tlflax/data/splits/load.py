@@ -9,9 +9,10 @@ from tlflax.data.inputs import manifest
 from tlflax.data.inputs.class_checks import check_listing
 from tlflax.data.inputs.listing import Listing, Scan, scan
 from tlflax.data.inputs.walk import Report, located_report, stop
+from tlflax.data.splits.conflicts import check_fractions, check_one_fold, check_one_way
 from tlflax.data.splits.groups import check_groups, group_by_pattern
 from tlflax.data.splits.resolve import NAMES, Known, list_input
-from tlflax.data.splits.stratify import fold_split, stratified_split
+from tlflax.data.splits.stratify import fold_split, fold_splits, stratified_split
 from tlflax.data.table import ImageTable, make_table
 from tlflax.utils.errors import UserError, located
 
@@ -97,7 +98,7 @@ def read_inputs(data: DataConfig, *, strict: bool = True, report: Report = stop)
     for name in NAMES[1:]:
         try:
             specs[name] = _named(data, name, known)
-            _check_one_way(data, name, specs[name], strict)
+            check_one_way(data, name, specs[name], strict)
         except UserError as error:
             report(error)
     for name in filter(specs.get, specs):
@@ -149,13 +150,37 @@ def load_splits(data: DataConfig) -> Splits:
         UserError: A split is missing or given twice, or its images cannot be used.
     """
     check_fractions(data)
+    check_one_fold(data)
+    parts = divide(_named_tables(data), data)
+    return Splits(parts['train'], parts['val'], parts.get('test'))
+
+
+def load_folds(data: DataConfig) -> list[list[Splits]]:
+    """Returns the splits of a cross-validation, by the number of the division and of the fold.
+
+    Raises:
+        UserError: See `load_splits`; or a fold cannot be held out.
+    """
+    check_fractions(data)
+    whole = divide(_named_tables(data), data)
+    with located('config.data.folds'):
+        return [
+            [
+                Splits(rest, part, whole.get('test'))
+                for rest, part in fold_splits(whole['train'], data.folds, repeat)
+            ]
+            for repeat in range(data.repeats)
+        ]
+
+
+def _named_tables(data: DataConfig) -> dict[str, ImageTable]:
+    """Returns the tables of the splits that are named, training first."""
     tables: dict[str, ImageTable] = {}
     for name, found in read_inputs(data).items():
         class_names = tables['train'].class_names if tables else None
         with located(KEY[name]):
             tables[name] = _table(found, data, class_names)
-    parts = divide(tables, data)
-    return Splits(parts['train'], parts['val'], parts.get('test'))
+    return tables
 
 
 def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, ImageTable]:
@@ -163,7 +188,7 @@ def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, Imag
 
     Args:
         tables: The splits that are named, training among them.
-        data: Fractions or folds, see `check_fractions`.
+        data: Fractions or folds, see `check_fractions`; with all folds, none is held out.
 
     Returns:
         The splits, training first.
@@ -180,8 +205,11 @@ def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, Imag
                 parts['train'], data.test_fraction, salt='test'
             )
     if data.folds and 'val' not in tables:
-        with located('config.data.folds'):
-            parts['train'], parts['val'] = fold_split(parts['train'], data.folds, data.fold)
+        if not isinstance(data.fold, str):
+            with located('config.data.folds'):
+                parts['train'], parts['val'] = fold_split(
+                    parts['train'], data.folds, data.fold, data.repeat
+                )
     elif data.val_fraction and 'val' not in tables:
         fraction = data.val_fraction / (1.0 - data.test_fraction)
         with located('config.data.val_fraction'):
@@ -211,45 +239,3 @@ def load_val(data: DataConfig, class_names: tuple[str, ...]) -> ImageTable:
         return load_splits(data).val
     with located(KEY['val']):
         return load_table(data.val, data=data, split='val', class_names=class_names)
-
-
-def check_fractions(data: DataConfig) -> None:
-    """Refuses fractions and folds that make no sense by themselves.
-
-    Raises:
-        UserError: They leave nothing to train with, or the fold does not exist.
-    """
-    if data.val_fraction + data.test_fraction >= 1:
-        raise UserError(
-            'the fractions leave nothing to train with',
-            where='config.data.val_fraction and config.data.test_fraction',
-            fix='give less than 1 in all',
-        )
-    if data.folds == 1:
-        raise UserError(
-            'one fold leaves nothing to train with',
-            where='config.data.folds',
-            fix='give 2 or more, or 0 for none',
-        )
-    if data.fold >= max(data.folds, 1):
-        fix = f'give 0 to {data.folds - 1}' if data.folds else 'set config.data.folds too'
-        raise UserError(f'fold {data.fold} does not exist', where='config.data.fold', fix=fix)
-
-
-def _check_one_way(data: DataConfig, name: str, spec: str, needed: bool) -> None:
-    """Refuses a split that is named in two ways, or in none though it is needed."""
-    ways = [f'{name}_fraction'] if getattr(data, f'{name}_fraction') else []
-    ways += ['folds'] if name == 'val' and data.folds else []
-    ways = [name, *ways] if spec else ways
-    if len(ways) > 1:
-        raise UserError(
-            f'more than one way to say what the {name} split is',
-            where=' and '.join(f'config.data.{way}' for way in ways),
-            fix='keep one of them',
-        )
-    if name == 'val' and needed and not ways:
-        raise UserError(
-            'no validation images are named',
-            where=KEY['val'],
-            fix='give a folder like the training one, or config.data.val_fraction=0.2',
-        )

@@ -57,7 +57,9 @@ def stratified_split(
     return _divide(table, np.array([name in taken for name in names], bool))
 
 
-def fold_split(table: ImageTable, folds: int, fold: int) -> tuple[ImageTable, ImageTable]:
+def fold_split(
+    table: ImageTable, folds: int, fold: int, repeat: int = 0
+) -> tuple[ImageTable, ImageTable]:
     """Takes one of `folds` parts into which `fold_numbers` cuts a table.
 
     Returns:
@@ -66,19 +68,22 @@ def fold_split(table: ImageTable, folds: int, fold: int) -> tuple[ImageTable, Im
     Raises:
         UserError: The part has no image, or the rest none of some class.
     """
-    inside = fold_numbers(table, folds) == fold
-    if not inside.any():
-        raise UserError(
-            f'fold {fold} of {folds} has no image', fix='use fewer folds, or add images'
-        )
-    rest, part = _divide(table, inside)
+    rest, part = _take(table, fold_numbers(table, folds, repeat), folds, fold)
     lost = np.flatnonzero((part.counts == 0) & (table.counts > 0))
     if without := [table.class_names[label] for label in lost]:
         logging.warning('fold %d has no image of %d classes: %s', fold, len(without), some(without))
     return rest, part
 
 
-def fold_numbers(table: ImageTable, folds: int) -> Int[np.ndarray, ' n']:
+def fold_splits(
+    table: ImageTable, folds: int, repeat: int = 0
+) -> list[tuple[ImageTable, ImageTable]]:
+    """Takes each of the parts in turn; returns what `fold_split` does, without its warnings."""
+    number = fold_numbers(table, folds, repeat)
+    return [_take(table, number, folds, fold) for fold in range(folds)]
+
+
+def fold_numbers(table: ImageTable, folds: int, repeat: int = 0) -> Int[np.ndarray, ' n']:
     """Cuts a table into parts of equal size in which each class has its share.
 
     A unit belongs to the class of which it holds most. The units of a class are ranked as in
@@ -87,10 +92,16 @@ def fold_numbers(table: ImageTable, folds: int) -> Int[np.ndarray, ' n']:
     moved, and images added to other classes, change nothing, and images added to a class move few
     of its others.
 
+    Args:
+        table: The images.
+        folds: The number of parts.
+        repeat: Each number ranks the units in another way.
+
     Returns:
         The fold of each image; -1 for a unit that is the only one of a class, and is in the
         training side of every fold.
     """
+    salt = f'fold {repeat}' if repeat else 'fold'
     names = units(table)
     labels = table.labels.tolist()
     distinct = set(zip(names, labels, table.digests, strict=True))
@@ -105,9 +116,9 @@ def fold_numbers(table: ImageTable, folds: int) -> Int[np.ndarray, ' n']:
         members.setdefault(-label, []).append(name)
     number = dict.fromkeys(alone, -1)
     for label, found in members.items():
-        ranked = sorted(set(found) - alone, key=lambda name: _rank('fold', name))
+        ranked = sorted(set(found) - alone, key=lambda name: _rank(salt, name))
         middle = _middles([main[name][0] for name in ranked])
-        start = int.from_bytes(_rank('fold', table.class_names[label])[:4], 'big')
+        start = int.from_bytes(_rank(salt, table.class_names[label])[:4], 'big')
         for name, at in zip(ranked, middle, strict=True):
             number[name] = (int(at * folds) + start) % folds
     return np.array([number[name] for name in names], np.int64)
@@ -157,6 +168,16 @@ def _middles(sizes: list[int]) -> list[float]:
     """Where the middle of each size lies when they follow each other, in parts of the whole."""
     size = np.array(sizes, np.float64)
     return ((np.cumsum(size) - size / 2) / max(size.sum(), 1)).tolist()
+
+
+def _take(
+    table: ImageTable, number: Int[np.ndarray, ' n'], folds: int, fold: int
+) -> tuple[ImageTable, ImageTable]:
+    if not (number == fold).any():
+        raise UserError(
+            f'fold {fold} of {folds} has no image', fix='use fewer folds, or add images'
+        )
+    return _divide(table, number == fold)
 
 
 def _divide(table: ImageTable, inside: Bool[np.ndarray, ' n']) -> tuple[ImageTable, ImageTable]:

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tlflax.models.linear.representations import row_normalized
 
@@ -22,8 +22,8 @@ def class_means(
     Rows are first scaled to unit norm, so each counts the same (after Mensink et al. 2013,
     'Distance-based image classification').
     """
-    sums = np.eye(num_classes, dtype=np.float32)[label].T @ _unit(features)
-    return _unit(sums)
+    sums = np.eye(num_classes, dtype=np.float32)[label].T @ unit(features)
+    return unit(sums)
 
 
 def class_mean_scores(
@@ -40,7 +40,7 @@ def class_mean_scores(
         num_classes: Number of classes.
         fold: The fold of each row; the scores of one in no fold (-1) are NaN.
     """
-    rows = _unit(features)
+    rows = unit(features)
     found = np.full((len(rows), num_classes), np.nan, np.float32)
     for held in range(int(fold.max()) + 1):
         out = fold == held
@@ -97,13 +97,34 @@ def _vote(
     count: int,
 ) -> Float[Array, 'm num_classes']:
     """Returns the log-probabilities of a chunk of queries."""
+    return vote(queries, bank, votes, count, query_fold[:, None] == fold)
+
+
+def vote(
+    queries: Float[Array, 'm d'],
+    bank: Float[Array, 'n d'],
+    votes: Float[Array, 'n num_classes'],
+    count: int,
+    barred: Bool[Array, 'm n'] | None = None,
+) -> Float[Array, 'm num_classes']:
+    """Returns log-probabilities from the votes of the nearest rows; see `neighbor_scores`.
+
+    Args:
+        queries: Rows of any norm.
+        bank: Rows of unit norm.
+        votes: Of each row of the bank, one-hot.
+        count: How many rows vote.
+        barred: Which rows do not vote for which query.
+    """
     cosine = jnp.dot(row_normalized(queries), bank.T, precision='highest')
-    cosine = jnp.where(query_fold[:, None] == fold, -jnp.inf, cosine)
+    if barred is not None:
+        cosine = jnp.where(barred, -jnp.inf, cosine)
     nearest, index = jax.lax.top_k(cosine, count)
     share = jax.nn.softmax(nearest / _TEMPERATURE, axis=1)
     found = jnp.einsum('mk,mkc->mc', share, votes[index], precision='highest')
     return jnp.log((1 - _NO_VOTE) * found + _NO_VOTE / votes.shape[1])
 
 
-def _unit(rows: Float[np.ndarray, 'n d']) -> Float[np.ndarray, 'n d']:
+def unit(rows: Float[np.ndarray, 'n d']) -> Float[np.ndarray, 'n d']:
+    """Returns the rows scaled to unit norm."""
     return np.asarray(row_normalized(jnp.asarray(rows)))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 Normalization = Literal['raw', 'standard', 'row', 'power']
 
 _SMALLEST = 1e-12  # norm of a row: one of zeros stays zero
+_CONSTANT = 1e-5  # deviation of a column relative to its mean: less is rounding
 
 
 class Moments(NamedTuple):
@@ -102,8 +103,9 @@ def apply(
 
 def moments(rows: Float[Array, 'n d']) -> Moments:
     """Returns the mean and the deviation of each column."""
-    deviation = rows.std(0)
-    return Moments(rows.mean(0), jnp.where(deviation > 0, deviation, 1))
+    mean, deviation = rows.mean(0), rows.std(0)
+    varies = deviation > _CONSTANT * jnp.abs(mean)
+    return Moments(mean, jnp.where(varies, deviation, 1))
 
 
 def row_normalized(rows: Float[Array, 'b d']) -> Float[Array, 'b d']:

@@ -1,13 +1,12 @@
 """The strength of regularization that cross-validation on the training images finds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from tlflax.models.linear import calibration
-from tlflax.models.linear.compression import Compressed
 from tlflax.models.linear.strengths import CrossValidated, choose, extended
 
 CrossValidate = Callable[..., Iterator[CrossValidated]]
@@ -39,10 +38,8 @@ class Found(NamedTuple):
 
 
 def search(
-    cross_validate: CrossValidate,
-    rows: Compressed,
+    solve: Callable[[Iterable[float]], Iterator[CrossValidated]],
     label: Int[np.ndarray, ' n'],
-    num_classes: int,
     fold: Int[np.ndarray, ' n'],
     strengths: Sequence[float],
 ) -> Found:
@@ -52,18 +49,17 @@ def search(
     strengths after it, unless it is the first, and goes on while it is at an end.
 
     Args:
-        cross_validate: The kind of model.
-        rows: The training features.
+        solve: Strengths to models, as `tlflax.models.linear.problem.Problem.cross_validate`; of
+            their held-out scores the first n are used.
         label: i32[n].
-        num_classes: Number of classes.
         fold: The fold of each row; -1: in the training side of every fold.
         strengths: At least two, from strong to weak.
     """
-    held_out = fold >= 0
+    held_out = np.flatnonzero(fold >= 0)
     path: list[Found] = []
     losses: dict[float, float] = {}
     steps = extended(strengths, lambda: _best(path))
-    for point in cross_validate(rows, label, num_classes, fold, steps):
+    for point in solve(steps):
         path.append(_assess(point, label, held_out, losses))
         losses[point.strength] = path[-1].loss
         if _best(path) > 0 and len(path) - 1 - _best(path) >= _PATIENCE:
@@ -78,7 +74,7 @@ def _best(path: Sequence[Found]) -> int:
 def _assess(
     point: CrossValidated,
     label: Int[np.ndarray, ' n'],
-    held_out: np.ndarray,
+    held_out: Int[np.ndarray, ' m'],
     losses: dict[float, float],
 ) -> Found:
     scores, own = point.held_out[held_out], label[held_out]

@@ -1,0 +1,78 @@
+"""The sets of images that results.md is about: the demo, and folders that are given.
+
+Shared by reproduce.py and study_stopping.py.
+"""
+
+import dataclasses
+import runpy
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tlflax.config.schema import Config
+from tlflax.train import setup
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADS = ('conv', 'mlp', 'gap_linear', 'flatten_linear')
+CREDITS = {
+    'traffic lights': 'the demo of tlflax',
+    'signs': 'ardamavi/Sign-Language-Digits-Dataset, Apache 2.0',
+    'clothing': 'alexeygrigorev/clothing-dataset-small, CC0',
+}
+QUICK_LAYER, QUICK_SIDE, QUICK_BATCH = 'block3_pool', 32, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Training and validation images.
+
+    Attributes:
+        name: What the tables call it.
+        train, val: As in the configuration.
+        side: Height and width of the input of the network.
+        quick: Small images, random weights and few steps, so that a run takes a second.
+    """
+
+    name: str
+    train: str
+    val: str
+    side: int
+    quick: bool = False
+
+    def raw(self, recipe: str, **changes: Any) -> ConfigDict:
+        """Returns a configuration on these images.
+
+        Args:
+            recipe: A file in configs/, without its ending.
+            **changes: Values by key, with `__` for the dot.
+        """
+        config = runpy.run_path(str(ROOT / 'configs' / f'{recipe}.py'))['get_config']()
+        config.data.train, config.data.val = self.train, self.val
+        config.data.image_size, config.data.audit = (self.side, self.side), 'off'
+        if self.quick:
+            config.data.image_size = (QUICK_SIDE, QUICK_SIDE)
+            config.weights.source, config.features.layer = 'random', QUICK_LAYER
+            config.train.batch_size, config.train.epochs = QUICK_BATCH, 2
+        for key, value in changes.items():
+            section, name = key.split('__')
+            config[section][name] = value
+        return config
+
+    def configure(self, recipe: str, **changes: Any) -> Config:
+        """Returns the checked configuration of `raw`."""
+        return setup.configure(self.raw(recipe, **changes))
+
+
+DEMO = ImageSet('traffic lights', 'demo:traffic_lights/Train', 'demo:traffic_lights/Test', 224)
+
+
+def parse(texts: list[str], *, quick: bool) -> list[ImageSet]:
+    """Returns the sets that arguments FOLDER[@SIDE] name, and unless quick the demo before them."""
+    found = [] if quick else [DEMO]
+    for text in texts:
+        folder, _, side = text.partition('@')
+        path = Path(folder)
+        train, val = str(path / 'train'), str(path / 'val')
+        found.append(ImageSet(path.name, train, val, int(side or 224), quick))
+    return found
