@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tlflax.data.table import ImageTable
+from tlflax.train.metrics.scores import cross_entropies
 from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.files import atomic_write
 
@@ -44,8 +45,7 @@ def write_mistakes(
         UserError: The file cannot be written.
     """
     labels, predicted = np.asarray(table.labels), probabilities.argmax(-1)
-    of_true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    losses = -np.log(np.maximum(of_true, np.finfo(np.float32).tiny))
+    losses = cross_entropies(labels, probabilities)
     wrong = np.flatnonzero(predicted != labels)
     order = wrong[np.argsort(-losses[wrong], kind='stable')]
     text = io.StringIO(newline='')
