@@ -94,7 +94,8 @@ def _choose(config: Config, work: Workdir) -> JsonObject:
     ]
     branches = [fitted.branch for fitted, _ in members]
     chosen = setup.build(trials.with_head(judged.config, branches), inputs)
-    report = auto_report.make(tried, counts, training, [c.name for c in offered if c not in kept])
+    dropped = [one.name for one in offered if one not in kept]
+    report = auto_report.make(tried, counts, factor, training, dropped)
     report['trials'] = [trial._asdict() for trial in judged.trials]
     logging.info('%s', report['why'])
     with writing(work.path):
