@@ -88,11 +88,14 @@ def _choose(config: Config, work: Workdir) -> JsonObject:
     tried: list[Tried] = []
     for candidate in kept:
         tried.append(_try(candidate, training, [one.fitted for one in tried]))
-    counts = _select(tried, training)
-    members = [(one.fitted, int(c)) for one, c in zip(tried, counts, strict=True) if c]
+    counts, factor = _select(tried, training)
+    members = [
+        (one.fitted.scaled(factor), int(c)) for one, c in zip(tried, counts, strict=True) if c
+    ]
     branches = [fitted.branch for fitted, _ in members]
     chosen = setup.build(trials.with_head(judged.config, branches), inputs)
-    report = auto_report.make(tried, counts, training, [c.name for c in offered if c not in kept])
+    dropped = [one.name for one in offered if one not in kept]
+    report = auto_report.make(tried, counts, factor, training, dropped)
     report['trials'] = [trial._asdict() for trial in judged.trials]
     logging.info('%s', report['why'])
     with writing(work.path):
@@ -135,15 +138,21 @@ def _try(candidate: Candidate, training: Training, rivals: Sequence[Fitted]) -> 
     return Tried(candidate, fitted, seconds)
 
 
-def _select(tried: Sequence[Tried], training: Training) -> Int[np.ndarray, ' m']:
-    """Returns how often each candidate counts in the ensemble; one that gave up does not."""
+def _select(tried: Sequence[Tried], training: Training) -> tuple[Int[np.ndarray, ' m'], float]:
+    """Chooses the ensemble; candidates that gave up are not in it.
+
+    Returns:
+        How often each candidate counts, and the factor of their scores.
+    """
     held_out = training.fold >= 0
+    label = training.label[held_out]
     complete = [number for number, one in enumerate(tried) if one.fitted.complete]
     scores = np.stack([tried[k].fitted.log_probabilities[held_out] for k in complete])
     costs = np.array([float(tried[k].candidate.columns) for k in complete])
+    chosen = ensemble.select(np.exp(scores), label, costs, _ROUNDS)
     counts = np.zeros(len(tried), np.int64)
-    counts[complete] = ensemble.select(np.exp(scores), training.label[held_out], costs, _ROUNDS)
-    return counts
+    counts[complete] = chosen
+    return counts, ensemble.sharpening(scores, chosen, label)
 
 
 def _publish(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from tlflax.models.linear import ensemble
 from tlflax.sweep.candidates.fitted import Candidate, Fitted, Training
 from tlflax.sweep.trials import FOLDS
 from tlflax.train.metrics.proportions import wilson_interval
@@ -33,6 +34,7 @@ class Tried(NamedTuple):
 def make(
     tried: Sequence[Tried],
     counts: Int[np.ndarray, ' m'],
+    factor: float,
     training: Training,
     dropped: Sequence[str],
 ) -> JsonObject:
@@ -41,35 +43,32 @@ def make(
     Args:
         tried: The candidates.
         counts: How often each counts in the ensemble.
+        factor: Of their scores there.
         training: The images.
         dropped: The names of those that were too dear.
     """
-    held_out, total = training.fold >= 0, counts.sum()
-    own = training.label[held_out]
-    mean = np.zeros((len(own), training.num_classes))
-    for one, count in zip(tried, counts, strict=True):
-        if count:
-            mean += np.exp(one.fitted.log_probabilities[held_out]) * (count / total)
-    right = int((mean.argmax(1) == own).sum())
-    loss = -np.log(np.maximum(mean[np.arange(len(own)), own], 1e-12)).mean()
+    held_out = training.fold >= 0
+    label, n = training.label[held_out], int(held_out.sum())
+    chosen = [one.fitted for one, count in zip(tried, counts, strict=True) if count]
+    scores = np.stack([one.scaled(factor).log_probabilities[held_out] for one in chosen])
+    mean = ensemble.mean(scores, counts[counts > 0])
+    right, loss = int((mean.argmax(1) == label).sum()), ensemble.cross_entropy(mean, label)
     complete = [one for one in tried if one.fitted.complete]
     best = max(complete, key=lambda one: (one.fitted.accuracy, -one.fitted.loss))
-    used = [one.candidate.name for one, c in zip(tried, counts, strict=True) if c]
     why = (
-        f'the mean of {len(used)} of {len(tried)} candidates has the lowest cross-validated loss, '
-        f'{loss:.4f}, with accuracy {right / len(own):.4f}; the most accurate candidate alone '
+        f'the mean of {len(chosen)} of {len(tried)} candidates has the lowest cross-validated '
+        f'loss, {loss:.4f}, with accuracy {right / n:.4f}; the most accurate candidate alone '
         f'({best.candidate.name}) has {best.fitted.loss:.4f} and {best.fitted.accuracy:.4f}'
     )
+    weights = (counts / counts.sum()).tolist()
     return {
         'why': why,
         'folds': FOLDS,
-        'images': int(held_out.sum()),
-        'cv_accuracy': right / len(own),
-        'cv_accuracy_interval': list(wilson_interval(right, len(own))),
-        'cv_loss': float(loss),
-        'candidates': [
-            _row(one, int(count) / int(total)) for one, count in zip(tried, counts, strict=True)
-        ],
+        'images': n,
+        'cv_accuracy': right / n,
+        'cv_accuracy_interval': list(wilson_interval(right, n)),
+        'cv_loss': loss,
+        'candidates': [_row(one, weight) for one, weight in zip(tried, weights, strict=True)],
         'not_tried': list(dropped),
     }
 

@@ -1,7 +1,10 @@
 """Greedy selection of an ensemble."""
 
 import numpy as np
+import pytest
+from scipy.special import log_softmax
 
+from tlflax.models.linear import ensemble
 from tlflax.models.linear.ensemble import select
 
 
@@ -40,3 +43,29 @@ def test_certain_errors_do_not_break_it():
     label = np.array([0, 1])
     wrong = np.eye(2)[None, 1 - label]
     assert select(wrong, label, np.ones(1), 3).tolist() == [1]
+
+
+def test_sharpening_is_the_best_common_factor():
+    """Three models that each know a third of the columns: their mean is too careful."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 400)
+    logits = 2 * np.eye(3)[label] + rng.normal(size=(3, 400, 3))
+    scores, counts = log_softmax(logits, axis=2), np.array([2, 0, 3])
+    factor = ensemble.sharpening(scores, counts, label)
+    share = counts / 5
+
+    def loss(factor):
+        mean = np.einsum('m,mnc->nc', share, np.exp(log_softmax(factor * scores, axis=2)))
+        return -np.log(mean[np.arange(400), label]).mean()
+
+    grid = np.exp(np.linspace(-1.5, 1.5, 301))
+    losses = [loss(one) for one in grid]
+    assert factor == pytest.approx(grid[np.argmin(losses)], rel=0.02)
+    assert factor > 1.1
+    assert loss(factor) < loss(1.0)
+
+
+def test_nothing_is_sharpened_without_need():
+    label = np.array([0, 1, 0, 1])
+    scores = np.log(np.full((1, 4, 2), 0.5))
+    assert ensemble.sharpening(scores, np.array([1]), label) == 1

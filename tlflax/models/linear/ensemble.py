@@ -1,8 +1,12 @@
 """Greedy selection of an ensemble (Caruana et al. 2004, 'Ensemble selection from libraries')."""
 
 import numpy as np
+import scipy.optimize
 from jaxtyping import Float, Int
 
+from tlflax.models.linear.calibration import log_softmax
+
+_SHARPEST = 1.5  # natural logarithm of the largest factor, and of the inverse of the smallest
 _TIE = 1e-9  # relative difference of two losses below which the cheaper is chosen
 
 
@@ -40,3 +44,44 @@ def select(
         total += own[best]
     last = next(i for i, loss in enumerate(losses) if loss <= min(losses) * (1 + _TIE))
     return np.bincount(chosen[: last + 1], minlength=len(costs))
+
+
+def mean(
+    log_probabilities: Float[np.ndarray, 'm n num_classes'], counts: Int[np.ndarray, ' m']
+) -> Float[np.ndarray, 'n num_classes']:
+    """Returns the mean of the models' probabilities, each counted as often as it was chosen."""
+    share = counts / counts.sum()
+    return np.einsum('m,mnc->nc', share, np.exp(log_probabilities))
+
+
+def cross_entropy(
+    probabilities: Float[np.ndarray, 'n num_classes'], label: Int[np.ndarray, ' n']
+) -> float:
+    """Returns the mean over the rows, in nats."""
+    own = probabilities[np.arange(len(label)), label]
+    return float(-np.log(np.maximum(own, 1e-12)).mean())
+
+
+def sharpening(
+    log_probabilities: Float[np.ndarray, 'm n num_classes'],
+    counts: Int[np.ndarray, ' m'],
+    label: Int[np.ndarray, ' n'],
+) -> float:
+    """Returns the factor of every model's scores with which the mean has the lowest cross-entropy.
+
+    A mean of calibrated probabilities is less confident than it should be (Rahaman & Thiery 2021,
+    arXiv:2007.08792).
+
+    Args:
+        log_probabilities: Of each model on rows it did not see.
+        counts: How often each is counted.
+        label: The class of each row.
+    """
+    chosen = log_probabilities[counts > 0]
+    own = counts[counts > 0]
+
+    def loss(logarithm: float) -> float:
+        return cross_entropy(mean(log_softmax(np.exp(logarithm) * chosen), own), label)
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=(-_SHARPEST, _SHARPEST), method='bounded')
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0

@@ -91,6 +91,16 @@ class Fitted(NamedTuple):
         """Returns the cross-entropy of each image; NaN where it was not held out."""
         return -self.log_probabilities[np.arange(len(label)), label]
 
+    def scaled(self, factor: float) -> 'Fitted':
+        """Returns the same with its scores times a factor, but for `loss`."""
+        held = 'factor' in self.params
+        params = {
+            name: value * factor if name == 'factor' or not held else value
+            for name, value in self.params.items()
+        }
+        scores = calibration.log_softmax(factor * self.log_probabilities)
+        return self._replace(params=params, log_probabilities=scores)
+
 
 class Candidate(Protocol):
     """A kind of head that may be chosen."""
