@@ -259,7 +259,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize(
     ('name', 'arguments', 'last'),
     [
-        ('train', [], 'calibration error '),
+        ('train', [], 'calibrated by temperature '),
         ('evaluate', ['--workdir=run'], '{"'),
         ('predict', ['--workdir=run', 'Test'], '{root}/Test/yellow/002.jpg  '),
         ('probe', ['CONFIG', '--workdir=probe'], '{"'),
