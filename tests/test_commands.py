@@ -257,7 +257,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize(
     ('name', 'arguments', 'last'),
     [
-        ('train', [], 'balanced accuracy '),
+        ('train', [], 'calibrated by temperature '),
         ('evaluate', ['--workdir=run'], '{"'),
         ('predict', ['--workdir=run', 'Test'], '{root}/Test/yellow/002.jpg  '),
         ('probe', ['CONFIG', '--workdir=probe'], '{"'),
