@@ -89,13 +89,13 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='module', params=['flatten', 'gap', 'standardized'])
+@pytest.fixture(scope='module', params=['flatten', 'gap', 'standardized', 'power'])
 def finished(request, root, tmp_path_factory):
     """A probe's workdir, its result and the scikit-learn transform of the features."""
     head = {'gap': 'gap_linear'}.get(request.param, 'conv')  # 'conv' is no probe: flatten
     config = setup.configure(small_config(root, model__head=head))
     workdir = tmp_path_factory.mktemp('probes') / request.param
-    representation = 'standard' if request.param == 'standardized' else 'raw'
+    representation = {'standardized': 'standard', 'power': 'power'}.get(request.param, 'raw')
     result = run.run(config, Workdir(workdir), representation)
     return workdir, result, request.param
 
@@ -119,7 +119,8 @@ def test_workdir_has_the_path_and_its_best(finished):
 def test_restored_probe_is_the_one_that_was_fitted(finished):
     workdir, result, kind = finished
     restored = tlflax.load(workdir)
-    assert restored.config.model.head == ('gap_linear' if kind == 'gap' else 'flatten_linear')
+    heads = {'gap': 'gap_linear', 'power': 'ensemble:0:4096 power'}
+    assert restored.config.model.head == heads.get(kind, 'flatten_linear')
     assert restored.step == result['step']
     evaluated = restored.evaluate()
     assert evaluated['loss'] == pytest.approx(result['best_val_loss'], abs=1e-6)
@@ -201,7 +202,12 @@ def test_chosen_strength_is_that_of_scikit_learns_cross_validation(finished):
     records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     restored = tlflax.load(workdir)
     source, table = _train_source(restored)
-    rows = read_rows(source, restored.config.model.head, 3)
+    representation = 'power' if kind == 'power' else 'raw'
+    rows = read_rows(source, restored.config.model.head, 3, representation)
+    if kind == 'power':  # by hand
+        features = np.sqrt(read_rows(source, 'flatten_linear', 3).features.astype(np.float64))
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        np.testing.assert_allclose(rows.features, features, atol=1e-6)
     fold = fold_numbers(table, path.FOLDS)
     losses = {}
     for record in [*records[3:9], records[result['best_epoch'] - 1]]:
@@ -255,6 +261,13 @@ def test_command_offers_every_representation():
 def test_workdir_in_use_is_refused(finished, root):
     with pytest.raises(UserError, match='--workdir'):
         run.run(setup.configure(small_config(root)), Workdir(finished[0]))
+
+
+def test_averages_are_not_scaled_by_row(root, tmp_path):
+    config = setup.configure(small_config(root, model__head='gap_linear'))
+    with pytest.raises(UserError, match='gap_linear averages features') as error:
+        run.run(config, Workdir(tmp_path / 'w'), 'row')
+    assert error.value.where == '--representation'
 
 
 def test_features_must_be_kept(root, tmp_path):

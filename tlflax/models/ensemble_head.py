@@ -114,7 +114,7 @@ def head(name: str) -> Callable[..., nnx.Module]:
     ) -> nnx.Module:
         del units, dropout
         widest = max(part.stop for branch in branches for part in branch.representation)
-        if len(shape) != 1 or widest > shape[0]:
+        if widest > math.prod(shape):
             raise UserError(
                 f'the branches read {widest} columns, and the features have the shape {shape}',
                 where='config.model.head',
@@ -140,7 +140,8 @@ class EnsembleHead(nnx.Module):
             setattr(self, branch_name(number), branch.build(num_classes, rngs))
         self.log_weight = nnx.Param(jnp.zeros(len(self.branches)))
 
-    def __call__(self, x: Float[Array, 'b d']) -> Float[Array, 'b num_classes']:
+    def __call__(self, x: Float[Array, 'b ...']) -> Float[Array, 'b num_classes']:
+        x = x.reshape(x.shape[0], -1)
         logits = []
         for number, branch in enumerate(self.branches):
             rows = representations.apply(branch.representation, x)

@@ -24,8 +24,8 @@ class Arguments:
     workdir: str | None = flags.optional(
         None, 'DIR', 'folder to write to; by default runs/CONFIG-probe or runs/CONFIG-shots'
     )
-    representation: Literal['raw', 'standard'] = flags.choice(
-        'raw', ('raw', 'standard'), 'standard: scale each feature to zero mean and unit variance'
+    representation: Literal['raw', 'standard', 'row', 'power'] = flags.choice(
+        'raw', ('raw', 'standard', 'row', 'power'), 'normalization; see tlflax.probe.run'
     )
     shots: tuple[str, ...] = flags.optional(
         (), 'N,N', 'numbers of training images of each class, such as 1,2,5,10,20'

@@ -30,7 +30,7 @@ def held_out_scores(
         strengths: L2 penalties for normalized rows, from strong to weak. Each is taken when the
             scores of the one before were used.
     """
-    if representation == 'raw':
+    if representation != 'standard':
         problems = [(compress(rows.features), fold)]
     else:
         problems = [

@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.features.batches import Source
+from tlflax.models import ensemble_head
 from tlflax.models.base.modules import Variables
 from tlflax.models.linear import logistic_regression
 from tlflax.models.linear.logistic_regression import Solved
@@ -49,7 +51,8 @@ def fit_path(
     Raises:
         UserError: The features are not kept on the device, or no class can be divided.
     """
-    rows = read_rows(train, run.config.model.head, len(run.splits.train.class_names))
+    classes = len(run.splits.train.class_names)
+    rows = read_rows(train, run.config.model.head, classes, representation)
     fold = _folds(run)
     moments = rows.moments(representation)
     features = rows.normalized(moments)
@@ -116,7 +119,7 @@ def _evaluate(
 ) -> Fitted:
     """Evaluates a probe on the training and validation images."""
     began = time.perf_counter()
-    variables = Variables({'head': {'logits': _layer(solved, moments)}}, {})
+    variables = Variables({'head': _head(run.config.model.head, _layer(solved, moments))}, {})
     record = {
         'epoch': 0,
         'step': 0,
@@ -128,6 +131,13 @@ def _evaluate(
         'gradient_norm': solved.gradient_norm,
     }
     return Fitted(variables, record)
+
+
+def _head(name: str, layer: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the parameters of the head that has this linear layer."""
+    if name.startswith(ensemble_head.PREFIX):
+        return {ensemble_head.branch_name(0): layer, 'log_weight': np.zeros(1, np.float32)}
+    return {'logits': layer}
 
 
 def _layer(solved: Solved, moments: Moments | None) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ has seen the validation images.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 
@@ -14,6 +15,10 @@ import jax.numpy as jnp
 from tlflax.config.schema import AugmentConfig, Config, LossConfig
 from tlflax.features.batches import Source
 from tlflax.features.sources import require_on_device
+from tlflax.models.backbones import find
+from tlflax.models.classifier import feature_shape
+from tlflax.models.ensemble_head import Branch, name_of
+from tlflax.models.linear.representations import Part
 from tlflax.probe.path import Fitted, fit_path
 from tlflax.probe.rows import Representation
 from tlflax.train import setup, steps
@@ -21,6 +26,7 @@ from tlflax.train.early_stopping import State
 from tlflax.train.position import Position
 from tlflax.train.run import publish
 from tlflax.train.setup import Run
+from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.workdir.files import Workdir
 
@@ -39,19 +45,21 @@ def run(config: Config, work: Workdir, representation: Representation = 'raw') -
         config: Its optimizer, loss, sampling, augmentation and early stopping are not used.
         work: New.
         representation: 'standard' gives each feature zero mean and unit variance over the training
-            images; this becomes part of the kernel and bias that are written.
+            images; this becomes part of the kernel and bias that are written. 'row' scales the
+            features of an image to unit norm, 'power' their square roots; the head that is written
+            does the same.
 
     Returns:
         The contents of `result.json`.
 
     Raises:
         UserError: The features are not kept on the device, no class can be divided for
-            cross-validation, or the workdir is in use.
+            cross-validation, the workdir is in use, or the head cannot normalize rows.
     """
     began = time.perf_counter()
     with work.locked():
         work.check_free()
-        run, train, val = prepare(config)
+        run, train, val = prepare(config, representation)
         path, best = fit_path(run, train, val, representation)
         return publish(
             run,
@@ -63,14 +71,14 @@ def run(config: Config, work: Workdir, representation: Representation = 'raw') -
         )
 
 
-def prepare(config: Config) -> tuple[Run, Source, Source]:
+def prepare(config: Config, representation: Representation = 'raw') -> tuple[Run, Source, Source]:
     """Loads what a probe needs: a run, and its training and validation images as they are.
 
     Raises:
         UserError: The features are not kept on the device, or the configuration or data is at
             fault.
     """
-    config = probe_config(config)
+    config = probe_config(config, representation)
     run = setup.build(config, setup.load(config))
     train = run.sources.eval(run.splits.train, 'training')
     val = run.sources.eval(run.splits.val, 'validation')
@@ -78,9 +86,23 @@ def prepare(config: Config) -> tuple[Run, Source, Source]:
     return run, train, val
 
 
-def probe_config(config: Config) -> Config:
-    """Returns the configuration of the linear head that a probe fits."""
+def probe_config(config: Config, representation: Representation = 'raw') -> Config:
+    """Returns the configuration of the linear head that a probe fits.
+
+    Raises:
+        UserError: It averages features, and so cannot normalize rows.
+    """
     head = config.model.head if config.model.head in HEADS else HEADS[0]
+    if representation in ('row', 'power'):
+        if head == 'gap_linear':
+            raise UserError(
+                f'{head} averages features and does not scale rows',
+                where='--representation',
+                fix="leave it out, or set config.model.head='flatten_linear'",
+            )
+        backbone, size = find(config.model.backbone), config.data.image_size
+        shape = feature_shape(backbone, size, config.features.layer, setup.tapped(config))
+        head = name_of([Branch((Part(0, math.prod(shape), representation),))])
     return dataclasses.replace(
         config,
         augment=AugmentConfig(horizontal_flip=False),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tlflax.models.linear import ensemble
+from tlflax.models.linear.calibration import cross_entropy
 from tlflax.sweep.candidates.fitted import Candidate, Fitted, Training
 from tlflax.sweep.trials import FOLDS
 from tlflax.train.metrics.proportions import wilson_interval
@@ -52,7 +53,7 @@ def make(
     chosen = [one.fitted for one, count in zip(tried, counts, strict=True) if count]
     scores = np.stack([one.scaled(factor).log_probabilities[held_out] for one in chosen])
     mean = ensemble.mean(scores, counts[counts > 0])
-    right, loss = int((mean.argmax(1) == label).sum()), ensemble.cross_entropy(mean, label)
+    right, loss = int((mean.argmax(1) == label).sum()), cross_entropy(label, mean)
     complete = [one for one in tried if one.fitted.complete]
     best = max(complete, key=lambda one: (one.fitted.accuracy, -one.fitted.loss))
     why = (

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Float, Int
 
-from tlflax.models.linear.calibration import log_softmax
+from tlflax.models.linear.calibration import cross_entropy, log_softmax
 
 _SHARPEST = 1.5  # natural logarithm of the largest factor, and of the inverse of the smallest
 _TIE = 1e-9  # relative difference of two losses below which the cheaper is chosen
@@ -54,14 +54,6 @@ def mean(
     return np.einsum('m,mnc->nc', share, np.exp(log_probabilities))
 
 
-def cross_entropy(
-    probabilities: Float[np.ndarray, 'n num_classes'], label: Int[np.ndarray, ' n']
-) -> float:
-    """Returns the mean over the rows, in nats."""
-    own = probabilities[np.arange(len(label)), label]
-    return float(-np.log(np.maximum(own, 1e-12)).mean())
-
-
 def sharpening(
     log_probabilities: Float[np.ndarray, 'm n num_classes'],
     counts: Int[np.ndarray, ' m'],
@@ -81,7 +73,7 @@ def sharpening(
     own = counts[counts > 0]
 
     def loss(logarithm: float) -> float:
-        return cross_entropy(mean(log_softmax(np.exp(logarithm) * chosen), own), label)
+        return cross_entropy(label, mean(log_softmax(np.exp(logarithm) * chosen), own))
 
     found = scipy.optimize.minimize_scalar(loss, bounds=(-_SHARPEST, _SHARPEST), method='bounded')
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
