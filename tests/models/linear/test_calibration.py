@@ -1,8 +1,10 @@
 """The factor is the minimum of the cross-entropy, as a general optimizer finds it."""
 
 import numpy as np
+import pytest
 import scipy.optimize
 import scipy.special
+import scipy.stats
 
 from tlflax.models.linear import calibration
 from tlflax.models.linear.calibration import fit_factor, log_softmax
@@ -52,14 +54,15 @@ def predictions(n=300, sharpness=3.0):
 
 
 def best_temperature(probabilities, label):
-    """With a general optimizer, in float64; one more row has all labels alike."""
+    """With a general optimizer, in float64; its logarithm is normal with deviation 1/2 before."""
     logits = np.log(probabilities.astype(np.float64))
 
     def loss(log_temperature):
         tempered = scipy.special.log_softmax(logits / np.exp(log_temperature), axis=1)
-        return -(tempered[np.arange(len(label)), label].sum() + tempered.mean())
+        prior = scipy.stats.norm.logpdf(log_temperature, scale=0.5)
+        return -(tempered[np.arange(len(label)), label].sum() + prior)
 
-    return np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-5, 5), method='bounded').x)
+    return np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), method='bounded').x)
 
 
 def test_temperature_of_probabilities():
@@ -72,6 +75,25 @@ def test_temperature_of_probabilities():
         scipy.special.softmax(np.log(probabilities.astype(np.float64)) / found, axis=1),
         rtol=1e-9,
     )
+
+
+@pytest.mark.parametrize('sharpness', [1.0, 4.0, 30.0])
+def test_a_model_without_mistakes_is_hardly_changed_and_never_worse(sharpness):
+    label = np.arange(60) % 3
+    probabilities = scipy.special.softmax(sharpness * np.eye(3)[label], axis=1).astype(np.float32)
+    found = calibration.fit_temperature(probabilities, label)
+    np.testing.assert_allclose(found, best_temperature(probabilities, label), rtol=1e-4)
+    after = calibration.cross_entropy(label, calibration.temper(probabilities, found))
+    assert after <= calibration.cross_entropy(label, probabilities) + 1e-9
+    assert 0.05 < found <= 1
+    if sharpness == 30:
+        assert found > 0.99
+
+
+def test_useless_probabilities_become_equal():
+    label = np.arange(600) % 3
+    probabilities = scipy.special.softmax(-9 * np.eye(3)[label], axis=1).astype(np.float32)
+    assert calibration.fit_temperature(probabilities, label) == pytest.approx(20)
 
 
 def test_rows_have_no_part_in_their_own_temperature():
