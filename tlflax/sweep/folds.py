@@ -191,6 +191,7 @@ def _joined(tables: Sequence[ImageTable]) -> ImageTable:
         groups=None if tables[0].groups is None else joined('groups'),
         weights=None,
         perceptual_hashes=None,
+        aspect_ratios=None,
     )
 
 
