@@ -124,6 +124,8 @@ def test_a_backbone_that_is_trained_is_refused():
 
 def test_recommended_taps():
     row = make('narrow', network.VGG16)
-    assert row.auto_taps('auto')[0] == 'block4_pool:grid4'
+    taps = row.auto_taps('auto')
+    assert 'block4_pool:grid4' in taps
+    assert {f'block{block}_pool:mean' for block in range(1, 6)} < set(taps)
     assert row.auto_taps('block3_pool') == ('block3_pool:mean', 'block3_pool:flatten')
     assert BACKBONE.auto_taps('auto')[-1] == f'{BACKBONE.layer}:flatten'

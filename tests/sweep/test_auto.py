@@ -165,8 +165,8 @@ def test_images_too_few_for_folds_are_refused(tmp_path):
 
 
 LAYOUT = Layout(
-    (Tap('low', 'grid4'), Tap('top', 'mean'), Tap('top', 'flatten')),
-    (8192, 512, 25088),
+    (Tap('low', 'mean'), Tap('low', 'grid4'), Tap('top', 'mean'), Tap('top', 'flatten')),
+    (512, 8192, 512, 25088),
     (7, 7, 512),
 )
 KINDS = ('ridge', 'logistic', 'nearest class', 'nearest neigh', 'gap_linear', 'mlp', 'conv')
@@ -174,7 +174,7 @@ KINDS = ('ridge', 'logistic', 'nearest class', 'nearest neigh', 'gap_linear', 'm
 
 def test_candidates_follow_from_the_taps():
     names = [one.name for one in candidates(LAYOUT)]
-    assert len(set(names)) == len(names) == 24
+    assert len(set(names)) == len(names) == 26
     assert all(any(name.startswith(kind) for name in names) for kind in KINDS)
     for solver in (RIDGE, LOGISTIC):
         for rows in ('top pooled', 'top'):
@@ -183,8 +183,9 @@ def test_candidates_follow_from_the_taps():
     assert not any('mirror' in name for name in names)
     mirrored = [one for one in candidates(LAYOUT, mirrored=True) if 'mirror' in one.name]
     assert len(mirrored) == 3
-    alone = candidates(Layout(LAYOUT.taps[1:], LAYOUT.columns[1:], LAYOUT.shape))
-    assert all('earlier' not in one.name for one in alone)
+    alone = candidates(Layout(LAYOUT.taps[2:], LAYOUT.columns[2:], LAYOUT.shape))
+    assert not any('earlier' in one.name or 'all layers' in one.name for one in alone)
+    assert sum('averages of all layers' in name for name in names) == 2
     linear = [one for one in alone if isinstance(one, Linear)]
     assert max(part.stop for one in linear for part in one.representation) == 25600
 

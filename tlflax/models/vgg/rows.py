@@ -115,7 +115,12 @@ def make(
         imagenet=imagenet,
         fast_cpu=autotune.program,
         # Block 4 tells fine shapes apart that block 5 has pooled away.
-        taps=('block4_pool:grid4', 'block5_pool:mean', 'block5_pool:flatten'),
+        taps=(
+            *(f'block{block}_pool:mean' for block in range(1, 5)),
+            'block4_pool:grid4',
+            'block5_pool:mean',
+            'block5_pool:flatten',
+        ),
         # Released versions kept ReLU of the logits under this layer's name.
         corrected={network.PROBABILITIES: 'softmax'},
     )

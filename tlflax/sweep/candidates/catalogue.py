@@ -14,6 +14,7 @@ from tlflax.sweep.candidates.similarity import ClassMeans, Neighbors
 from tlflax.sweep.candidates.trained import RATES, Trained
 
 _CELLS = 0.5**0.5  # weight of the cells of an earlier layer beside the last one
+_PLACELESS = ('mean', 'max')  # poolings that leave no position
 _WORDS: dict[Normalization, str] = {
     'raw': '',
     'row': ', unit rows',
@@ -48,8 +49,14 @@ class Layout:
 
     @property
     def earlier(self) -> list[Span]:
-        """The columns of each tap of earlier layers."""
-        return [span for tap, span in self._spans.items() if tap.layer != self.last]
+        """The columns of each tap of earlier layers that says where something is."""
+        found = self._spans.items()
+        return [s for tap, s in found if tap.layer != self.last and tap.pooling not in _PLACELESS]
+
+    @property
+    def averages(self) -> list[Span]:
+        """The columns of each layer's average."""
+        return [span for tap, span in self._spans.items() if tap.pooling == 'mean']
 
     @property
     def _spans(self) -> dict[Tap, Span]:
@@ -89,6 +96,7 @@ def candidates(layout: Layout, *, mirrored: bool = False) -> list[Candidate]:
     if flat:
         found += [_normalized(LOGISTIC, last, flat, 'row')]
     found += [Linear(RIDGE, *rows) for rows in roots[1:]]
+    found += _averages(layout.averages)
     if mirrored:
         found += [Linear(RIDGE, *rows, mirrored=True) for rows in roots]
     found += [Linear(LOGISTIC, *rows) for rows in reversed(roots)]
@@ -119,6 +127,18 @@ def _roots(layout: Layout) -> list[tuple[Representation, str]]:
         (both, f'roots of {last} and earlier layers'),
         (cells, 'roots of earlier layers'),
         (own, f'roots of {last}'),
+    ]
+
+
+def _averages(spans: Sequence[Span]) -> list[Candidate]:
+    """Returns models on the averages of several layers (after Evci et al. 2022, Head2Toe)."""
+    if len(spans) < 2:
+        return []
+    roots = tuple(Part(*span, 'power') for span in spans)
+    standard = tuple(Part(*span, 'standard') for span in spans)
+    return [
+        Linear(RIDGE, roots, 'roots of averages of all layers'),
+        Linear(LOGISTIC, standard, 'averages of all layers, standardized'),
     ]
 
 
