@@ -13,7 +13,7 @@ cost of a rule is what it misses of the best epoch of both trainings in hindsigh
 half, in points. Hindsight itself is flattered, so that even the best rule has a cost.
 
 Prints a table in Markdown. Sets of more than 1,000 training images have one seed. `--quick` takes
-small images, random weights, few steps, one seed and no demo.
+small images, random weights, few steps, one head, one seed and no demo.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
-from image_sets import HEADS, ImageSet, parse
+from image_sets import ImageSet, parse
 from scipy import stats
 
 from tlflax.config import automatic
@@ -152,12 +152,12 @@ def compare(
 
 def study(sets: Sequence[ImageSet], seeds: int) -> list[Outcome]:
     """Returns the outcomes of all rules, heads and seeds on all sets."""
-    outcomes = []
+    outcomes: list[Outcome] = []
     for images in sets:
         inputs = setup.load(images.configure('traffic'))
         label = np.asarray(inputs.splits.val.labels)
         count = 1 if len(inputs.splits.train) > MANY else seeds
-        for head in HEADS:
+        for head in images.heads:
             for seed in range(count):
                 trajectories = {
                     training: follow(images, inputs, training, head, seed) for training in TRAININGS
