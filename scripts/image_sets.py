@@ -71,9 +71,9 @@ class ImageSet:
 DEMO = ImageSet('traffic lights', 'demo:traffic_lights/Train', 'demo:traffic_lights/Test', 224)
 
 
-def parse(texts: list[str], *, quick: bool) -> list[ImageSet]:
-    """Returns the sets that arguments FOLDER[@SIDE] name, and unless quick the demo before them."""
-    found = [] if quick else [DEMO]
+def parse(texts: list[str], *, demo: bool, quick: bool) -> list[ImageSet]:
+    """Returns the sets that arguments FOLDER[@SIDE] name, after the demo if it is wanted."""
+    found = [DEMO] if demo else []
     for text in texts:
         folder, _, side = text.partition('@')
         path = Path(folder)

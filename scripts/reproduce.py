@@ -1,6 +1,6 @@
 """Writes docs/results.md: every method on every set, measured.
 
-    python scripts/reproduce.py [FOLDER[@SIDE]...] [--out=docs/results.md] [--quick]
+    python scripts/reproduce.py [FOLDER[@SIDE]...] [--no-demo] [--out=docs/results.md] [--quick]
 
 The sets are the demo and the given folders, each of which holds `train/` and `val/` of class
 folders; SIDE is the image size, 224 by default. The page names folders by their last name only.
@@ -71,19 +71,21 @@ def main() -> None:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folders', nargs='*', metavar='FOLDER[@SIDE]')
+    parser.add_argument('--no-demo', action='store_true')
     parser.add_argument('--out', type=Path)
     parser.add_argument('--quick', action='store_true', help='small images, no demo, one seed')
     options = parser.parse_args()
     logging.set_verbosity(logging.INFO if not options.quick else logging.ERROR)
     effort, out = QUICK if options.quick else FULL, options.out
-    sets = parse(options.folders, quick=options.quick)
+    demo = not (options.no_demo or options.quick)
+    sets = parse(options.folders, demo=demo, quick=options.quick)
     if not sets:
-        parser.error('--quick needs a folder')
+        parser.error('give a folder')
     found = [measure(images, effort) for images in sets]
     logging.info('the study of stopping')
     stopping = markdown(study(sets, effort.seeds))
-    given = [text.rpartition('/')[2] for text in options.folders]
-    flags = ['--quick'] if options.quick else []
+    given = [Path(text).name for text in options.folders]
+    flags = [f'--{name}' for name in ('no-demo', 'quick') if vars(options)[name.replace('-', '_')]]
     command = ' '.join(['python scripts/reproduce.py', *given, *flags])
     today = datetime.date.today().isoformat()
     text = page(found, stopping, Circumstances(command, machine(), today, effort))

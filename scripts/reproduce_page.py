@@ -66,9 +66,11 @@ Every figure on this page was measured by one command, which also wrote the page
 {command}
 ```
 
-{machine}, {date}{quick}. All methods train on features of one frozen ImageNet VGG16. Accuracies are
-those of the validation images, in %. What is trained by steps has {seeds}; the interval in
-parentheses is the 95 % interval of the mean over seeds (Student's t).
+{machine}, {date}{quick}.
+
+All methods train on features of one frozen ImageNet VGG16. Accuracies are those of the validation
+images, in %. What is trained by steps has {seeds}; the interval in parentheses is the 95 % interval
+of the mean over seeds (Student's t).
 
 {sets}
 
@@ -95,8 +97,9 @@ images and loop, on the same features of images and mirror images (`scripts/head
 
 PREPROCESSING = """## Preprocessing
 
-What `weights.preprocess='rescale'`, which does not fit these weights, costs beside the one that
-does. With a star, the validation images chose the epoch, as above.
+Accuracy with the preprocessing that the weights were trained with, and with another one, of
+`weights.preprocess='rescale'`, of which tlflax warns. It need not be worse on every set. With a
+star, the validation images chose the epoch, as above.
 
 {table}
 """

@@ -1,11 +1,11 @@
 """Which epoch to keep: rules of early stopping, and the end of a schedule.
 
-    python scripts/study_stopping.py FOLDER[@SIDE]... [--seeds=3] [--quick]
+    python scripts/study_stopping.py FOLDER[@SIDE]... [--seeds=3] [--no-demo] [--quick]
 
-A FOLDER holds `train/` and `val/` of class folders; SIDE is the image size, 224 by default. Trains
-each step-trained head on frozen VGG16 features for about 1,500 steps in two ways: as in
-`configs/traffic.py`, at a constant rate, and as in `configs/images.py`, at a rate that falls to
-zero. Each rule then chooses an epoch of each training.
+A FOLDER holds `train/` and `val/` of class folders; SIDE is the image size, 224 by default. The
+demo is studied too. Each head that is trained by steps is trained on frozen VGG16 features for about
+1,500 steps in two ways: as in `configs/traffic.py`, at a constant rate, and as in
+`configs/images.py`, at a rate that falls to zero. Each rule then chooses an epoch of each training.
 
 The validation images are divided in two halves by class. A rule sees one half, and the accuracy of
 the epoch it chose is measured on the other, both ways; so no figure is flattered by the choice. The
@@ -202,10 +202,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folders', nargs='*', metavar='FOLDER[@SIDE]')
     parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--no-demo', action='store_true')
     parser.add_argument('--quick', action='store_true', help='one seed, small images, no demo')
     options = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
-    sets = parse(options.folders, quick=options.quick)
+    demo = not (options.no_demo or options.quick)
+    sets = parse(options.folders, demo=demo, quick=options.quick)
     print(markdown(study(sets, 1 if options.quick else options.seeds)))
 
 
