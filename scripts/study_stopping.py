@@ -3,8 +3,8 @@
     python scripts/study_stopping.py FOLDER[@SIDE]... [--seeds=3] [--no-demo] [--quick]
 
 A FOLDER holds `train/` and `val/` of class folders; SIDE is the image size, 224 by default. The
-demo is studied too. Each head that is trained by steps is trained on frozen VGG16 features for about
-1,500 steps in two ways: as in `configs/traffic.py`, at a constant rate, and as in
+demo is studied too. Each head that is trained by steps is trained on frozen VGG16 features in two
+ways, for about 1,500 steps: as in `configs/traffic.py`, at a constant rate, and as in
 `configs/images.py`, at a rate that falls to zero. Each rule then chooses an epoch of each training.
 
 The validation images are divided in two halves by class. A rule sees one half, and the accuracy of
