@@ -2,8 +2,8 @@
 
     python scripts/head_peers.py keras|torch FEATURES.npz [--seed=0] [--epochs=50]
 
-FEATURES.npz holds `views` f32[2, n, h, w, c] (each training image, and its mirror image), `label`,
-`val` and `val_label`. Each epoch takes one of the two views of each image at random. Head, optimizer
+FEATURES.npz holds `views` f32[2, n, h, w, c] (each training image and its mirror image), `label`,
+`val` and `val_label`. Each epoch takes one of both views of each image at random. Head, optimizer
 and early stopping are those of `configs/traffic.py`, all else is each library's own: first
 parameters, order, program. Prints one line of JSON: the accuracy and epoch with the lowest
 validation loss, epochs run, and the seconds from building the model to the end of training. Nothing

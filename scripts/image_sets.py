@@ -16,7 +16,7 @@ from tlflax.train import setup
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = ('conv', 'mlp', 'gap_linear', 'flatten_linear')
 CREDITS = {
-    'traffic lights': 'the demo of tlflax',
+    'traffic lights': 'the demo; MIT self-driving car course, CC BY-SA 4.0',
     'signs': 'ardamavi/Sign-Language-Digits-Dataset, Apache 2.0',
     'clothing': 'alexeygrigorev/clothing-dataset-small, CC0',
 }
@@ -31,7 +31,7 @@ class ImageSet:
         name: What the tables call it.
         train, val: As in the configuration.
         side: Height and width of the input of the network.
-        quick: Small images, random weights and few steps, so that a run takes a second.
+        quick: Random weights and few steps, so that a run takes a second.
     """
 
     name: str
@@ -39,6 +39,11 @@ class ImageSet:
     val: str
     side: int
     quick: bool = False
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that are trained by steps."""
+        return HEADS[-1:] if self.quick else HEADS
 
     def raw(self, recipe: str, **changes: Any) -> ConfigDict:
         """Returns a configuration on these images.
@@ -51,7 +56,6 @@ class ImageSet:
         config.data.train, config.data.val = self.train, self.val
         config.data.image_size, config.data.audit = (self.side, self.side), 'off'
         if self.quick:
-            config.data.image_size = (QUICK_SIDE, QUICK_SIDE)
             config.weights.source, config.features.layer = 'random', QUICK_LAYER
             config.train.batch_size, config.train.epochs = QUICK_BATCH, 2
         for key, value in changes.items():
@@ -67,12 +71,13 @@ class ImageSet:
 DEMO = ImageSet('traffic lights', 'demo:traffic_lights/Train', 'demo:traffic_lights/Test', 224)
 
 
-def parse(texts: list[str], *, quick: bool) -> list[ImageSet]:
-    """Returns the sets that arguments FOLDER[@SIDE] name, and unless quick the demo before them."""
-    found = [] if quick else [DEMO]
+def parse(texts: list[str], *, demo: bool, quick: bool) -> list[ImageSet]:
+    """Returns the sets that arguments FOLDER[@SIDE] name, after the demo if it is wanted."""
+    found = [DEMO] if demo else []
     for text in texts:
         folder, _, side = text.partition('@')
         path = Path(folder)
         train, val = str(path / 'train'), str(path / 'val')
-        found.append(ImageSet(path.name, train, val, int(side or 224), quick))
+        size = QUICK_SIDE if quick else int(side or 224)
+        found.append(ImageSet(path.name, train, val, size, quick))
     return found

@@ -101,7 +101,7 @@ def test_signal_within_each_validation(folders, tmp_path, monkeypatch, whole):
         assert_same(workdir, whole)
 
 
-def test_signal_in_a_training_of_chosen_length(folders, tmp_path, monkeypatch):
+def test_signal_in_a_training_of_chosen_length(folders, tmp_path, monkeypatch, caplog):
     """Steps of patience and what 0 stands for are the same before and after."""
 
     def config():
@@ -113,9 +113,11 @@ def test_signal_in_a_training_of_chosen_length(folders, tmp_path, monkeypatch):
             train__batch_size=0,
         )
 
+    caplog.set_level('INFO')
     result = train_and_evaluate(config(), tmp_path / 'whole')
     assert result['stopped_early']
     assert result['epochs_run'] >= 6  # of 3 steps
+    assert '21 training images: batches of 8, 3 steps an epoch' in caplog.text
     for epoch in (2, 5):
         workdir = tmp_path / str(epoch)
         with monkeypatch.context() as patch:

@@ -1,6 +1,7 @@
 """Whole runs on generated images: contracts, resuming, interruption, bad input."""
 
 import json
+import runpy
 import shutil
 import signal
 import time
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from fork_server import server
-from helpers import TESTS, Stops, make_folders, run_module, small_config
+from helpers import ROOT, TESTS, Stops, make_folders, run_module, small_config
 
 import tlflax
 from tlflax.train import loop, train_and_evaluate
@@ -164,6 +165,20 @@ def test_early_stopping_ends_the_run(folders, tmp_path):
     assert result['epochs_run'] <= 8
     best = records(tmp_path / 'w')[result['best_epoch'] - 1]
     assert best['val_accuracy'] == result['best_val_accuracy'] == result['val']['accuracy']
+
+
+def test_any_head_of_the_config_for_any_images(folders, tmp_path):
+    """The last epoch counts, at a rate that has fallen to zero."""
+    config = runpy.run_path(str(ROOT / 'configs' / 'images.py'))['get_config']()
+    small = small_config(folders)
+    config.data, config.weights, config.features = small.data, small.weights, small.features
+    config.model.head = 'gap_linear'
+    config.train.epochs = 3
+    result = train_and_evaluate(config, tmp_path / 'w')
+    assert result['best_epoch'] == result['epochs_run'] == 3
+    assert result['step'] == 9  # 21 images in batches of 8
+    rates = [line['learning_rate'] for line in records(tmp_path / 'w')]
+    assert rates == pytest.approx([3e-4 * 3 / 4, 3e-4 / 4, 0], abs=1e-10)  # a cosine
 
 
 def test_evaluate_reproduces_the_recorded_metrics(finished):
