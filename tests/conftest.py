@@ -29,6 +29,18 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take a minute or more; they start first, so that no worker ends with one of them.
+SLOW = """
+    test_traffic test_sweep test_campaigns test_auto test_benchmarks test_folds test_extract
+    test_probe test_interruptions test_run test_results test_compare test_candidates test_trials
+""".split()
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the tests of slow files first."""
+    items.sort(key=lambda item: SLOW.index(stem) if (stem := item.path.stem) in SLOW else len(SLOW))
+
+
 def pytest_configure(config):
     """Checks annotations in forked processes too."""
     fork_server.checked = config.getoption('jaxtyping_packages')

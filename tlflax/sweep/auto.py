@@ -37,7 +37,7 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json
 from tlflax.workdir.files import Workdir, read_json, writing
 
-BUDGET = 1.2e12  # operations of a choice for each 1,000 images: 2 minutes on two cores
+BUDGET = 2.4e12  # operations of a choice for each 1,000 images: 2 minutes on two cores
 _FEW = 1000  # images up to which everything is tried, with few classes
 _ROUNDS = 20  # most members of an ensemble, counted with repetition
 

@@ -96,16 +96,14 @@ def candidates(layout: Layout, *, mirrored: bool = False) -> list[Candidate]:
     if flat:
         found += [_normalized(LOGISTIC, last, flat, 'row')]
     found += [Linear(RIDGE, *rows) for rows in roots[1:]]
-    found += _averages(layout.averages)
+    averages = _averages(layout.averages)
+    trained = _trained(layout)
+    found += averages[:1] + trained[:1]
     if mirrored:
         found += [Linear(RIDGE, *rows, mirrored=True) for rows in roots]
     found += [Linear(LOGISTIC, *rows) for rows in reversed(roots)]
     found += _similarity(last, pooled, flat)
-    found += _others(last, pooled, flat)
-    if flat and len(layout.shape) == 3:
-        side, part = min(layout.shape[:2]), Part(*flat, 'raw')
-        fitting = [head for head in RATES if side >= SMALLEST[head]]
-        found += [Trained(head, part, layout.shape, last) for head in fitting]
+    found += averages + _others(last, pooled, flat) + trained
     return list(dict.fromkeys(found))
 
 
@@ -140,6 +138,15 @@ def _averages(spans: Sequence[Span]) -> list[Candidate]:
         Linear(RIDGE, roots, 'roots of averages of all layers'),
         Linear(LOGISTIC, standard, 'averages of all layers, standardized'),
     ]
+
+
+def _trained(layout: Layout) -> list[Candidate]:
+    flat = layout.span('flatten')
+    if not flat or len(layout.shape) != 3:
+        return []
+    side, part = min(layout.shape[:2]), Part(*flat, 'raw')
+    fitting = [head for head in RATES if side >= SMALLEST[head]]
+    return [Trained(head, part, layout.shape, layout.last) for head in fitting]
 
 
 def _similarity(last: str, pooled: Span | None, flat: Span | None) -> list[Candidate]:

@@ -18,10 +18,11 @@ from tlflax.models.ensemble_head import Branch
 from tlflax.models.linear.representations import Part
 from tlflax.sweep.candidates.fitted import Fitted, Training, calibrated
 
-RATES = {'gap_linear': 1e-2, 'mlp': 1e-3, 'conv': 2e-3}
+RATES = {'mlp': 1e-3, 'conv': 2e-3, 'gap_linear': 1e-2}
 """The heads that are tried, and the peak of each one's one-cycle schedule."""
 
-_STEPS = (200, 600)  # of training; the next number while the one before gains
+_STEPS = (200, 600, 1800, 5400)  # of training; the next number while the one before gains
+_FEW = 600  # steps that are tried however few the images are; more only up to one for each image
 _GAIN = 0.005  # by which part the loss has to be lower
 _BATCH = 32
 _DECAY = 1e-2  # of AdamW, per unit of learning rate
@@ -81,7 +82,8 @@ class Trained:
             return first
         best = fitting.assess(fitting.scores(_STEPS[0]), _STEPS[0])
         chosen = _STEPS[0]
-        for steps in _STEPS[1:]:
+        most = max(_FEW, len(training.label))
+        for steps in [steps for steps in _STEPS[1:] if steps <= most]:
             longer = fitting.assess(fitting.scores(steps), steps)
             if longer.loss > best.loss * (1 - _GAIN):
                 break
