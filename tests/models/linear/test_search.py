@@ -1,6 +1,7 @@
 """The search of a strength: the best of the whole path, found without walking all of it."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -55,3 +56,16 @@ def test_same_answer_twice():
     )
     assert one.losses == other.losses
     np.testing.assert_array_equal(one.best.weights, other.best.weights)
+
+
+def test_a_path_above_the_bar_ends_where_it_gains_little():
+    rows, label, fold = make_features()
+    strengths = tuple(np.logspace(2, -4, 13))
+    solve = solver(ridge, rows, label, fold)
+    whole = search(solve, label, fold, strengths)
+    ended = search(solve, label, fold, strengths, whole.loss / 2)
+    losses = list(ended.losses.values())
+    assert len(losses) < len(whole.losses)
+    assert losses[-1] > 0.9 * losses[-2]
+    assert all(after <= 0.9 * before for before, after in itertools.pairwise(losses[:-1]))
+    assert search(solve, label, fold, strengths, whole.loss).best.strength == whole.best.strength

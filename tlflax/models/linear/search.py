@@ -1,5 +1,6 @@
 """The strength of regularization that cross-validation on the training images finds."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from tlflax.models.linear.strengths import CrossValidated, choose, extended
 CrossValidate = Callable[..., Iterator[CrossValidated]]
 """`cross_validate` of `logistic_regression` or `ridge`."""
 
+_SLOW = 0.9  # of the loss before: a higher one is a small gain, or none
 _PATIENCE = 3  # strengths weaker than the best that end the path
 
 
@@ -42,6 +44,7 @@ def search(
     label: Int[np.ndarray, ' n'],
     fold: Int[np.ndarray, ' n'],
     strengths: Sequence[float],
+    bar: float = math.inf,
 ) -> Found:
     """Finds the strength with about the lowest cross-entropy on rows held out, after calibration.
 
@@ -54,6 +57,7 @@ def search(
         label: i32[n].
         fold: The fold of each row; -1: in the training side of every fold.
         strengths: At least two, from strong to weak.
+        bar: A loss; the path of a model above it ends where a strength gains less than 10 %.
     """
     held_out = np.flatnonzero(fold >= 0)
     path: list[Found] = []
@@ -63,6 +67,8 @@ def search(
         path.append(_assess(point, label, held_out, losses))
         losses[point.strength] = path[-1].loss
         if _best(path) > 0 and len(path) - 1 - _best(path) >= _PATIENCE:
+            break
+        if path[-1].loss > bar and len(path) > 1 and path[-1].loss > _SLOW * path[-2].loss:
             break
     return path[_best(path)]
 

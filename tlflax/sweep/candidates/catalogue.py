@@ -83,25 +83,22 @@ def candidates(layout: Layout, *, mirrored: bool = False) -> list[Candidate]:
     """
     last, flat, pooled = layout.last, layout.span('flatten'), layout.span('mean')
     roots = _roots(layout)
+    averages, trained = _averages(layout.averages), _trained(layout)
     found: list[Candidate] = []
-    if pooled:
-        found += [
-            _normalized(RIDGE, f'{last} pooled', pooled, 'raw'),
-            _normalized(LOGISTIC, f'{last} pooled', pooled, 'row'),
-        ]
-    if flat:
-        found += [_normalized(RIDGE, last, flat, 'raw')]
-    found += [Linear(RIDGE, *rows) for rows in roots[:1]]
-    found += [Linear(LOGISTIC, *rows) for rows in roots[1:2]]
-    if flat:
-        found += [_normalized(LOGISTIC, last, flat, 'row')]
-    found += [Linear(RIDGE, *rows) for rows in roots[1:]]
-    averages = _averages(layout.averages)
-    trained = _trained(layout)
-    found += averages[:1] + trained[:1]
+    found += [
+        _normalized(RIDGE, words, span, 'raw')
+        for words, span in ((f'{last} pooled', pooled), (last, flat))
+        if span
+    ]
+    found += [Linear(RIDGE, *rows) for rows in roots]
     if mirrored:
         found += [Linear(RIDGE, *rows, mirrored=True) for rows in roots]
-    found += [Linear(LOGISTIC, *rows) for rows in reversed(roots)]
+    found += averages[:1] + trained[:1]
+    if flat:
+        found += [_normalized(LOGISTIC, last, flat, 'row')]
+    found += [Linear(LOGISTIC, *rows) for rows in roots[1:] + roots[:1]]
+    if pooled:
+        found += [_normalized(LOGISTIC, f'{last} pooled', pooled, 'row')]
     found += _similarity(last, pooled, flat)
     found += averages + _others(last, pooled, flat) + trained
     return list(dict.fromkeys(found))
