@@ -13,6 +13,7 @@ from tlflax.models.linear.strengths import CrossValidated, choose, extended
 CrossValidate = Callable[..., Iterator[CrossValidated]]
 """`cross_validate` of `logistic_regression` or `ridge`."""
 
+_FEWEST = 4  # strengths of a path: the first, strong ones differ little
 _SLOW = 0.9  # of the loss before: a higher one is a small gain, or none
 _PATIENCE = 3  # strengths weaker than the best that end the path
 
@@ -68,7 +69,7 @@ def search(
         losses[point.strength] = path[-1].loss
         if _best(path) > 0 and len(path) - 1 - _best(path) >= _PATIENCE:
             break
-        if path[-1].loss > bar and len(path) > 1 and path[-1].loss > _SLOW * path[-2].loss:
+        if len(path) >= _FEWEST and path[-1].loss > max(bar, _SLOW * path[-2].loss):
             break
     return path[_best(path)]
 
