@@ -120,7 +120,8 @@ steps, all sets and {seeds} (one for more than {many:,} training images); and it
 rule sees one half of the validation images and is measured on the other, both ways, so no choice
 flatters a rule. Choice flatters hindsight, so even the best rule loses something. The constant rate
 is that of `configs/traffic.py`, the one that falls to zero that of `configs/images.py`, which keeps
-the last epoch. `scripts/study_stopping.py` prints this table alone.
+the last epoch; they also differ in batch size and highest rate. `scripts/study_stopping.py` prints
+this table alone.
 
 {table}
 """
