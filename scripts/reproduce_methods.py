@@ -64,14 +64,13 @@ QUICK = Effort(1, (1, 2), 2, (RIGHT,))
 
 
 def warm(images: ImageSet, preprocess: str) -> setup.Inputs:
-    """Computes all features that the methods need, so that no method's time includes them."""
+    """Computes the features that the methods need, so that no method's time includes them.
+
+    The automatic choice needs more, and is run once before it is measured.
+    """
     recipe = images.configure('traffic', weights__preprocess=preprocess)
     inputs = setup.load(recipe)
     _read(recipe, inputs)
-    taps = images.configure('images', weights__preprocess=preprocess).features.layers
-    changes: dict[str, Any] = {'features__layers': taps, 'augment__horizontal_flip': False}
-    changes |= {'model__head': 'flatten_linear', 'weights__preprocess': preprocess}
-    _read(images.configure('images', **changes), inputs)
     return inputs
 
 
@@ -85,6 +84,8 @@ def _read(config: Config, inputs: setup.Inputs) -> None:
 def methods(images: ImageSet, effort: Effort, preprocess: str) -> dict[str, Measured]:
     """Measures recipe, probe and the automatic choice with one preprocessing."""
     changes = {'weights__preprocess': preprocess}
+    if not images.quick:
+        _once(lambda work: _auto(images, work, **changes))  # computes features
     return {
         RECIPE: by_steps(images, 'traffic', effort.seeds, **changes),
         PROBE: _once(lambda work: _probe(images.configure('traffic', **changes), work)),
