@@ -34,7 +34,7 @@ def test_survives_json(tmp_path):
         ({'train': {'batch_sise': 3}}, 'config.train.batch_sise', "did you mean 'batch_size'"),
         ({'train': {'batch_size': '3'}}, 'config.train.batch_size', 'str'),
         ({'train': {'batch_size': True}}, 'config.train.batch_size', 'bool'),
-        ({'train': {'batch_size': 0}}, 'config.train.batch_size', 'at least 1'),
+        ({'train': {'batch_size': -1}}, 'config.train.batch_size', 'at least 0'),
         ({'train': {'seed': 2**31}}, 'config.train.seed', 'at most'),
         ({'train': 5}, 'config.train', 'holds keys'),
         ({'data': {'image_size': (224,)}}, 'config.data.image_size', 'tuple'),
