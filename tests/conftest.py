@@ -85,6 +85,12 @@ def traffic_lights_dir(real_cache) -> Path:
 
 
 @pytest.fixture
+def cheap_choice(monkeypatch):
+    """model.head='auto' tries what costs next to nothing, and compiles little."""
+    monkeypatch.setattr('tlflax.sweep.auto.BUDGET', 1e8)
+
+
+@pytest.fixture
 def said(monkeypatch):
     """What was logged, as 'LEVEL message'."""
     lines = []

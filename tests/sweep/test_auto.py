@@ -146,6 +146,7 @@ def test_other_ways_to_a_head_say_where_auto_is(tmp_path):
         train_and_evaluate(config_of(tmp_path), tmp_path / 'w')
 
 
+@pytest.mark.usefixtures('cheap_choice')
 def test_a_backbone_of_ones_own(chosen, tmp_path):
     root, _, _ = chosen
     config = config_of(

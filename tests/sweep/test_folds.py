@@ -212,6 +212,7 @@ def test_groups_are_not_divided_and_single_images_not_held_out(tmp_path, caplog)
     assert '; 1 that no fold holds out have no prediction' in folds.format_report(report)
 
 
+@pytest.mark.usefixtures('cheap_choice')
 def test_the_automatic_choice_is_made_in_each_fold(tmp_path):
     """From its training images alone: it is the choice of the same images in one run."""
     make_folders(tmp_path / 'Train', 8, seed=6, noise=200.0)

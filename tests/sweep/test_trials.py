@@ -89,6 +89,7 @@ def test_sizes_are_compared_where_asked(tmp_path):
     assert judged.config.data.image_size == (side, side)
 
 
+@pytest.mark.usefixtures('cheap_choice')
 def test_the_checkpoint_has_what_was_chosen_and_the_workdir_what_was_asked(tmp_path):
     root = folders(tmp_path, of_one_shape_each, 12)
     config = config_of(root, data__resize='auto')
