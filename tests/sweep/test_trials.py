@@ -115,3 +115,11 @@ def test_a_sample_has_every_class_in_proportion(tmp_path):
     assert part.counts.tolist() == [15, 5]
     assert set(part.digests) < set(table.digests)
     assert trials.sample(table, 40) is table
+
+
+def test_too_many_classes_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, '_IMAGES', 2)
+    root = folders(tmp_path, of_one_shape_each, 3)
+    judged = judge(config_of(root, data__resize='auto'), mirrored=True)
+    assert judged.config.data.resize == 'stretch'
+    assert (judged.mirrored, judged.trials) == (False, [])

@@ -77,6 +77,10 @@ def judge(config: Config, inputs: Inputs, *, mirrored: bool) -> Judged:
         mirrored: Whether mirror images may be used.
     """
     part = sample(inputs.splits.train, _IMAGES)
+    if not _comparable(part):
+        logging.info('too many classes, or too few images of each, to compare ways to show images')
+        way = RESIZES[0] if config.data.resize == 'auto' else config.data.resize
+        return Judged(_changed(config, resize=way), False, [])
     trials: list[Trial] = []
     if config.data.resize == 'auto':
         ways = RESIZES if _distorts(part, config.data.image_size) else RESIZES[:1]
@@ -101,6 +105,12 @@ def sample(table: ImageTable, most: int) -> ImageTable:
         of_class = order[table.labels[order] == label]
         rows += of_class[: max(2, round(count * most / len(table)))].tolist()
     return table.select(np.sort(np.array(rows, np.int64)))
+
+
+def _comparable(part: ImageTable) -> bool:
+    """Whether the images can be cross-validated, and are not many more than they should be."""
+    fold = fold_numbers(part, FOLDS)
+    return len(part) <= 2 * _IMAGES and len(np.unique(fold[fold >= 0])) > 1
 
 
 def layout(config: Config) -> Layout:
