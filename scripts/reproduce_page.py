@@ -194,12 +194,12 @@ def _seconds(values: Sequence[float]) -> str:
 
 
 def _preprocessing(found: Sequence[Figures]) -> str:
-    kinds = _kinds(found)
-    head = ['method', *(one.name + NAMES[kind] for one in found for kind in kinds)]
+    columns = [(one, kind) for one in found for kind in _kinds(one)]
+    head = ['method', *(one.name + NAMES[kind] for one, kind in columns)]
     rows = [
         [
             WORDS[method],
-            *(accuracy(one.methods[p][method].accuracies) for one in found for p in kinds),
+            *(accuracy(one.methods[kind][method].accuracies) for one, kind in columns),
         ]
         for method in (AUTO, PROBE, RECIPE)
     ]
@@ -210,15 +210,15 @@ def _shots(found: Sequence[Figures]) -> str:
     counts = [str(row['shots']) for row in found[0].shots[RIGHT]]
     rows = []
     for one in found:
-        for preprocess in _kinds(found):
+        for preprocess in _kinds(one):
             cells = [_drawn(row) for row in one.shots[preprocess]]
             full = accuracy(one.methods[preprocess][PROBE].accuracies)
             rows.append([one.name + NAMES[preprocess], *cells, full])
     return table(['images of each class', *counts, 'all'], rows)
 
 
-def _kinds(found: Sequence[Figures]) -> list[str]:
-    return [kind for kind in NAMES if kind in found[0].methods]
+def _kinds(one: Figures) -> list[str]:
+    return [kind for kind in NAMES if kind in one.methods]
 
 
 def _drawn(row: JsonObject) -> str:
