@@ -59,10 +59,16 @@ def test_sharpening_is_the_best_common_factor():
         return -np.log(mean[np.arange(400), label]).mean()
 
     grid = np.exp(np.linspace(-1.5, 1.5, 301))
-    losses = [loss(one) for one in grid]
+    losses = [400 * loss(one) + (np.log(one) / 0.5) ** 2 / 2 for one in grid]
     assert factor == pytest.approx(grid[np.argmin(losses)], rel=0.02)
     assert factor > 1.1
     assert loss(factor) < loss(1.0)
+
+
+def test_a_mean_without_mistakes_is_not_made_sure_of_everything():
+    label = np.arange(30) % 3
+    scores = log_softmax(4 * np.eye(3)[label], axis=1)[None]
+    assert 1 < ensemble.sharpening(scores, np.array([1]), label) < 1.6
 
 
 def test_nothing_is_sharpened_without_need():

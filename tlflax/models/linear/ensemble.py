@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 
 from tlflax.models.linear.calibration import cross_entropy, log_softmax
 
+_PRIOR = 0.5  # standard deviation of the logarithm of a factor, before any row is seen
 _SHARPEST = 1.5  # natural logarithm of the largest factor, and of the inverse of the smallest
 _TIE = 1e-9  # relative difference of two losses below which the cheaper is chosen
 
@@ -59,10 +60,11 @@ def sharpening(
     counts: Int[np.ndarray, ' m'],
     label: Int[np.ndarray, ' n'],
 ) -> float:
-    """Returns the factor of every model's scores with which the mean has the lowest cross-entropy.
+    """Returns the factor of every model's scores with which their mean is calibrated.
 
     A mean of calibrated probabilities is less confident than it should be (Rahaman & Thiery 2021,
-    arXiv:2007.08792).
+    arXiv:2007.08792). The factor is the most probable one: its logarithm is normally distributed
+    around 0 before, so that a mean without mistakes is not made sure of everything.
 
     Args:
         log_probabilities: Of each model on rows it did not see.
@@ -73,7 +75,8 @@ def sharpening(
     own = counts[counts > 0]
 
     def loss(logarithm: float) -> float:
-        return cross_entropy(label, mean(log_softmax(np.exp(logarithm) * chosen), own))
+        sharpened = mean(log_softmax(np.exp(logarithm) * chosen), own)
+        return len(label) * cross_entropy(label, sharpened) + (logarithm / _PRIOR) ** 2 / 2
 
     found = scipy.optimize.minimize_scalar(loss, bounds=(-_SHARPEST, _SHARPEST), method='bounded')
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
