@@ -168,3 +168,14 @@ def test_the_number_of_steps_is_the_best_by_cross_validation(monkeypatch):
     assert losses[80] < losses[2]
     assert found.setting in ('80 steps', '160 steps')
     assert found.loss <= losses[80]
+
+
+def test_a_fold_without_images_is_left_out(monkeypatch):
+    """Few images leave some folds empty, perhaps the first."""
+    monkeypatch.setattr(trained, '_STEPS', (20,))
+    full = make_training()
+    training = Training(full.features, full.label, 3, np.where(full.fold == 0, 1, full.fold))
+    for candidate in (CANDIDATES[0], CANDIDATES[1], CANDIDATES[3], CANDIDATES[5]):
+        found = candidate.fit(training, [])
+        computed = np.isfinite(found.log_probabilities).all(1)
+        assert (computed == (training.fold >= 0)).all()

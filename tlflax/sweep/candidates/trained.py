@@ -77,14 +77,15 @@ class Trained:
         scale = float(np.sqrt(np.square(training.features[:, self._columns]).mean())) or 1.0
         branch = Branch((self._scaled(1 / scale),), self.head, _UNITS, self.shape)
         fitting = _Fitting(self, training, branch, scale)
-        first = fitting.assess(fitting.scores(_STEPS[0], folds=1), _STEPS[0], complete=False)
+        folds = np.unique(training.fold[training.fold >= 0]).tolist()
+        first = fitting.assess(fitting.scores(_STEPS[0], folds[:1]), _STEPS[0], complete=False)
         if any(_is_behind(first, rival, training.label) for rival in rivals):
             return first
-        best = fitting.assess(fitting.scores(_STEPS[0]), _STEPS[0])
+        best = fitting.assess(fitting.scores(_STEPS[0], folds), _STEPS[0])
         chosen = _STEPS[0]
         most = max(_FEW, len(training.label))
         for steps in [steps for steps in _STEPS[1:] if steps <= most]:
-            longer = fitting.assess(fitting.scores(steps), steps)
+            longer = fitting.assess(fitting.scores(steps, folds), steps)
             if longer.loss > best.loss * (1 - _GAIN):
                 break
             best, chosen = longer, steps
@@ -150,11 +151,11 @@ class _Fitting:
         params = train(self._static, first, self._features, label, rows, RATES[name])
         return Variables(params, first.state)
 
-    def scores(self, steps: int, folds: int | None = None) -> Float[np.ndarray, 'n num_classes']:
-        """Returns the scores of held-out images; NaN in folds beyond `folds`."""
+    def scores(self, steps: int, folds: Sequence[int]) -> Float[np.ndarray, 'n num_classes']:
+        """Returns the scores of images in some folds, each by the head trained without its fold."""
         fold = self.training.fold
         found = np.full((len(fold), self.training.num_classes), np.nan, np.float32)
-        for held in range(int(fold.max()) + 1 if folds is None else folds):
+        for held in folds:
             trained = self._train(steps, np.flatnonzero(fold != held))
             rows = np.flatnonzero(fold == held)
             for start in range(0, len(rows), _CHUNK):
