@@ -1,7 +1,5 @@
 """What `model.head='auto'` tried, for people and as `auto.json` and `auto.csv`."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ from tlflax.models.linear.calibration import cross_entropy
 from tlflax.sweep.candidates.fitted import Candidate, Fitted, Training
 from tlflax.sweep.trials import FOLDS
 from tlflax.train.metrics.proportions import wilson_interval
-from tlflax.utils.files import JsonObject
+from tlflax.utils.files import JsonObject, csv_text
 
 _COLUMNS = ('candidate', 'weight', 'cv_accuracy', 'low', 'high', 'cv_loss', 'setting', 'seconds')
 
@@ -85,11 +83,7 @@ def _row(one: Tried, weight: float) -> JsonObject:
 
 def format_csv(rows: Sequence[JsonObject]) -> str:
     """Returns the table of candidates as CSV."""
-    text = io.StringIO(newline='')
-    lines = csv.DictWriter(text, _COLUMNS)
-    lines.writeheader()
-    lines.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, _COLUMNS)
 
 
 def format_table(report: JsonObject) -> str:

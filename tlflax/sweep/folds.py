@@ -8,7 +8,6 @@ chosen by the fold that is held out, as `early_stopping` does in every run. With
 
 import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +29,15 @@ from tlflax.train import setup
 from tlflax.train.metrics.table import format_table
 from tlflax.train.run import format_calibration, train_and_evaluate
 from tlflax.utils.errors import UserError
-from tlflax.utils.files import JsonObject, atomic_write, is_signed, replacing, signed, write_json
+from tlflax.utils.files import (
+    JsonObject,
+    atomic_write,
+    csv_text,
+    is_signed,
+    replacing,
+    signed,
+    write_json,
+)
 from tlflax.workdir.files import Workdir, read_json, writing
 
 _COLUMNS = ('repeat', 'fold', 'workdir', 'num_examples', 'train_examples', *METRICS)
@@ -152,7 +159,7 @@ def _write(config: Config, folds: Sequence[Fold], work: Workdir) -> JsonObject:
     }
     with writing(work.path):
         _write_predictions(work.path / 'predictions.csv', folds, predictions)
-        atomic_write(work.path / 'folds.csv', format_csv(rows))
+        atomic_write(work.path / 'folds.csv', csv_text(rows, _COLUMNS))
         whole = signed(report)
         write_json(work.path / 'folds.json', whole)
     return whole
@@ -219,15 +226,6 @@ def _lines(
     for path, digest, label, predicted, row in zip(*columns, strict=True):
         about = (fold.repeat, fold.number, path, digest, names[label], names[predicted])
         yield [*about, *map(str, row.astype(np.float32))]
-
-
-def format_csv(rows: Sequence[JsonObject]) -> str:
-    """Returns a row for each fold as CSV."""
-    text = io.StringIO(newline='')
-    lines = csv.DictWriter(text, _COLUMNS)
-    lines.writeheader()
-    lines.writerows(rows)
-    return text.getvalue()
 
 
 def format_report(report: JsonObject) -> str:

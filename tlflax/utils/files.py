@@ -1,15 +1,17 @@
-"""Paths as users give them, atomic file writes, and strict JSON."""
+"""Paths as users give them, atomic file writes, strict JSON, and CSV."""
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,12 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def csv_text(rows: Iterable[JsonObject], columns: Sequence[str]) -> str:
+    """Returns a table as CSV, with a line that names the columns."""
+    text = io.StringIO(newline='')
+    lines = csv.DictWriter(text, columns)
+    lines.writeheader()
+    lines.writerows(rows)
+    return text.getvalue()

@@ -16,8 +16,8 @@ VOTES = (1, 3, 5, 10, 20, 50)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassMeans:
-    """The class whose mean is most similar (Mensink et al. 2013); see `Candidate`.
+class _OnUnitRows:
+    """A candidate on one part of the features.
 
     Attributes:
         part: What it takes, as rows of unit norm.
@@ -28,14 +28,19 @@ class ClassMeans:
     words: str
 
     @property
-    def name(self) -> str:
-        """What tables call it."""
-        return f'nearest class mean, {self.words}'
-
-    @property
     def columns(self) -> int:
         """Length of a row."""
         return self.part.stop - self.part.start
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMeans(_OnUnitRows):
+    """The class whose mean is most similar (Mensink et al. 2013); see `Candidate`."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f'nearest class mean, {self.words}'
 
     def cost(self, n: int, num_classes: int, folds: int) -> float:
         """See `Candidate`."""
@@ -57,26 +62,13 @@ class ClassMeans:
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbors:
-    """Votes of the most similar images (Wu et al. 2018, arXiv:1805.01978); see `Candidate`.
-
-    Attributes:
-        part: What it takes, as rows of unit norm.
-        words: The same in words.
-    """
-
-    part: Part
-    words: str
+class Neighbors(_OnUnitRows):
+    """Votes of the most similar images (Wu et al. 2018, arXiv:1805.01978); see `Candidate`."""
 
     @property
     def name(self) -> str:
         """What tables call it."""
         return f'nearest neighbors, {self.words}'
-
-    @property
-    def columns(self) -> int:
-        """Length of a row."""
-        return self.part.stop - self.part.start
 
     def cost(self, n: int, num_classes: int, folds: int) -> float:
         """See `Candidate`."""
