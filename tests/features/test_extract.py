@@ -272,19 +272,39 @@ def test_exact_views_are_what_the_live_pipeline_draws(settings, names):
             np.testing.assert_array_equal(drawn, values)
 
 
-def test_a_backbone_that_learns_is_not_cached(folders, tmp_path, caplog):
+TAIL = (('backbone/block3.*', 'tail'), ('backbone/.*', 'frozen'), ('head/.*', 'head'))
+
+
+@pytest.mark.parametrize('augment', [{}, {'crops': 'five'}], ids=['flips', 'crops'])
+def test_fine_tuning_reads_the_layer_below_what_is_trained(folders, tmp_path, caplog, augment):
+    """Its features are kept, and training from them equals training from images."""
     caplog.set_level('INFO')
-    labels = (
-        ('backbone/block3.*', 'tail'),
-        ('backbone/.*', 'frozen'),
-        ('head/.*', 'head'),
-    )
-    config = small_config(folders, optim__labels=labels, train__epochs=1)
-    config.optim.learning_rates = (('tail', 1e-5),)
+    config = small_config(folders, optim__labels=TAIL, optim__name='sgd', train__epochs=4)
+    config.model.dropout = 0.25
+    config.augment.update(augment)
+    result = train_and_evaluate(config, tmp_path / 'w')
+    assert set(computed(caplog)) == {'training', 'validation'}
+    restored = tlflax.load(tmp_path / 'w')
+    assert restored.classifier.cut == 'block2_pool'
+    assert abs(restored.evaluate()['loss'] - result['best_val_loss']) < 1e-6
+    assert computed(caplog) == {}
+    config.features.cache = False
+    train_and_evaluate(config, tmp_path / 'live')
+    assert computed(caplog) == {}
+    kept, live = params_of(tmp_path / 'w'), params_of(tmp_path / 'live')
+    assert 'backbone/block3_conv1/kernel' in kept
+    for path, leaf in kept.items():
+        np.testing.assert_allclose(leaf, live[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_where_the_first_layer_is_trained_nothing_is_kept(folders, tmp_path, caplog):
+    caplog.set_level('INFO')
+    config = small_config(folders, optim__labels=(('.*', 'all'),), train__epochs=1)
+    config.optim.learning_rate = 1e-5
     result = train_and_evaluate(config, tmp_path / 'w')
     assert computed(caplog) == {}
     restored = tlflax.load(tmp_path / 'w')
     assert abs(restored.evaluate()['loss'] - result['best_val_loss']) < 1e-6
     config.features.cache = True
-    with pytest.raises(UserError, match='backbone that is trained'):
+    with pytest.raises(UserError, match='first layer of the backbone is trained'):
         train_and_evaluate(config, tmp_path / 'v')

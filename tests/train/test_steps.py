@@ -1,5 +1,7 @@
 """Freezing, losses and steps, against PyTorch and against what XLA compiled."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +133,7 @@ def test_compiled_step_computes_no_gradient_of_frozen_layers():
 def test_partly_frozen_backbone_learns_where_it_may():
     rules = (('backbone/block5.*', 'tail'), ('backbone/.*', 'frozen'), ('head/.*', 'head'))
     params, model = make_params(rules=rules)
-    assert model.cut_is_image
+    assert model.cut == 'block4_pool'
     trainable, frozen, tx = make_learner(params, rules)
     before = jax.device_get(trainable.params)
     state = steps.init_state(copy(trainable), tx)
@@ -142,6 +144,43 @@ def test_partly_frozen_backbone_learns_where_it_may():
     moved = trees.flatten(state.params)
     assert any(path.startswith('backbone/block5_conv1') for path in moved)
     assert all(np.any(moved[path] != leaf) for path, leaf in trees.flatten(before).items())
+
+
+@pytest.mark.parametrize(
+    'pattern, cut',
+    [
+        ('backbone/block5.*', 'block4_pool'),
+        ('backbone/block5_conv[23]/.*', 'block5_conv1'),
+        ('backbone/block[35].*', 'block2_pool'),
+        ('backbone/block1_conv1/bias', 'image'),
+    ],
+)
+def test_the_cut_is_below_the_first_layer_that_is_trained(pattern, cut):
+    """Twenty steps from what the cut puts out equal those from images, whatever is trained."""
+    rules = ((pattern, 'tail'), ('backbone/.*', 'frozen'), ('head/.*', 'head'))
+    params, model = make_params(rules=rules)
+    assert model.cut == cut
+    whole = dataclasses.replace(model, cut='image')
+    trainable, frozen, tx = make_learner(params, rules, name='sgd')
+    states = [steps.init_state(copy(trainable), tx) for _ in range(2)]
+    for i in range(20):
+        batch = make_batch(i)
+        below = dict(batch)
+        if cut != 'image':
+            image = below.pop('image')
+            below['features'] = model.features(frozen.branch('backbone'), image)
+        kinds = ((model, below), (whole, batch))
+        grads = [
+            steps.gradient_step(state, frozen, one, 0, Loss(), classifier=kind)[0]
+            for state, (kind, one) in zip(states, kinds, strict=True)
+        ]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
+        states = [
+            steps.train_step(state, frozen, one, 0, Loss(), classifier=kind, tx=tx)[0]
+            for state, (kind, one) in zip(states, kinds, strict=True)
+        ]
+    ours, theirs = (state.params for state in states)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
 def test_one_compilation_each_over_ragged_last_batches():

@@ -43,7 +43,7 @@ class SourceSelector:
         features: Whether and how features are kept.
         train_config: Epochs, batch size, seed and balance of the classes.
         weights_digest: The digest of the pretrained backbone.
-        frozen: The parameters and state that never change, replicated over the mesh.
+        backbone: The variables of the backbone; those above the cut do not matter.
         classifier: The static half of the model.
         mesh: The devices.
     """
@@ -53,7 +53,7 @@ class SourceSelector:
     features: FeaturesConfig
     train_config: TrainConfig
     weights_digest: str
-    frozen: Variables
+    backbone: Variables
     classifier: Classifier
     mesh: Mesh
     _programs: list[extract.Compute] = dataclasses.field(default_factory=list, repr=False)
@@ -169,9 +169,9 @@ class SourceSelector:
         wish = self.features.cache
         if wish == 'True' and self.classifier.cut_is_image:
             raise UserError(
-                'features of a backbone that is trained cannot be kept',
+                'the first layer of the backbone is trained, so that no features can be kept',
                 where='config.features.cache',
-                fix="set it to 'auto', or label all of the backbone 'frozen' in optim.labels",
+                fix="set it to 'auto', or label the first layers 'frozen' in optim.labels",
             )
         if wish == 'True' and mixed:
             raise UserError(
@@ -191,7 +191,7 @@ class SourceSelector:
         """
         if not self._programs:
             program = extract.backbone_program(
-                self.frozen.branch('backbone'),
+                self.backbone,
                 self.classifier,
                 image_size=self.image_format.image_size,
                 images=images,

@@ -254,7 +254,11 @@ class Trained:
     @functools.cached_property
     def _sources(self) -> SourceSelector:
         return build_sources(
-            self.config, self.weights_digest, self.frozen, self.classifier, self.mesh
+            self.config,
+            self.weights_digest,
+            self._variables.branch('backbone'),
+            self.classifier,
+            self.mesh,
         )
 
     @functools.cached_property

@@ -60,7 +60,7 @@ class Classifier:
 
     @property
     def cut_is_image(self) -> bool:
-        """Whether nothing can be computed once: the first layers are trained."""
+        """Whether nothing can be computed once: the first layer is trained."""
         return self.cut == IMAGE
 
     def above(self, tree: Mapping[str, Tree]) -> Tree:
@@ -78,7 +78,7 @@ class Classifier:
         """Runs preprocessing and the frozen part of the backbone on RGB images in 0..255.
 
         Args:
-            backbone: The variables of the backbone.
+            backbone: The variables of the backbone; those above the cut may be missing.
             image: Any real type.
 
         Returns:
@@ -178,7 +178,7 @@ def create(
         feature_shape(backbone, image_size, layer, taps),
         find_cut(backbone, layer, trainable),
     )
-    if taps and cut == IMAGE:
+    if taps and cut != layer:
         raise UserError(
             'several layers can feed a head only where all of the backbone is frozen',
             where='config.features.layers and config.optim.labels',
@@ -211,15 +211,17 @@ def feature_shape(
 def find_cut(backbone: Backbone, layer: str, trainable: Mapping[str, Tree]) -> str:
     """Returns the deepest layer below which no parameter is trained, or `IMAGE`.
 
-    So far it is either the layer that feeds the head or the image.
-
     Args:
         backbone: The backbone.
         layer: The layer that feeds the head.
         trainable: The parameters that are trained; only paths are read.
     """
-    learning = trainable.get('backbone', {})
-    return IMAGE if any(name in learning for name in backbone.between(IMAGE, layer)) else layer
+    learning, cut = trainable.get('backbone', {}), IMAGE
+    for name in backbone.between(IMAGE, layer):
+        if name in learning:
+            return cut
+        cut = name
+    return layer
 
 
 def split_state(

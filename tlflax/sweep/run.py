@@ -83,9 +83,9 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
     for number, one in enumerate(runs, start=1):
         if one.runner.classifier.cut_is_image:
             raise UserError(
-                'the backbone is trained, so its features are not kept',
+                'the first layer of the backbone is trained, so that no features can be kept',
                 where=f'{where}, setting {number}',
-                fix="label all of the backbone 'frozen' in optim.labels",
+                fix="label the first layers 'frozen' in optim.labels",
             )
     seeds = sorted({one.train.seed for one in configs})
     train = base.sources.train_on_device(base.splits.train, seeds)

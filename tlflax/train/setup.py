@@ -156,7 +156,8 @@ def build(config: Config, inputs: Inputs) -> Run:
             classes=classes,
         ),
     )
-    sources = build_sources(config, weights.digest, runner.frozen, runner.classifier, mesh)
+    backbone = learner.trainable.merge(runner.frozen).branch('backbone')
+    sources = build_sources(config, weights.digest, backbone, runner.classifier, mesh)
     return Run(
         config=config,
         asked=asked,
@@ -268,7 +269,7 @@ def build_classifier(
 
 
 def build_sources(
-    config: Config, weights_digest: str, frozen: Variables, classifier: Classifier, mesh: Mesh
+    config: Config, weights_digest: str, backbone: Variables, classifier: Classifier, mesh: Mesh
 ) -> SourceSelector:
     """Returns what chooses the sources of the splits, in training and after it."""
     return SourceSelector(
@@ -277,7 +278,7 @@ def build_sources(
         features=config.features,
         train_config=config.train,
         weights_digest=weights_digest,
-        frozen=frozen,
+        backbone=backbone,
         classifier=classifier,
         mesh=mesh,
     )

@@ -72,6 +72,8 @@ class Training(NamedTuple):
         return self._replace(live=own)
 
 
+_MISSING = np.zeros((0,), np.float32)  # fits no operation, so that it is never computed with
+
 _MASK: contextvars.ContextVar[Array | np.ndarray | None] = contextvars.ContextVar(
     'mask', default=None
 )
@@ -108,11 +110,14 @@ class Static:
     rngs: tuple[Path, ...]
 
     def module(self, variables: Variables, key: Array | None = None) -> nnx.Module:
-        """Returns the module that holds these variables; `key` sets its random keys."""
+        """Returns the module that holds these variables; `key` sets its random keys.
+
+        Layers whose variables are missing cannot be called.
+        """
         values: dict[Path, Array] = {}
         for paths, tree in ((self.params, variables.params), (self.state, variables.state)):
             flat = flatten(tree)
-            values |= {path: flat[_name(path)] for path in paths}
+            values |= {path: flat.get(_name(path), _MISSING) for path in paths}
         for number, path in enumerate(self.rngs):
             start = jax.random.key(0) if key is None else key
             counter = path[-1] == 'count'
