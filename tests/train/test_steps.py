@@ -147,7 +147,7 @@ def test_partly_frozen_backbone_learns_where_it_may():
 
 
 @pytest.mark.parametrize(
-    'pattern, cut',
+    ('pattern', 'cut'),
     [
         ('backbone/block5.*', 'block4_pool'),
         ('backbone/block5_conv[23]/.*', 'block5_conv1'),

@@ -180,9 +180,9 @@ def require_on_device(source: Source) -> OnDeviceFeatures:
         raise UserError(
             'this needs features that are kept, and the backbone runs on every batch',
             where='config.features.cache, config.augment and config.optim.labels',
-            fix='freeze the first layers of the backbone and allow the cache; of the augmentations only flips, '
-            'right angles and corner crops are exact, mixup and cutmix cannot be kept, the others '
-            "need features.cache='True'",
+            fix='freeze the first layers of the backbone and allow the cache; of the augmentations '
+            'only flips, right angles and corner crops are exact, mixup and cutmix cannot be kept, '
+            "the others need features.cache='True'",
         )
     raise UserError(
         f'the features of {source.num_examples} images are more than the '
