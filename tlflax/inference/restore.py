@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from tlflax.config import parse
+from tlflax.config import parse, released
 from tlflax.config.paths import started_in
 from tlflax.config.schema import Config
 from tlflax.inference.trained import Trained
@@ -37,15 +37,15 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
     with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
         number = saved.find(step or _counts(saved))
         meta = saved.meta(number)
-        raw, class_names = parse.resolve(meta['config']), tuple(meta['classes'])
+        raw, class_names = parse.resolve(released.filled(meta['config'])), tuple(meta['classes'])
         config = setup.configure(parse.to_dict(started_in(raw, meta.get('folder', ''))))
         _check_code(config, meta.get('code', {}))
         trainable_like, frozen_like = _abstract(config, len(class_names))
-        trainable = saved.trained(number, trainable_like)
+        trainable = saved.evaluated(number, trainable_like)
         include = config.checkpoint.include_backbone
         frozen = saved.frozen(number, frozen_like if include else frozen_like.without('backbone'))
     own, wanted = frozen.branch('backbone'), frozen_like.branch('backbone')
-    if wanted.params and not own.params:
+    if any(wanted) and not any(own):
         loaded = _load_frozen(config, meta['weights_digest'], wanted)
         frozen = frozen.merge(setup.joined(backbone=loaded))
     preprocess = _preprocess(meta['preprocess'], number)
@@ -135,7 +135,8 @@ def _abstract(config: Config, num_classes: int) -> tuple[Variables, Variables]:
     backbone = find(config.model.backbone).shapes(config.features.layer)
     head = jax.eval_shape(lambda: setup.init_head(config, num_classes))
     variables = setup.joined(backbone=backbone, head=head)
-    return partition_variables(variables, label_tree(variables.params, config.optim.labels))
+    labels = label_tree(variables.params, config.optim.labels)
+    return partition_variables(variables, labels, statistics=config.optim.statistics)
 
 
 def _load_frozen(config: Config, digest: str, like: Variables) -> Variables:

@@ -24,14 +24,16 @@ def start(
     Raises:
         UserError: No saved state is sound, or the run is not the one that was started here.
     """
+    learner = run.learner
+    first = steps.init_state(learner.trainable, learner.tx, learner.average)
     # A copy, for training donates it, and the run may start once more; NumPy's needs no program.
-    state = jax.tree.map(np.array, steps.init_state(run.learner.trainable, run.learner.tx))
-    saved = recovery.newest(checkpoints, state.variables, state.opt_state)
+    state = jax.tree.map(np.array, first)
+    saved = recovery.newest(checkpoints, state.variables, state.opt_state, state.ema)
     position, spent = Position(), 0.0
     if saved is not None:
         _check_unchanged(saved.meta, run, work)
         (params, model_state), step = saved.trained, jnp.int32(saved.step)
-        state = steps.TrainState(step, params, saved.opt_state, model_state)
+        state = steps.TrainState(step, params, saved.opt_state, model_state, saved.ema)
         position = Position.from_json(saved.meta['position'])
         spent = saved.meta['wall_seconds']
     return replicate(state, run.runner.mesh), position, spent

@@ -52,7 +52,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
     resolved = setup.configure(config)
     work = Workdir(Path(workdir))
     with work.locked():
-        work.check(to_dict(resolved))
+        resolved = work.check(resolved)
         result = work.result()
         if result is not None:
             logging.info('%s is finished; the result is in result.json', work.path)
@@ -169,7 +169,7 @@ def _result(fit: Fit, position: Position) -> JsonObject:
     run, checkpoints = fit.run, fit.checkpoints
     best = checkpoints.meta(checkpoints.find('best'))['record']
     step = checkpoints.find(run.config.early_stopping.counts)
-    trained = replicate(checkpoints.trained(step, run.learner.trainable), run.runner.mesh)
+    trained = replicate(checkpoints.evaluated(step, run.learner.trainable), run.runner.mesh)
     val, probabilities = evaluate_split(run.runner, trained, fit.val, run.splits.val)
     test = None
     if run.splits.test is not None:

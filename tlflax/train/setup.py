@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ from tlflax.models.classifier import Classifier, Params
 from tlflax.models.pretrained import Pretrained
 from tlflax.train import losses
 from tlflax.train.epoch import Runner
-from tlflax.train.optim.learner import Learner, build_learner
+from tlflax.train.optim.learner import Learner, build_learner, check_backbone
 from tlflax.utils import python_file, trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError, located
@@ -140,21 +141,19 @@ def build(config: Config, inputs: Inputs) -> Run:
         joined(backbone=weights.variables, head=init_head(config, len(classes))),
         steps_per_epoch=_steps_per_epoch(config, splits),
         epochs=config.train.epochs,
+        layers=find(config.model.backbone).layers,
     )
+    check_backbone(config.optim, learner.trainable.params)
     mesh = default_mesh()
     trainable = learner.trainable.params
     runner = Runner(
         classifier=build_classifier(config, trainable, len(classes), inputs.preprocess),
         tx=learner.tx,
+        average=learner.average,
         frozen=replicate(learner.frozen, mesh),
         mesh=mesh,
         seed=config.train.seed,
-        loss=losses.build(
-            config.loss,
-            smoothing=config.train.label_smoothing,
-            counts=splits.train.counts,
-            classes=classes,
-        ),
+        loss=_loss(config, splits, replicate(trainable.get('backbone', {}), mesh)),
     )
     backbone = learner.trainable.merge(runner.frozen).branch('backbone')
     sources = build_sources(config, weights.digest, backbone, runner.classifier, mesh)
@@ -168,6 +167,18 @@ def build(config: Config, inputs: Inputs) -> Run:
         sources=sources,
         meta=_metadata(config, inputs),
     )
+
+
+def _loss(config: Config, splits: Splits, start: Params) -> losses.Loss:
+    """Returns the training loss; `start`: the pretrained parameters that are trained."""
+    loss = losses.build(
+        config.loss,
+        smoothing=config.train.label_smoothing,
+        counts=splits.train.counts,
+        classes=splits.train.class_names,
+    )
+    alpha = config.optim.l2_sp
+    return loss._replace(l2_sp=np.float32(alpha), start=start) if alpha else loss
 
 
 def _metadata(config: Config, inputs: Inputs) -> JsonObject:

@@ -9,6 +9,7 @@ from absl import logging
 from tlflax.models.base.modules import Variables
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
+from tlflax.utils.trees import Tree
 from tlflax.workdir.checkpoints import Checkpoints
 
 _ASIDE = 'damaged'  # beside the checkpoints: those that could not be read
@@ -22,15 +23,19 @@ class Saved(NamedTuple):
         meta: The metadata saved with it.
         trained: What training has changed, as host arrays.
         opt_state: The optimizer's state, as host arrays.
+        ema: The moving average of the trained parameters, as host arrays; {}: there is none.
     """
 
     step: int
     meta: JsonObject
     trained: Variables
     opt_state: optax.OptState
+    ema: Tree
 
 
-def newest(checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptState) -> Saved | None:
+def newest(
+    checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptState, ema: Tree
+) -> Saved | None:
     """Returns the newest state that is not damaged, nor is the best state before it.
 
     Newer ones, and others that are damaged, are named in the log and moved to a folder `damaged`
@@ -40,6 +45,7 @@ def newest(checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptSta
         checkpoints: Those of the run.
         trained: The shapes of what training changes.
         opt_state: The shapes of the optimizer's state.
+        ema: The shapes of the moving average.
 
     Returns:
         None if nothing is saved yet.
@@ -50,7 +56,7 @@ def newest(checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptSta
     steps = checkpoints.steps()
     for at in reversed(range(len(steps))):
         try:
-            found = _sound(checkpoints, steps[: at + 1], trained, opt_state)
+            found = _sound(checkpoints, steps[: at + 1], trained, opt_state, ema)
         except UserError as error:
             _warn(error)
         else:
@@ -75,13 +81,14 @@ def _sound(
     steps: Sequence[int],
     trained: Variables,
     opt_state: optax.OptState,
+    ema: Tree,
 ) -> Saved:
     """Returns the last of some steps; checks it, and the best of them."""
     step = steps[-1]
-    state = checkpoints.state(step, trained, opt_state)
+    state = checkpoints.state(step, trained, opt_state, ema)
     best = checkpoints.best_of(steps)
     if best is not None and best != step:
-        checkpoints.trained(best, trained)
+        checkpoints.evaluated(best, trained)
     return Saved(step, checkpoints.meta(step), *state)
 
 
