@@ -105,6 +105,7 @@ def build_learner(
     trainable_labels, _ = partition(labels, labels)
     rates = configured_rates(config, trainable_labels)
     decay.check(config.decayed, params)
+    _check_length(config, steps_per_epoch * epochs)
     factors = decay.layer_factors(params, layers, config.layer_decay)
     length = {'steps_per_epoch': steps_per_epoch, 'epochs': epochs}
 
@@ -131,6 +132,15 @@ def build_learner(
         learning_rate=_recorded(config, next(iter(schedules.values()))),
         table=format_table(params, config.labels, memory),
     )
+
+
+def _check_length(config: OptimConfig, steps: int) -> None:
+    if config.accumulate_steps > steps:
+        raise UserError(
+            f'the {steps} batches of the whole training never make one update',
+            where='config.optim.accumulate_steps',
+            fix=f'give at most {steps}',
+        )
 
 
 def _recorded(config: OptimConfig, schedule: optax.Schedule) -> Callable[..., float]:
