@@ -133,7 +133,8 @@ def test_trained_its_statistics_move_and_are_never_decayed(runs):
 
 def test_part_of_it_is_trained_and_the_statistics_of_the_rest_stand_still(root, tmp_path):
     labels = (('backbone/block3.*', 'tail'), ('backbone/.*', 'frozen'), ('head/.*', 'head'))
-    train_and_evaluate(own_config(root, optim__labels=labels), tmp_path)
+    changes = {'optim__labels': labels, 'optim__statistics': 'updated'}
+    train_and_evaluate(own_config(root, **changes), tmp_path)
     restored = tlflax.load(tmp_path, 'last')
     assert set(restored.trainable.state['backbone']) == {'block3'}
     assert np.any(restored.trainable.state['backbone']['block3']['norm']['mean'] != 0)

@@ -58,9 +58,13 @@ def test_restores_bit_for_bit_with_metadata(tmp_path):
     params, opt_state = make_state(1 / 3)
     with Checkpoints(tmp_path / 'c') as saved:
         meta = {'a': [1, float('nan')], 'b': {'c': float('-inf'), 'd': None}, 'e': 'é'}
-        saved.save(5, trained=Variables(params, {}), opt_state=opt_state, meta=meta, rank=1)
+        average, _ = make_state(1 / 7)
+        trained = Variables(params, {})
+        saved.save(5, trained=trained, opt_state=opt_state, ema=average, meta=meta, rank=1)
     with Checkpoints(tmp_path / 'c', read_only=True) as saved:
-        back, back_opt = saved.state(5, Variables(params, {}), opt_state)
+        back, back_opt, back_ema = saved.state(5, trained, opt_state, average)
+        for averaged in (back_ema, saved.evaluated(5, trained).params):
+            np.testing.assert_array_equal(averaged['head']['bias'], average['head']['bias'])
         for path, leaf in trees.flatten(back.params).items():
             np.testing.assert_array_equal(leaf, trees.flatten(params)[path])
         mu = back_opt.inner_states['head'].inner_state[0][0].mu

@@ -34,7 +34,8 @@ def continued(config: Config, saved: Mapping[str, Any]) -> Config:
     """
     for (section, key), value in BEHAVIOR.items():
         own, default = getattr(config, section), getattr(getattr(Config(), section), key)
-        missing = key not in saved.get(section, {})
+        there = saved.get(section)
+        missing = not isinstance(there, Mapping) or key not in there
         if missing and getattr(own, key) == default:
             new = dataclasses.replace(own, **{key: value})
             config = dataclasses.replace(config, **{section: new})

@@ -180,7 +180,7 @@ def test_a_run_of_a_released_version_goes_on_by_its_rules(
 
 
 EQUAL = {
-    'all_but_the_plateau': (
+    'all': (
         {**ALL, 'optim__schedule': 'cosine'},
         [{'optim.learning_rate': 1e-3, 'optim.l2_sp': 0.5}, {'optim.weight_decay': 0.3}],
     ),
@@ -188,8 +188,11 @@ EQUAL = {
 }
 
 
-@pytest.mark.parametrize('case', EQUAL)
-def test_members_of_a_sweep_equal_solo_runs(root, tmp_path, case):
+@pytest.mark.parametrize(('case', 'mapped'), [*((case, False) for case in EQUAL), ('all', True)])
+def test_members_of_a_sweep_equal_solo_runs(root, tmp_path, monkeypatch, case, mapped):
+    """One call for each member, or, as on accelerators, one mapped over all."""
+    if mapped:
+        monkeypatch.setattr('tlflax.sweep.per_member.one_by_one', lambda mesh: False)
     changes, settings = EQUAL[case]
     np.savez(root / 'toy.npz', **_weights(root))
     config = toy_config(root, **changes, weights__source=str(root / 'toy.npz'))
