@@ -61,7 +61,7 @@ def test_the_description_of_a_feature_space_stays_what_it_is():
 
     def described(background=(0, 0, 0)):
         form = replace(ImageFormat.of(config.data), background=background)
-        model = setup.build_classifier(config, {}, 3, 'caffe')
+        model = components.build_classifier(config, {}, 3, 'caffe')
         return extract.describe_space(form, model, weights_digest='abc')
 
     assert described() == {

@@ -253,7 +253,7 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
     config.checkpoint.include_backbone = True
     result = train_and_evaluate(config, tmp_path / 'w')
     monkeypatch.setattr(
-        'tlflax.train.setup.load_backbone', lambda config: pytest.fail('was loaded')
+        'tlflax.train.components.load_backbone', lambda config: pytest.fail('was loaded')
     )
     restored = tlflax.load(tmp_path / 'w')
     monkeypatch.undo()
@@ -263,14 +263,14 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
 def test_other_weights_are_refused_at_restore(finished, tmp_path, monkeypatch):
     from tlflax.train import setup
 
-    real = setup.load_backbone
+    real = components.load_backbone
 
     def other(config):
         import dataclasses
 
         return dataclasses.replace(real(config), digest='0' * 64)
 
-    monkeypatch.setattr('tlflax.train.setup.load_backbone', other)
+    monkeypatch.setattr('tlflax.train.components.load_backbone', other)
     with pytest.raises(UserError, match='not those of the run'):
         tlflax.load(finished[0])
 

@@ -13,7 +13,7 @@ from tlflax.inference.trained import Trained
 from tlflax.models.backbones import find
 from tlflax.models.base.modules import Variables
 from tlflax.models.weights.preprocess import PREPROCESS
-from tlflax.train import setup
+from tlflax.train import components, setup
 from tlflax.train.optim import partition_variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
@@ -47,9 +47,9 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
     own, wanted = frozen.branch('backbone'), frozen_like.branch('backbone')
     if wanted.params and not own.params:
         loaded = _load_frozen(config, meta['weights_digest'], wanted)
-        frozen = frozen.merge(setup.joined(backbone=loaded))
+        frozen = frozen.merge(components.joined(backbone=loaded))
     preprocess = _preprocess(meta['preprocess'], number)
-    classifier = setup.build_classifier(config, trainable_like.params, len(class_names), preprocess)
+    classifier = components.build_classifier(config, trainable_like.params, len(class_names), preprocess)
     mesh = default_mesh()
     return Trained(
         config=config,
@@ -72,7 +72,7 @@ def _counts(saved: Checkpoints) -> str:
 
 def _check_code(config: Config, started: Mapping[str, str]) -> None:
     """Checks that the Python files that define the model are those of the run."""
-    for key, digest in setup.code_digests(config).items():
+    for key, digest in components.code_digests(config).items():
         if started.get(key) != digest:
             raise UserError(
                 f'the file has changed since the run ({digest[:16]}, not '
@@ -133,14 +133,14 @@ def _is_cross_validation(path: Path) -> bool:
 def _abstract(config: Config, num_classes: int) -> tuple[Variables, Variables]:
     """Returns the shapes of trainable and frozen variables, from the configuration."""
     backbone = find(config.model.backbone).shapes(config.features.layer)
-    head = jax.eval_shape(lambda: setup.init_head(config, num_classes))
-    variables = setup.joined(backbone=backbone, head=head)
+    head = jax.eval_shape(lambda: components.init_head(config, num_classes))
+    variables = components.joined(backbone=backbone, head=head)
     return partition_variables(variables, label_tree(variables.params, config.optim.labels))
 
 
 def _load_frozen(config: Config, digest: str, like: Variables) -> Variables:
     """Loads the frozen backbone and checks that its digest is that of the run."""
-    pretrained = setup.load_backbone(config)
+    pretrained = components.load_backbone(config)
     if pretrained.digest != digest:
         raise UserError(
             f'these weights ({pretrained.digest[:16]}) are not those of the run ({digest[:16]})',

@@ -21,7 +21,7 @@ from tlflax.models.ensemble_head import Branch, name_of
 from tlflax.models.linear.representations import Part
 from tlflax.probe.path import Fitted, fit_path
 from tlflax.probe.rows import Representation
-from tlflax.train import setup, steps
+from tlflax.train import components, setup, steps
 from tlflax.train.early_stopping import State
 from tlflax.train.position import Position
 from tlflax.train.run import publish
@@ -101,7 +101,7 @@ def probe_config(config: Config, representation: Representation = 'raw') -> Conf
                 fix="leave it out, or set config.model.head='flatten_linear'",
             )
         backbone, size = find(config.model.backbone), config.data.image_size
-        shape = feature_shape(backbone, size, config.features.layer, setup.tapped(config))
+        shape = feature_shape(backbone, size, config.features.layer, components.tapped(config))
         head = name_of([Branch((Part(0, math.prod(shape), representation),))])
     return dataclasses.replace(
         config,

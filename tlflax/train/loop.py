@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import logging
 
 from tlflax.features.batches import Source
-from tlflax.train import divergence, steps
+from tlflax.train import divergence, phases, steps
 from tlflax.train.early_stopping import EarlyStopping
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
@@ -56,10 +56,7 @@ class Fit:
             record: The record of the epoch that has ended; None in the middle of an epoch.
         """
         improved = record is not None and position.stopping.improved
-        frozen = self.run.runner.frozen
-        if not self.run.config.checkpoint.include_backbone:
-            # Its digest names it; a frozen part of the head has none.
-            frozen = frozen.without('backbone')
+        include = self.run.config.checkpoint.include_backbone
         self.checkpoints.save(
             int(state.step),
             trained=state.variables,
@@ -71,7 +68,9 @@ class Fit:
                 'wall_seconds': self.clock(),
             },
             rank=position.epoch if improved else -1,
-            frozen=frozen,
+            frozen=phases.saved(
+                self.run.runner.frozen, self.run.changed, include_backbone=include
+            ),
         )
 
 
@@ -82,7 +81,7 @@ def train_epochs(
     state: steps.TrainState,
     position: Position,
 ) -> tuple[steps.TrainState, Position]:
-    """Trains from `position` until early stopping, the last epoch or an interruption.
+    """Trains from `position` until the phase ends, by early stopping or epochs, or is interrupted.
 
     Args:
         fit: The run.
@@ -99,7 +98,7 @@ def train_epochs(
         UserError: The loss is no longer finite; the last checkpoints are kept.
     """
     with interrupts.deferred(_announce) as stop_requested:
-        while position.epoch < fit.run.config.train.epochs and not position.stopping.stopped:
+        while not position.ended(fit.run.config.train.epochs):
             before = position
             state, position, complete = _train_epoch(fit, train, state, position, stop_requested)
             if complete:
@@ -129,7 +128,7 @@ def _train_epoch(
     """Trains for the rest of the epoch, and tells whether it was completed."""
     began = time.perf_counter()
     start = position.step_in_epoch
-    name = f'epoch {position.epoch + 1}/{fit.run.config.train.epochs}'
+    name = _number(fit.run, position)
     with progress(name, train.num_examples - int(position.count)) as tick:
         state, sums, done = fit.run.runner.train(
             state, train, position.epoch, start, stop=stop, progress=tick
@@ -158,22 +157,30 @@ def _finish_epoch(
         val = fit.run.runner.evaluate(state.variables, fit.val, progress=tick).metrics
     step = int(state.step)
     seconds = time.perf_counter() - began
-    record = make_record(position, step, val, fit.run.learner.learning_rate(step), seconds)
+    rate = fit.run.learner.learning_rate(step - position.began * fit.run.steps_per_epoch)
+    record = make_record(position, step, val, rate, seconds)
+    if fit.run.num_phases > 1:
+        record['phase'] = position.phase + 1
     after = next_epoch(position, record, rule)
     fit.workdir.append(record)  # first: a resumed run drops records after its checkpoint
     fit.save(state, after, record)
-    _log(record, fit.run.config.train.epochs, after.stopping.improved)
+    _log(record, _number(fit.run, position), after.stopping.improved)
     if excess := divergence.describe_excess(record, len(fit.run.splits.train.class_names)):
         logging.warning('WARNING: %s', excess)
     return after
 
 
-def _log(record: Record, epochs: int, improved: bool) -> None:
+def _number(run: Run, position: Position) -> str:
+    """Returns the number of the next epoch, and of the last that may follow in its phase."""
+    number = f'epoch {position.epoch + 1}/{position.began + run.config.train.epochs}'
+    return number if run.num_phases == 1 else f'phase {position.phase + 1}, {number}'
+
+
+def _log(record: Record, name: str, improved: bool) -> None:
     logging.info(
-        'epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f balanced %.4f%s  '
+        '%s  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f balanced %.4f%s  '
         '%.0f images/s  %.1f s',
-        record['epoch'],
-        epochs,
+        name,
         record['train_loss'],
         record['train_accuracy'],
         record['val_loss'],

@@ -1,6 +1,6 @@
 """Where a training goes on: at the newest state that leads to the end of an undamaged run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import optax
@@ -10,6 +10,9 @@ from tlflax.models.base.modules import Variables
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.workdir.checkpoints import Checkpoints
+
+Like = Callable[[JsonObject], tuple[Variables, optax.OptState]]
+"""The metadata of a step to the shapes of what training changes and of the optimizer's state."""
 
 _ASIDE = 'damaged'  # beside the checkpoints: those that could not be read
 
@@ -30,7 +33,7 @@ class Saved(NamedTuple):
     opt_state: optax.OptState
 
 
-def newest(checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptState) -> Saved | None:
+def newest(checkpoints: Checkpoints, like: Like, *, continues: bool = False) -> Saved | None:
     """Returns the newest state that is not damaged, nor is the best state before it.
 
     Newer ones, and others that are damaged, are named in the log and moved to a folder `damaged`
@@ -38,8 +41,8 @@ def newest(checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptSta
 
     Args:
         checkpoints: Those of the run.
-        trained: The shapes of what training changes.
-        opt_state: The shapes of the optimizer's state.
+        like: See `Like`.
+        continues: Whether the best state may be trained further, and has to be whole for that.
 
     Returns:
         None if nothing is saved yet.
@@ -50,7 +53,7 @@ def newest(checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptSta
     steps = checkpoints.steps()
     for at in reversed(range(len(steps))):
         try:
-            found = _sound(checkpoints, steps[: at + 1], trained, opt_state)
+            found = _sound(checkpoints, steps[: at + 1], like, continues)
         except UserError as error:
             _warn(error)
         else:
@@ -71,18 +74,20 @@ def newest(checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptSta
 
 
 def _sound(
-    checkpoints: Checkpoints,
-    steps: Sequence[int],
-    trained: Variables,
-    opt_state: optax.OptState,
+    checkpoints: Checkpoints, steps: Sequence[int], like: Like, continues: bool
 ) -> Saved:
     """Returns the last of some steps; checks it, and the best of them."""
     step = steps[-1]
-    state = checkpoints.state(step, trained, opt_state)
+    meta = checkpoints.meta(step)
+    state = checkpoints.state(step, *like(meta))
     best = checkpoints.best_of(steps)
     if best is not None and best != step:
-        checkpoints.trained(best, trained)
-    return Saved(step, checkpoints.meta(step), *state)
+        trained, opt_state = like(checkpoints.meta(best))
+        if continues:
+            checkpoints.state(best, trained, opt_state)
+        else:
+            checkpoints.trained(best, trained)
+    return Saved(step, meta, *state)
 
 
 def _is_damaged(checkpoints: Checkpoints, step: int) -> bool:

@@ -242,6 +242,6 @@ def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkey
         for batch in [*images.eval_batches(), *images.train_batches(0, 0)]:
             assert batch['mask'].sum() == 6
             assert (batch['image'][batch['mask']] == color).all()
-        model = setup.build_classifier(setup.configure({}), {}, 3, 'caffe')
+        model = components.build_classifier(setup.configure({}), {}, 3, 'caffe')
         space = extract.describe_space(form, model, weights_digest='')
         assert space.get('background') == (list(color) if any(color) else None)
