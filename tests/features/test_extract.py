@@ -23,7 +23,7 @@ from tlflax.features.cache import quota
 from tlflax.features.cache.keys import describe
 from tlflax.features.cache.store import Store
 from tlflax.features.views import training_views, view_keys
-from tlflax.train import setup, train_and_evaluate
+from tlflax.train import components, setup, train_and_evaluate
 from tlflax.utils import assets, trees
 from tlflax.utils.errors import UserError
 

@@ -20,7 +20,7 @@ from tlflax.models import pretrained
 from tlflax.models.backbones import BACKBONES, find, from_layers
 from tlflax.probe import run as probe
 from tlflax.sweep import run as sweeping
-from tlflax.train import loop, setup
+from tlflax.train import components, loop, setup
 from tlflax.train.run import train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import digest, flatten, merge

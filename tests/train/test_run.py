@@ -13,7 +13,7 @@ from fork_server import server
 from helpers import ROOT, TESTS, Stops, make_folders, run_module, small_config
 
 import tlflax
-from tlflax.train import loop, train_and_evaluate
+from tlflax.train import components, loop, train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.workdir.checkpoints import Checkpoints
 
@@ -261,8 +261,6 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
 
 
 def test_other_weights_are_refused_at_restore(finished, tmp_path, monkeypatch):
-    from tlflax.train import setup
-
     real = components.load_backbone
 
     def other(config):

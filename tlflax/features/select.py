@@ -46,6 +46,7 @@ class SourceSelector:
         backbone: The variables of the backbone; those above the cut do not matter.
         classifier: The static half of the model.
         mesh: The devices.
+        first_epoch: The number of the first epoch that is trained, from 0.
     """
 
     image_format: ImageFormat
@@ -56,6 +57,7 @@ class SourceSelector:
     backbone: Variables
     classifier: Classifier
     mesh: Mesh
+    first_epoch: int = 0
     _programs: list[extract.Compute] = dataclasses.field(default_factory=list, repr=False)
 
     def train(self, table: ImageTable) -> Source:
@@ -154,7 +156,8 @@ class SourceSelector:
                 return everything  # the order does not matter
             return sampling.epoch_order(seed, epoch, table.labels, balanced=True)
 
-        return needed(views, train.epochs, len(table), order)
+        epochs = range(self.first_epoch, self.first_epoch + train.epochs)
+        return needed(views, epochs, len(table), order)
 
     def _cached(self, *, exact: bool, mixed: bool = False) -> bool:
         """Returns whether the features of a split are kept.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from tlflax.config.schema import AugmentConfig, Config, LossConfig
+from tlflax.config.schema import AugmentConfig, Config, LossConfig, OptimConfig
 from tlflax.features.batches import Source
 from tlflax.features.sources import require_on_device
 from tlflax.models.backbones import find
@@ -107,7 +107,10 @@ def probe_config(config: Config, representation: Representation = 'raw') -> Conf
         config,
         augment=AugmentConfig(horizontal_flip=False),
         loss=LossConfig(),
-        train=dataclasses.replace(config.train, balanced_sampling=False, label_smoothing=0.0),
+        optim=OptimConfig(),  # all of the backbone is frozen
+        train=dataclasses.replace(
+            config.train, balanced_sampling=False, label_smoothing=0.0, phases=()
+        ),
         model=dataclasses.replace(config.model, head=head, dropout=0.0),
         early_stopping=dataclasses.replace(config.early_stopping, restore_best=True),
     )

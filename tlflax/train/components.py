@@ -1,4 +1,4 @@
-"""The parts of a model that a configuration names: weights, network, head and sources of features."""
+"""The parts of a model that a configuration names: weights, network, head, feature sources."""
 
 import jax
 from absl import logging

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import logging
 
 from tlflax.features.batches import Source
-from tlflax.train import divergence, phases, steps
+from tlflax.train import divergence, steps
 from tlflax.train.early_stopping import EarlyStopping
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
@@ -39,6 +39,8 @@ class Fit:
         checkpoints: Where states are saved.
         workdir: Where epochs are recorded.
         clock: Returns the seconds spent on the run so far, earlier processes included.
+        again: Returns the last state that was saved, or the first one; None where nothing is
+            trained.
     """
 
     run: Run
@@ -46,6 +48,7 @@ class Fit:
     checkpoints: Checkpoints
     workdir: Workdir
     clock: Callable[[], float]
+    again: Callable[[], steps.TrainState] | None = None
 
     def save(self, state: steps.TrainState, position: Position, record: Record | None) -> None:
         """Starts saving a checkpoint.
@@ -56,7 +59,6 @@ class Fit:
             record: The record of the epoch that has ended; None in the middle of an epoch.
         """
         improved = record is not None and position.stopping.improved
-        include = self.run.config.checkpoint.include_backbone
         self.checkpoints.save(
             int(state.step),
             trained=state.variables,
@@ -68,9 +70,7 @@ class Fit:
                 'wall_seconds': self.clock(),
             },
             rank=position.epoch if improved else -1,
-            frozen=phases.saved(
-                self.run.runner.frozen, self.run.changed, include_backbone=include
-            ),
+            frozen=self.run.saved_frozen,
         )
 
 
@@ -135,7 +135,8 @@ def _train_epoch(
         )
     if (bad := divergence.first_step(sums)) is not None:
         fit.checkpoints.wait()
-        raise divergence.error(fit.run, train, fit.checkpoints, fit.workdir, position, bad)
+        assert fit.again is not None
+        raise divergence.error(fit.run, train, fit.again(), fit.workdir, position, bad)
     new = steps.totals(sums)
     position = dataclasses.replace(
         position,

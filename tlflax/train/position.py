@@ -51,9 +51,7 @@ class Position:
             and not rule.improves(best, self.former_best)
         ):
             best = self.former_best
-        return Position(
-            epoch=self.epoch, phase=self.phase + 1, began=self.epoch, former_best=best
-        )
+        return Position(epoch=self.epoch, phase=self.phase + 1, began=self.epoch, former_best=best)
 
     def to_json(self) -> JsonObject:
         """Returns plain values for a checkpoint's metadata."""

@@ -25,12 +25,15 @@ from tlflax.train.loop import Fit, train_epochs
 from tlflax.train.metrics.counts import VAL_METRICS
 from tlflax.train.metrics.scores import calibration_error
 from tlflax.train.position import Position, Record
-from tlflax.train.setup import Run
+from tlflax.train.setup import Inputs, Run
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
 from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
+
+Splits = tuple[Source, Source]
+"""The training and the validation examples."""
 
 _FOLDS = 5  # of the validation images, for the quality of the temperature
 
@@ -68,29 +71,22 @@ def train(config: Config, work: Workdir) -> JsonObject:
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
     began = time.perf_counter()
-    rule = stopping_rule(config.early_stopping)
-    run = setup.build(config, setup.load(config))
-    logging.info('%s', run.learner.table)
-    run.log_length()
-    _log_class_weights(run)
-    train_source = run.sources.train(run.splits.train)
-    val_source = run.sources.eval(run.splits.val, 'validation')
-    _claim(run, work)
+    stopping_rule(config.early_stopping)  # checks it
+    inputs = setup.load(config)
+    first = setup.build(config, inputs)
+    first.log_length()
+    # A new workdir is not bound to the run before its features are there.
+    ready = None if work.checkpoints.is_dir() else _begin(first)
+    _claim(first, work)
     try:
         with Checkpoints(work.checkpoints) as checkpoints:
-            state, position, spent = resume.start(checkpoints, run, work)
-            if state.step:
-                logging.info('resuming after epoch %d, step %d', position.epoch, state.step)
-            work.rewind(position.epoch)
-            fit = Fit(
-                run=run,
-                val=val_source,
-                checkpoints=checkpoints,
-                workdir=work,
-                clock=lambda: spent + time.perf_counter() - began,
-            )
-            _, position = train_epochs(fit, train_source, rule, state, position)
-            result = _result(fit, position)
+            stage = resume.start(checkpoints, first, inputs, work)
+            if stage.state.step:
+                epoch, step = stage.position.epoch, int(stage.state.step)
+                logging.info('resuming after epoch %d, step %d', epoch, step)
+            work.rewind(stage.position.epoch)
+            began -= stage.spent
+            result = _train_phases(stage, ready, checkpoints, inputs, work, began)
             checkpoints.drop_former()
         result = work.write_result(result)
     finally:
@@ -98,6 +94,66 @@ def train(config: Config, work: Workdir) -> JsonObject:
     best, epochs = result['best_epoch'], result['epochs_run']
     logging.info('best epoch %d of %d; everything is in %s', best, epochs, work.path)
     return result
+
+
+def _train_phases(
+    stage: resume.Stage,
+    ready: Splits | None,
+    checkpoints: Checkpoints,
+    inputs: Inputs,
+    work: Workdir,
+    began: float,
+) -> JsonObject:
+    """Trains the phases from a stage on, and returns the result.
+
+    Args:
+        stage: Where training goes on.
+        ready: The examples of its phase, if they are there already.
+        checkpoints: The states of the run.
+        inputs: Images and weights.
+        work: The workdir.
+        began: When training began, by `time.perf_counter`.
+    """
+    following: resume.Stage | None = stage
+    while following is not None:
+        stage = following
+        fit, position = _train_phase(stage, ready, checkpoints, inputs, work, began)
+        ended = dataclasses.replace(stage, position=position)
+        following, ready = resume.next_phase(checkpoints, ended, inputs), None
+    step = checkpoints.find(stage.run.config.early_stopping.counts)
+    return _result(fit, position, *resume.at(checkpoints, step, stage.run, inputs))
+
+
+def _train_phase(
+    stage: resume.Stage,
+    ready: Splits | None,
+    checkpoints: Checkpoints,
+    inputs: Inputs,
+    work: Workdir,
+    began: float,
+) -> tuple[Fit, Position]:
+    """Trains a phase to its end; see `_train_phases`."""
+    run = stage.run
+    train, val = ready or _begin(run)
+    fit = Fit(
+        run=run,
+        val=val,
+        checkpoints=checkpoints,
+        workdir=work,
+        clock=lambda: time.perf_counter() - began,
+        again=lambda: resume.start(checkpoints, run, inputs, work).state,
+    )
+    rule = stopping_rule(run.config.early_stopping)
+    _, position = train_epochs(fit, train, rule, stage.state, stage.position)
+    return fit, position
+
+
+def _begin(run: Run) -> Splits:
+    """Says what a phase trains, and returns its training and validation examples."""
+    logging.info('%s', run.learner.table)
+    _log_class_weights(run)
+    train = run.sources.train(run.splits.train)
+    return train, run.sources.eval(run.splits.val, 'validation')
 
 
 def publish(
@@ -136,7 +192,9 @@ def publish(
             for state, position in saved_states:
                 fit.save(state, position, records[position.epoch - 1])
             checkpoints.wait()
-            result = _result(fit, saved_states[-1][1])
+            step = checkpoints.find(run.config.early_stopping.counts)
+            trained = checkpoints.trained(step, run.learner.trainable)
+            result = _result(fit, saved_states[-1][1], run, trained)
         return work.write_result(result)
     finally:
         work.close()
@@ -164,13 +222,20 @@ def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
     work.add_session(provenance.session(digests, run.config.train.seed))
 
 
-def _result(fit: Fit, position: Position) -> JsonObject:
-    """Evaluates the checkpoint that counts and returns the contents of result.json."""
-    run, checkpoints = fit.run, fit.checkpoints
+def _result(fit: Fit, position: Position, run: Run, trained: Variables) -> JsonObject:
+    """Evaluates the checkpoint that counts and returns the contents of result.json.
+
+    Args:
+        fit: The training.
+        position: Where it ended.
+        run: The phase of the checkpoint.
+        trained: What that had trained.
+    """
+    checkpoints = fit.checkpoints
     best = checkpoints.meta(checkpoints.find('best'))['record']
-    step = checkpoints.find(run.config.early_stopping.counts)
-    trained = replicate(checkpoints.trained(step, run.learner.trainable), run.runner.mesh)
-    val, probabilities = evaluate_split(run.runner, trained, fit.val, run.splits.val)
+    trained = replicate(trained, run.runner.mesh)
+    source = fit.val if run is fit.run else run.sources.eval(run.splits.val, 'validation')
+    val, probabilities = evaluate_split(run.runner, trained, source, run.splits.val)
     test = None
     if run.splits.test is not None:
         source = run.sources.eval(run.splits.test, 'test')
@@ -181,7 +246,7 @@ def _result(fit: Fit, position: Position) -> JsonObject:
         'best_val_loss': best['val_loss'],
         'stopped_early': position.stopping.stopped,
         'epochs_run': position.epoch,
-        'step': step,
+        'step': checkpoints.find(run.config.early_stopping.counts),
         'wall_seconds': fit.clock(),
         'weights_digest': run.pretrained.digest,
         'data_digest': run.splits.digest,

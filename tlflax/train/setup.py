@@ -24,9 +24,10 @@ from tlflax.models.base import taps
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.models.pretrained import Pretrained
-from tlflax.train import components, losses, phases
+from tlflax.train import components, losses
 from tlflax.train.epoch import Runner
-from tlflax.train.optim import Learner, build_learner
+from tlflax.train.optim import phases
+from tlflax.train.optim.learner import Learner, build_learner
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import default_mesh, replicate, require_one_process
@@ -47,6 +48,7 @@ class Run:
         runner: The steps.
         sources: Chooses the splits' sources.
         meta: The metadata that every checkpoint has in addition to the position.
+        phase: The number of the phase, from 0.
         num_phases: Phases of the training.
         changed: What earlier phases have trained and this one does not; a part of what is frozen.
     """
@@ -60,6 +62,7 @@ class Run:
     runner: Runner
     sources: SourceSelector
     meta: JsonObject
+    phase: int
     num_phases: int
     changed: Variables
 
@@ -67,6 +70,12 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the training images."""
         return _steps_per_epoch(self.config, self.splits)
+
+    @property
+    def saved_frozen(self) -> Variables:
+        """The frozen variables that a checkpoint holds; see `phases.saved`."""
+        include = self.config.checkpoint.include_backbone
+        return phases.saved(self.runner.frozen, self.changed, include_backbone=include)
 
     def log_length(self) -> None:
         """Says which batch size and epochs were chosen, if any were."""
@@ -111,6 +120,12 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
         data = dataclasses.replace(data, resize='stretch')
     config = dataclasses.replace(config, data=data, features=features)
     expand(config)  # checks the phases
+    if config.model.head == 'auto' and config.train.phases:
+        raise UserError(
+            "model.head='auto' is not trained in phases",
+            where='config.train.phases',
+            fix='leave them out, or name a head',
+        )
     return config
 
 
@@ -175,6 +190,7 @@ def build(
         runner=runner,
         sources=components.build_sources(own, digest, backbone, model, mesh, first_epoch=began),
         meta=_metadata(whole, inputs),
+        phase=phase,
         num_phases=len(configs),
         changed=changed,
     )
@@ -260,5 +276,3 @@ def _check_sizes(config: Config, splits: Splits) -> None:
             where='config.train.batch_size',
             fix=f'at most {images}',
         )
-
-

@@ -73,9 +73,7 @@ def newest(checkpoints: Checkpoints, like: Like, *, continues: bool = False) -> 
     return None
 
 
-def _sound(
-    checkpoints: Checkpoints, steps: Sequence[int], like: Like, continues: bool
-) -> Saved:
+def _sound(checkpoints: Checkpoints, steps: Sequence[int], like: Like, continues: bool) -> Saved:
     """Returns the last of some steps; checks it, and the best of them."""
     step = steps[-1]
     meta = checkpoints.meta(step)

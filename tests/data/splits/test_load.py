@@ -12,7 +12,7 @@ from tlflax.data.splits.load import load_folds, load_splits, load_table, load_va
 from tlflax.features import extract
 from tlflax.features.batches import Order
 from tlflax.features.live_sources import ImageSource
-from tlflax.train import setup
+from tlflax.train import components, setup
 from tlflax.utils.errors import UserError
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tlflax.config.schema import OptimConfig
 from tlflax.models.base.backbone import IMAGE, Backbone
 from tlflax.models.base.modules import Variables
-from tlflax.train.optim import partition_variables
+from tlflax.train.optim.learner import partition_variables
 from tlflax.utils import trees
 from tlflax.utils.labels import label_tree
 from tlflax.utils.trees import flatten, unflatten
@@ -42,7 +42,7 @@ def parts(optims: Sequence[OptimConfig], variables: Variables, phase: int) -> Pa
     split = [_split(optim, variables) for optim in optims[: phase + 1]]
     trainable, frozen = split[phase]
     before = [{*flatten(earlier)} for earlier, _ in split[:phase]]
-    changed = _only(frozen, set().union(*before))
+    changed = _at(frozen, set().union(*before))
     return Parts(trainable, frozen, changed)
 
 
@@ -61,14 +61,18 @@ def born(optims: Sequence[OptimConfig], variables: Variables, phase: int) -> dic
 
 def updated(variables: Variables, new: Variables) -> Variables:
     """Returns variables with those values that `new` has."""
-    return Variables(
-        *(unflatten(flatten(old) | flatten(own)) for old, own in zip(variables, new, strict=True))
-    )
+    pairs = zip(variables, new, strict=True)
+    return Variables(*(unflatten(flatten(old) | flatten(own)) for old, own in pairs))
 
 
 def without(variables: Variables, other: Variables) -> Variables:
     """Returns the variables that are not in `other`."""
-    return _only(variables, {*flatten(variables)} - {*flatten(other)})
+    return _at(variables, {*flatten(variables)} - {*flatten(other)})
+
+
+def only(variables: Variables, other: Variables) -> Variables:
+    """Returns the variables that are in `other` too."""
+    return _at(variables, {*flatten(other)})
 
 
 def saved(frozen: Variables, changed: Variables, *, include_backbone: bool) -> Variables:
@@ -89,7 +93,9 @@ def features_digest(weights: str, changed: Variables, backbone: Backbone, cut: s
         cut: The layer whose outputs are the features, or `IMAGE`.
     """
     below = backbone.between(IMAGE, cut)
-    own = [{name: tree[name] for name in below if name in tree} for tree in changed.branch('backbone')]
+    own = [
+        {name: tree[name] for name in below if name in tree} for tree in changed.branch('backbone')
+    ]
     if not any(own):
         return weights
     return hashlib.sha256(f'{weights} {trees.fingerprint(own)}'.encode()).hexdigest()
@@ -99,7 +105,7 @@ def _split(optim: OptimConfig, variables: Variables) -> tuple[Variables, Variabl
     return partition_variables(variables, label_tree(variables.params, optim.labels))
 
 
-def _only(variables: Variables, paths: set[str]) -> Variables:
-    """Returns the variables at some paths, each beginning with 'params/' or 'state/'."""
+def _at(variables: Variables, paths: set[str]) -> Variables:
+    """Returns the variables at some paths, each of which begins with 'params/' or 'state/'."""
     tree = unflatten({p: leaf for p, leaf in flatten(variables).items() if p in paths})
     return Variables(tree.get('params', {}), tree.get('state', {}))
