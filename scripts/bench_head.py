@@ -50,7 +50,7 @@ from tlflax.models.vgg import network as vgg
 from tlflax.models.vgg.rows import VGG16
 from tlflax.train import setup, steps
 from tlflax.train.losses import Loss
-from tlflax.train.optim.build import build
+from tlflax.train.optim import build
 from tlflax.utils import trees
 from tlflax.utils.labels import label_tree
 
@@ -90,7 +90,7 @@ def tlflax_epoch(
     classifier = Classifier(VGG16, 'caffe', VGG16.layer, VGG16.layer, 'float32', head)
     variables = Variables({'head': first_variables(dropout).params}, {})
     labels = label_tree(variables.params, (('head/.*', 'head'),))
-    tx = build(labels, name='adam', learning_rates={'head': 1e-3})
+    tx = build.build(labels, name='adam', learning_rates={'head': 1e-3})
     on_device = steps.OnDevice(jnp.asarray(features), jnp.asarray(label))
     state = steps.init_state(variables, tx)
 

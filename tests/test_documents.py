@@ -38,7 +38,7 @@ def test_what_extends_tlflax(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     restored = tlflax.load('runs/own')
     assert set(restored.trainable.params['backbone']) == {'block2'}
-    assert set(restored.trainable.state) == {'backbone', 'head'}
+    assert set(restored.trainable.state) == {'head'}
     assert restored.evaluate()['num_examples'] == 9  # 3 of each class
 
 

@@ -70,7 +70,11 @@ def runs(root, tmp_path_factory):
         'frozen': own_config(root),
         'head': own_config(root, head=True, train__epochs=6),
         'trained': own_config(
-            root, optim__labels=ALL, optim__name='adamw', optim__weight_decay=0.5
+            root,
+            optim__labels=ALL,
+            optim__name='adamw',
+            optim__weight_decay=0.5,
+            optim__statistics='updated',
         ),
     }
     return {

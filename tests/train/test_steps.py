@@ -259,7 +259,7 @@ def test_training_the_head_follows_pytorch(name, weighted):
     model = classifiers.Classifier(row, 'caffe', row.layer, row.layer, 'float32', static)
     decay = 0.0 if name == 'adam' else 0.05
     trainable, frozen, tx = make_learner(
-        {'head': head}, (('head/.*', 'head'),), name, weight_decay=decay
+        {'head': head}, (('head/.*', 'head'),), name, weight_decay=decay, decayed=('.*',)
     )
     theirs = TorchConvHead(head)
     their_optimizer = {

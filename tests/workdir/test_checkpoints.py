@@ -82,7 +82,7 @@ def test_saved_arrays_may_be_donated_at_once(tmp_path):
     with Checkpoints(tmp_path / 'c', read_only=True) as saved:
         like = make_state()[0]
         np.testing.assert_array_equal(
-            saved.trained(1, Variables(like, {})).params['head']['bias'], np.ones(3)
+            saved.evaluated(1, Variables(like, {})).params['head']['bias'], np.ones(3)
         )
 
 
@@ -93,13 +93,13 @@ def test_a_step_is_never_deleted_for_the_same_step(tmp_path):
             save(saved, 5, -1, scale=2.0)
         assert saved.best() == 5
         np.testing.assert_array_equal(
-            saved.trained(5, Variables(PARAMS, {})).params['head']['bias'], np.ones(3)
+            saved.evaluated(5, Variables(PARAMS, {})).params['head']['bias'], np.ones(3)
         )
 
 
 def like():
     params, opt_state = make_state()
-    return Variables(params, {}), opt_state
+    return Variables(params, {}), opt_state, {}
 
 
 def damage(folder, step, item):
@@ -171,7 +171,7 @@ def test_no_flipped_bit_gives_other_parameters(tmp_path):
         flip(path, rng.integers(len(whole)), rng.integers(8))
         try:
             with Checkpoints(tmp_path / 'c', read_only=True) as saved:
-                trained = saved.trained(saved.find('best'), Variables(PARAMS, {}))
+                trained = saved.evaluated(saved.find('best'), Variables(PARAMS, {}))
         except UserError:
             detected += 1
         else:
@@ -188,7 +188,7 @@ def test_damage_is_an_error_where_it_decides_the_answer(tmp_path, item):
         Checkpoints(tmp_path / 'c', read_only=True) as saved,
         pytest.raises(UserError, match=r'step 20 (is damaged|cannot be read)'),
     ):
-        saved.trained(saved.find('best'), Variables(PARAMS, {}))
+        saved.evaluated(saved.find('best'), Variables(PARAMS, {}))
 
 
 def test_a_best_step_that_is_gone_is_not_replaced_by_another(tmp_path):
@@ -211,7 +211,7 @@ def test_missing_folder_and_damaged_step(tmp_path):
         Checkpoints(tmp_path / 'c', read_only=True) as saved,
         pytest.raises(UserError, match='step 5 cannot be read'),
     ):
-        saved.trained(5, Variables(PARAMS, {}))
+        saved.evaluated(5, Variables(PARAMS, {}))
 
 
 def test_another_models_parameters_are_refused(tmp_path):
@@ -222,7 +222,7 @@ def test_another_models_parameters_are_refused(tmp_path):
         Checkpoints(tmp_path / 'c', read_only=True) as saved,
         pytest.raises(UserError, match='another model'),
     ):
-        saved.trained(5, Variables(other, {}))
+        saved.evaluated(5, Variables(other, {}))
 
 
 FULL_DISK = """
@@ -255,7 +255,7 @@ def test_disk_full_is_one_sentence_and_the_older_step_stands(tmp_path):
     with Checkpoints(tmp_path / 'c', read_only=True) as saved:
         assert saved.find('last') == 1
         np.testing.assert_array_equal(
-            saved.trained(1, Variables(PARAMS, {})).params['head']['bias'], np.ones(3)
+            saved.evaluated(1, Variables(PARAMS, {})).params['head']['bias'], np.ones(3)
         )
 
 
@@ -311,7 +311,7 @@ def test_damaged_metadata_is_a_sentence_and_training_goes_on_before_it(tmp_path,
     assert '\n' not in str(caught.value)
     with Checkpoints(tmp_path / 'c') as saved:
         params, opt_state = make_state()
-        found = recovery.newest(saved, lambda meta: (Variables(params, {}), opt_state))
+        found = recovery.newest(saved, lambda meta: (Variables(params, {}), opt_state, {}))
     assert found is not None
     assert found.step == 1
     assert steps_on_disk(tmp_path / 'damaged') == {2}
@@ -331,4 +331,4 @@ def test_damaged_notes_of_orbax_are_a_sentence_and_are_not_needed(tmp_path, cont
         assert '\n' not in str(caught.value)
     notes.unlink()
     with Checkpoints(tmp_path / 'c', read_only=True) as saved:
-        saved.trained(1, Variables(PARAMS, {}))
+        saved.evaluated(1, Variables(PARAMS, {}))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tlflax.config import default_config
-from tlflax.config.parse import resolve, to_dict
+from tlflax.config.parse import resolve
 from tlflax.utils.errors import UserError
 from tlflax.workdir import files, lock, provenance
 from tlflax.workdir.files import Workdir
@@ -45,7 +45,7 @@ def test_result_of_released_versions_has_no_digest(work):
 def test_damaged_config_is_an_error(work, text):
     (work.path / 'config.json').write_bytes(text.encode('latin-1'))
     with pytest.raises(UserError, match=r'config\.json: the file is damaged'):
-        work.check(to_dict(resolve(default_config())))
+        work.check(resolve(default_config()))
 
 
 def test_damaged_lines_of_metrics_are_left_out(work, caplog):

@@ -262,6 +262,13 @@ class ModelConfig:
     )
 
 
+OPTIMIZERS = (
+    'adabelief', 'adadelta', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan', 'amsgrad',
+    'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'novograd', 'radam', 'rmsprop', 'sgd', 'yogi',
+)  # fmt: skip
+"""The values of `optim.name`; tlflax/train/optim/names.py has what each takes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """Which parameters are trained, and how."""
@@ -271,25 +278,76 @@ class OptimConfig:
         '(pattern, label) pairs: the first pattern that matches the path of a parameter gives its '
         "label; parameters labeled 'frozen' are not trained",
     )
-    name: str = _key('adam', 'the optimizer', choices=('adam', 'adamw', 'sgd'))
+    name: str = _key(
+        'adam', 'the optimizer, by its name in optax; see docs/optim.md', choices=OPTIMIZERS
+    )
     learning_rate: float = _key(1e-3, 'peak learning rate', at_least=0)
     learning_rates: tuple[tuple[str, float], ...] = _key(
         (),
         '(label, peak learning rate) pairs for labels with a learning rate of their own',
         at_least=0,
     )
+    layer_decay: float = _key(
+        1.0,
+        'the learning rate of a layer of the backbone is multiplied by this for each layer with '
+        'parameters above it, the head counting as one; 1: the same rate for all',
+        at_least=0,
+        at_most=1,
+    )
     schedule: str = _key(
         'constant',
-        'after warm-up: constant, or cosine decay to zero at train.epochs',
-        choices=('constant', 'cosine'),
+        'after warm-up: constant; cosine or linear decay to zero at train.epochs; plateau: lower '
+        'where the training loss no longer falls; onecycle: up and down, without warm-up',
+        choices=('constant', 'cosine', 'linear', 'onecycle', 'plateau'),
     )
     warmup_epochs: float = _key(0.0, 'epochs of linear warm-up from zero', at_least=0)
-    weight_decay: float = _key(
-        0.0, 'decoupled weight decay (adamw, sgd), scaled by the learning rate', at_least=0
+    plateau_factor: float = _key(
+        0.1, "what schedule='plateau' multiplies with", at_least=1e-6, at_most=0.999
     )
-    momentum: float = _key(0.9, 'momentum of sgd', at_least=0, at_most=1)
+    plateau_patience: int = _key(
+        3, "epochs without a lower training loss after which schedule='plateau' does it", at_least=1
+    )
+    weight_decay: float = _key(
+        0.0,
+        'decoupled weight decay, scaled by the learning rate; added to the gradient by sgd, lars '
+        'and adadelta',
+        at_least=0,
+    )
+    decayed: tuple[str, ...] = _key(
+        (),
+        'patterns of the paths of parameters that weight decay applies to; (): those of two or '
+        'more dimensions, so neither biases nor norms',
+    )
+    momentum: float = _key(0.9, 'momentum of sgd, rmsprop and lars', at_least=0, at_most=1)
     clip_norm: float = _key(
         0.0, 'largest global gradient norm of the parameters of a label; 0: no clipping', at_least=0
+    )
+    l2_sp: float = _key(
+        0.0,
+        'alpha of L2-SP: the loss that is minimized gains alpha / 2 * the squared distance of the '
+        'trained parameters of the backbone from the pretrained ones; 0: off',
+        at_least=0,
+    )
+    accumulate_steps: int = _key(
+        1, 'batches whose mean gradient makes one update of the optimizer', at_least=1
+    )
+    ema_decay: float = _key(
+        0.0,
+        'decay, for each update, of the exponential moving average of the trained parameters, '
+        'which validation and everything after training then uses; 0: off',
+        at_least=0,
+        at_most=1 - 1e-9,
+    )
+    sam_rho: float = _key(
+        0.0,
+        'radius of sharpness-aware minimization, which takes two gradients a step; 0: off',
+        at_least=0,
+    )
+    statistics: str = _key(
+        'frozen',
+        'the statistics of BatchNorm in trained layers of the backbone stay those of the '
+        'pretrained weights, or are updated; those of the head always are',
+        choices=('frozen', 'updated'),
     )
 
 

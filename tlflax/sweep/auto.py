@@ -17,7 +17,6 @@ from absl import logging
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from tlflax.config.parse import to_dict
 from tlflax.config.schema import AugmentConfig, Config
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.models import ensemble_head
@@ -60,7 +59,7 @@ def choose_and_evaluate(config: ConfigDict, workdir: str | Path) -> tuple[JsonOb
     resolved = setup.configure(config)
     work = Workdir(Path(workdir))
     with work.locked():
-        work.check(to_dict(resolved))
+        resolved = work.check(resolved)
         result = work.result()
         if result is None:
             result = _choose(resolved, work)

@@ -86,7 +86,7 @@ def cross_validate(config: ConfigDict, workdir: str | Path) -> JsonObject:
         )
     work = Workdir(Path(workdir))
     with work.locked():
-        work.check(to_dict(resolved))
+        resolved = work.check(resolved)
         report = _finished(work)
         if report is not None:
             logging.info('%s is finished; the result is in folds.json', work.path)

@@ -18,9 +18,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.sweep import per_member
 from tlflax.train import losses, steps
-from tlflax.train.optim.build import build_optimizer
 from tlflax.train.optim.learner import Rates
-from tlflax.train.optim.schedules import build_schedules
 from tlflax.train.setup import Run
 
 
@@ -51,8 +49,9 @@ class Program:
 
 def compile_program(run: Run, *, shared_order: bool) -> Program:
     """Returns the functions for members with the structure of `run`."""
-    init = functools.partial(steps.init_state, tx=run.learner.tx)
-    first = jax.eval_shape(init, run.learner.trainable)
+    learner = run.learner
+    init = functools.partial(steps.init_state, tx=learner.tx, average=learner.average)
+    first = jax.eval_shape(init, learner.trainable)
     axes = jax.tree.map(lambda leaf: None if is_counter(leaf) else 0, first)
     rows_axis = None if shared_order else 0
     mesh = run.runner.mesh
@@ -78,14 +77,6 @@ def _train(
     rows: Int[Array, 'steps b'],
 ) -> tuple[steps.TrainState, steps.Sums]:
     """Trains one member for some steps, with its own numbers."""
-    config = run.config
-    schedules = build_schedules(
-        config.optim,
-        numbers.rates.learning_rates,
-        steps_per_epoch=run.steps_per_epoch,
-        epochs=config.train.epochs,
-    )
-    tx = build_optimizer(config.optim, run.learner.labels, schedules, numbers.rates.weight_decay)
     return steps.update_many(
         state,
         frozen,
@@ -94,7 +85,8 @@ def _train(
         numbers.seed,
         numbers.loss,
         classifier=run.runner.classifier,
-        tx=tx,
+        tx=run.learner.make(numbers.rates),
+        average=run.learner.average,
     )
 
 
@@ -106,7 +98,7 @@ def _evaluate(
     rows: Int[Array, 'steps b'],
 ) -> steps.EvalSums:
     """Evaluates one member on a split."""
-    variables = state.variables.merge(frozen)
+    variables = state.evaluated.merge(frozen)
     return steps.eval_scan(variables, on_device, rows, classifier=classifier)[0]
 
 

@@ -18,6 +18,7 @@ from tlflax.sweep.ranking import Row, format_csv, order, row, status
 from tlflax.sweep.settings import Setting, resolve_settings
 from tlflax.train import divergence, losses, setup, steps
 from tlflax.train.early_stopping import stopping_rule
+from tlflax.train.optim.schedules import PLATEAU
 from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
@@ -86,6 +87,13 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
                 'the first layer of the backbone is trained, so that no features can be kept',
                 where=f'{where}, setting {number}',
                 fix="label the first layers 'frozen' in optim.labels",
+            )
+        if one.config.optim.schedule == PLATEAU:
+            raise UserError(
+                'each head would lower its learning rate in another epoch, and heads that are '
+                'trained together share their counters',
+                where=f'{where}, setting {number}, optim.schedule={PLATEAU!r}',
+                fix="use schedule='cosine' or 'linear' in a sweep",
             )
     sources = {cut: _sources(cut, runs) for cut in {_cut(one): None for one in runs}}
     members = [Member(one, *sources[_cut(one)][one.config.train.seed]) for one in runs]
@@ -251,6 +259,7 @@ def _structure(config: Config) -> Config:
         learning_rate=0.0,
         learning_rates=tuple((label, 0.0) for label, _ in config.optim.learning_rates),
         weight_decay=0.0,
+        l2_sp=float(config.optim.l2_sp > 0),
     )
     train = dataclasses.replace(config.train, seed=0, label_smoothing=0.0)
     loss = losses.structure(config.loss)

@@ -20,6 +20,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.train import losses, steps
 from tlflax.train.metrics.summary import summary
+from tlflax.train.optim.ema import Average
 from tlflax.utils.files import JsonObject
 from tlflax.utils.progress import progress
 from tlflax.utils.sharding import local_rows, put_batch, put_rows
@@ -51,6 +52,7 @@ class Runner:
         mesh: Devices along one axis, 'data', over which batches are split.
         seed: Of dropout.
         loss: What training minimizes.
+        average: The moving average of the trained parameters; None: there is none.
     """
 
     classifier: Classifier
@@ -59,6 +61,7 @@ class Runner:
     mesh: Mesh
     seed: int
     loss: losses.Loss
+    average: Average | None = None
 
     def train(
         self,
@@ -101,6 +104,7 @@ class Runner:
                 self.loss,
                 classifier=self.classifier,
                 tx=self.tx,
+                average=self.average,
             )
             sums.append(step_sums)
             waiting.append(step_sums)
@@ -131,6 +135,7 @@ class Runner:
                 self.loss,
                 classifier=self.classifier,
                 tx=self.tx,
+                average=self.average,
             )
             sums.append(part_sums)
             done += len(part)

@@ -63,6 +63,7 @@ class Fit:
             int(state.step),
             trained=state.variables,
             opt_state=state.opt_state,
+            ema=state.ema,
             meta={
                 **self.run.meta,
                 'position': position.to_json(),
@@ -155,10 +156,11 @@ def _finish_epoch(
     """Validates, records, decides, saves; returns the position at the start of the next epoch."""
     began = time.perf_counter()
     with progress('validation', fit.val.num_examples) as tick:
-        val = fit.run.runner.evaluate(state.variables, fit.val, progress=tick).metrics
+        val = fit.run.runner.evaluate(state.evaluated, fit.val, progress=tick).metrics
     step = int(state.step)
     seconds = time.perf_counter() - began
-    rate = fit.run.learner.learning_rate(step - position.began * fit.run.steps_per_epoch)
+    own = step - position.began * fit.run.steps_per_epoch
+    rate = fit.run.learner.learning_rate(own, state.opt_state)
     record = make_record(position, step, val, rate, seconds)
     if fit.run.num_phases > 1:
         record['phase'] = position.phase + 1

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Float64, Int
 
 from tlflax.config.schema import LossConfig
 from tlflax.utils.errors import UserError, did_you_mean, quoted
+from tlflax.utils.trees import Tree
 
 Number = Any  # a float, a NumPy number or array, or traced
 Scalar = float | np.floating | Array
@@ -32,12 +34,16 @@ class Loss(NamedTuple):
         gamma: The focusing exponent of the focal loss; None for cross-entropy.
         class_weight: The weight of each class's examples.
         shift: The number added to each class's logit.
+        l2_sp: The strength of L2-SP.
+        start: The pretrained parameters of the backbone that are trained, for L2-SP.
     """
 
     smoothing: Float[Number, ''] = 0.0
     gamma: Float[Number, ''] | None = None
     class_weight: Float[Number, ' classes'] | None = None
     shift: Float[Number, ' classes'] | None = None
+    l2_sp: Float[Number, ''] | None = None
+    start: Tree | None = None
 
 
 def cross_entropy(
@@ -77,6 +83,22 @@ def training_losses(
     if 'mix' in batch:
         losses = batch['mix'] * losses + (1 - batch['mix']) * of(batch['mix_label'])
     return batch['weight'] * losses if 'weight' in batch else losses
+
+
+def penalty(loss: Loss, params: Tree) -> Scalar:
+    """Returns the part of the loss that is of the parameters; no metric has it.
+
+    L2-SP (Li et al. 2018, arXiv:1802.01483): half the squared distance of the backbone's trained
+    parameters from the pretrained ones, times its strength.
+
+    Args:
+        loss: The loss.
+        params: The parameters that are trained.
+    """
+    if loss.l2_sp is None:
+        return 0.0
+    moved = optax.tree.sub(params['backbone'], loss.start)
+    return 0.5 * loss.l2_sp * optax.tree.norm(moved, squared=True)
 
 
 def balanced_weights(counts: Int[np.ndarray, ' classes']) -> Float64[np.ndarray, ' classes']:

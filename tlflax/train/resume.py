@@ -18,6 +18,7 @@ from tlflax.train.setup import Inputs, Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
+from tlflax.utils.trees import Tree
 from tlflax.workdir import recovery
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
@@ -53,9 +54,9 @@ def start(checkpoints: Checkpoints, first: Run, inputs: Inputs, work: Workdir) -
         UserError: No saved state is sound, or the run is not the one that was started here.
     """
 
-    def like(meta: JsonObject) -> tuple[Variables, optax.OptState]:
+    def like(meta: JsonObject) -> tuple[Variables, optax.OptState, Tree]:
         empty = _first_state(_of_phase(_position(meta).phase, first, inputs))
-        return empty.variables, empty.opt_state
+        return empty.variables, empty.opt_state, empty.ema
 
     saved = recovery.newest(checkpoints, like, continues=first.num_phases > 1)
     if saved is None:
@@ -64,7 +65,7 @@ def start(checkpoints: Checkpoints, first: Run, inputs: Inputs, work: Workdir) -
     position = _position(saved.meta)
     run, _ = at(checkpoints, saved.step, first, inputs)
     (params, model_state), step = saved.trained, jnp.int32(saved.step)
-    state = steps.TrainState(step, params, saved.opt_state, model_state)
+    state = steps.TrainState(step, params, saved.opt_state, model_state, saved.ema)
     stage = Stage(run, _placed(state, run), position, saved.meta['wall_seconds'])
     return next_phase(checkpoints, stage, inputs) or stage
 
@@ -90,7 +91,8 @@ def next_phase(checkpoints: Checkpoints, stage: Stage, inputs: Inputs) -> Stage 
     )
     state = _first_state(after)._replace(step=jnp.int32(position.epoch * run.steps_per_epoch))
     if before.config.optim.name == after.config.optim.name:
-        _, old = checkpoints.state(step, trained, _first_state(before).opt_state)
+        empty = _first_state(before)
+        _, old, _ = checkpoints.state(step, trained, empty.opt_state, empty.ema)
         labels = before.learner.labels, after.learner.labels
         state = state._replace(opt_state=moments.carry(old, labels[0], state.opt_state, labels[1]))
     logging.info('phase %d of %d begins with step %d', after.phase + 1, run.num_phases, step)
@@ -98,7 +100,7 @@ def next_phase(checkpoints: Checkpoints, stage: Stage, inputs: Inputs) -> Stage 
 
 
 def at(checkpoints: Checkpoints, step: int, run: Run, inputs: Inputs) -> tuple[Run, Variables]:
-    """Returns the phase of a saved step, and what it trains, as host arrays.
+    """Returns the phase of a saved step, and what is used of what it trains, as host arrays.
 
     Args:
         checkpoints: Those of the run.
@@ -108,9 +110,9 @@ def at(checkpoints: Checkpoints, step: int, run: Run, inputs: Inputs) -> tuple[R
     """
     position = _position(checkpoints.meta(step))
     if position.phase == run.phase:
-        return run, checkpoints.trained(step, run.learner.trainable)
+        return run, checkpoints.evaluated(step, run.learner.trainable)
     like = _of_phase(position.phase, run, inputs)
-    trained = checkpoints.trained(step, like.learner.trainable)
+    trained = checkpoints.evaluated(step, like.learner.trainable)
     kept = phases.updated(checkpoints.frozen(step, like.saved_frozen), trained)
     whole = phases.updated(setup.first_variables(run.asked, inputs), kept)
     found = setup.build(run.asked, inputs, phase=position.phase, began=position.began, start=whole)
@@ -128,7 +130,9 @@ def _position(meta: JsonObject) -> Position:
 
 def _first_state(run: Run) -> steps.TrainState:
     # A copy, for training donates it, and the run may start once more; NumPy's needs no program.
-    return jax.tree.map(np.array, steps.init_state(run.learner.trainable, run.learner.tx))
+    learner = run.learner
+    first = steps.init_state(learner.trainable, learner.tx, learner.average)
+    return jax.tree.map(np.array, first)
 
 
 def _placed(state: steps.TrainState, run: Run) -> steps.TrainState:

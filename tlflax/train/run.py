@@ -55,7 +55,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
     resolved = setup.configure(config)
     work = Workdir(Path(workdir))
     with work.locked():
-        work.check(to_dict(resolved))
+        resolved = work.check(resolved)
         result = work.result()
         if result is not None:
             logging.info('%s is finished; the result is in result.json', work.path)
@@ -193,7 +193,7 @@ def publish(
                 fit.save(state, position, records[position.epoch - 1])
             checkpoints.wait()
             step = checkpoints.find(run.config.early_stopping.counts)
-            trained = checkpoints.trained(step, run.learner.trainable)
+            trained = checkpoints.evaluated(step, run.learner.trainable)
             result = _result(fit, saved_states[-1][1], run, trained)
         return work.write_result(result)
     finally:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,7 +28,8 @@ from tlflax.models.pretrained import Pretrained
 from tlflax.train import components, losses
 from tlflax.train.epoch import Runner
 from tlflax.train.optim import phases
-from tlflax.train.optim.learner import Learner, build_learner
+from tlflax.train.optim.learner import Learner, build_learner, check_all_frozen
+from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import default_mesh, replicate, require_one_process
@@ -170,7 +172,7 @@ def build(
     if start is None:
         start = first_variables(config, inputs)
     if not phase:
-        _check_later(configs, inputs, start)
+        _check(configs, inputs, start)
     own, learner = configs[phase], _learner(configs, inputs, start, phase)
     changed = phases.parts([one.optim for one in configs], start, phase).changed
     mesh, classes = default_mesh(), inputs.splits.train.class_names
@@ -215,38 +217,53 @@ def _learner(configs: Sequence[Config], inputs: Inputs, start: Variables, phase:
         start,
         steps_per_epoch=_steps_per_epoch(config, inputs.splits),
         epochs=config.train.epochs,
+        layers=find(config.model.backbone).layers,
         since=phases.born([one.optim for one in configs], start, phase),
     )
 
 
-def _check_later(configs: Sequence[Config], inputs: Inputs, start: Variables) -> None:
-    """Checks the labels and rates of all phases but the first, before hours are spent on it."""
-    shapes = jax.eval_shape(lambda: start)
-    for number in range(1, len(configs)):
+def _check(configs: Sequence[Config], inputs: Inputs, start: Variables) -> None:
+    """Checks labels, rates and optimizers of all phases, before hours are spent on the first."""
+    shapes, trained = jax.eval_shape(lambda: start), set()
+    for number in range(len(configs)):
         try:
-            _learner(configs, inputs, shapes, number)
+            trained |= set(_learner(configs, inputs, shapes, number).trainable.params)
         except UserError as error:
-            error.where = f'config.train.phases[{number}]: {error.where}'
+            if len(configs) > 1:
+                error.where = f'config.train.phases[{number}]: {error.where}'
             raise
+    if 'backbone' not in trained:
+        for config in configs:
+            check_all_frozen(config.optim)
 
 
 def _runner(
     config: Config, inputs: Inputs, learner: Learner, model: Classifier, mesh: Mesh
 ) -> Runner:
-    table = inputs.splits.train
     return Runner(
         classifier=model,
         tx=learner.tx,
+        average=learner.average,
         frozen=replicate(learner.frozen, mesh),
         mesh=mesh,
         seed=config.train.seed,
-        loss=losses.build(
-            config.loss,
-            smoothing=config.train.label_smoothing,
-            counts=table.counts,
-            classes=table.class_names,
-        ),
+        loss=_loss(config, inputs, learner, mesh),
     )
+
+
+def _loss(config: Config, inputs: Inputs, learner: Learner, mesh: Mesh) -> losses.Loss:
+    table, alpha = inputs.splits.train, config.optim.l2_sp
+    loss = losses.build(
+        config.loss,
+        smoothing=config.train.label_smoothing,
+        counts=table.counts,
+        classes=table.class_names,
+    )
+    if not alpha:
+        return loss
+    own = learner.trainable.branch('backbone').params
+    start = replicate(trees.like(inputs.pretrained.variables.params, own), mesh)
+    return loss._replace(l2_sp=np.float32(alpha), start=start)
 
 
 def _metadata(config: Config, inputs: Inputs) -> JsonObject:

@@ -14,6 +14,7 @@ from tlflax.models.base.modules import Training, Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses
 from tlflax.train.metrics.counts import ClassCounts, by_class
+from tlflax.train.optim.ema import Average
 from tlflax.utils.trees import flatten, like
 
 Batch = dict[str, Array]
@@ -27,17 +28,24 @@ class TrainState(NamedTuple):
         params: The trainable parameters alone.
         opt_state: Their optimizer state.
         model_state: What changes without a gradient, such as the statistics of BatchNorm.
+        ema: The moving average of `params`; {}: there is none.
     """
 
     step: Int[Array, '']
     params: Params
     opt_state: optax.OptState
     model_state: Params
+    ema: Params
 
     @property
     def variables(self) -> Variables:
         """What training has changed of the model."""
         return Variables(self.params, self.model_state)
+
+    @property
+    def evaluated(self) -> Variables:
+        """What is used of it outside of training: with the moving average, if there is one."""
+        return Variables(self.ema or self.params, self.model_state)
 
 
 class Sums(NamedTuple):
@@ -61,10 +69,13 @@ class EvalSums(NamedTuple):
     counts: ClassCounts
 
 
-def init_state(variables: Variables, tx: optax.GradientTransformation) -> TrainState:
+def init_state(
+    variables: Variables, tx: optax.GradientTransformation, average: Average | None = None
+) -> TrainState:
     """Returns the state before the first step, for what training changes of the model."""
     params, model_state = variables
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state)
+    ema = {} if average is None else jax.tree.map(jnp.array, params)  # a copy: both are donated
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, ema)
 
 
 def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], batch: Batch) -> Sums:
@@ -126,19 +137,27 @@ def gradients(
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     training = Training(key, batch['mask'], frozenset(flatten(state.model_state)))
-    if 'features' not in batch and not classifier.cut_is_image:
-        batch = {
-            **batch,
-            'features': classifier.features(frozen.branch('backbone'), batch['image']),
-        }
+    batch = _at_cut(frozen, batch, classifier)
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Sums, Params]]:
         variables = Variables(params, state.model_state).merge(frozen)
         logits, after = classifier(variables, batch, training)
         sums = metric_sums(logits, losses.training_losses(loss, logits, batch), batch)
-        return sums.loss / jnp.maximum(sums.examples, 1), (sums, after)
+        return _mean(sums) + losses.penalty(loss, params), (sums, after)
 
     return jax.grad(loss_fn, has_aux=True)(state.params)
+
+
+def _mean(sums: Sums) -> Float[Array, '']:
+    return sums.loss / jnp.maximum(sums.examples, 1)
+
+
+def _at_cut(frozen: Variables, batch: Batch, classifier: Classifier) -> Batch:
+    """Adds the features of images, unless the batch has them or the cut is the image."""
+    if 'features' in batch or classifier.cut_is_image:
+        return batch
+    features = classifier.features(frozen.branch('backbone'), batch['image'])
+    return {**batch, 'features': features}
 
 
 gradient_step = functools.partial(jax.jit, static_argnames=('classifier',))(gradients)
@@ -154,25 +173,39 @@ def update(
     *,
     classifier: Classifier,
     tx: optax.GradientTransformation,
+    average: Average | None = None,
 ) -> tuple[TrainState, Sums]:
     """Takes one optimizer step on the trainable parameters.
 
     Args:
         state, frozen, batch, seed, loss, classifier: See `gradients`.
         tx: The optimizer of `state.params`.
+        average: The moving average of them; None: there is none.
 
     Returns:
         The new state, and the sums of loss and correct predictions before the update.
     """
-    grads, (sums, after) = gradients(state, frozen, batch, seed, loss, classifier=classifier)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    model_state = like(after, state.model_state)
-    return TrainState(state.step + 1, params, opt_state, model_state), sums
+    batch = _at_cut(frozen, batch, classifier)
+
+    def gradients_at(params: Params) -> tuple[Params, tuple[Sums, Params]]:
+        there = state._replace(params=params)
+        return gradients(there, frozen, batch, seed, loss, classifier=classifier)
+
+    grads, (sums, after) = gradients_at(state.params)
+    updates, opt_state = optax.with_extra_args_support(tx).update(
+        grads,
+        state.opt_state,
+        state.params,
+        value=_mean(sums),
+        grad_fn=lambda params, _: gradients_at(params)[0],
+    )
+    params, step = optax.apply_updates(state.params, updates), state.step + 1
+    ema = state.ema if average is None else average.updated(state.ema, params, step)
+    return TrainState(step, params, opt_state, like(after, state.model_state), ema), sums
 
 
 train_step = functools.partial(
-    jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
+    jax.jit, static_argnames=('classifier', 'tx', 'average'), donate_argnames=('state',)
 )(update)
 """`update`, compiled once per model and optimizer; the old state is donated."""
 
@@ -212,18 +245,21 @@ def update_many(
     *,
     classifier: Classifier,
     tx: optax.GradientTransformation,
+    average: Average | None = None,
 ) -> tuple[TrainState, Sums]:
     """Takes many optimizer steps as one program; the sums have a leading axis of steps."""
 
     def body(state: TrainState, rows: Array) -> tuple[TrainState, Sums]:
         batch = gather(on_device, rows)
-        return update(state, frozen, batch, seed, loss, classifier=classifier, tx=tx)
+        return update(
+            state, frozen, batch, seed, loss, classifier=classifier, tx=tx, average=average
+        )
 
     return jax.lax.scan(body, state, rows)
 
 
 train_scan = functools.partial(
-    jax.jit, static_argnames=('classifier', 'tx'), donate_argnames=('state',)
+    jax.jit, static_argnames=('classifier', 'tx', 'average'), donate_argnames=('state',)
 )(update_many)
 """`update_many`, compiled once per model and optimizer; the old state is donated."""
 

@@ -2,11 +2,12 @@
 
 A checkpoint is a step of an Orbax `CheckpointManager` with separate items: `params` (the trained
 parameters), `opt_state`, `meta` (JSON: everything needed to use or resume them) and, where there is
-any, `state` (what training changes without a gradient), `frozen` and `frozen_state` (what it does
-not change, unless the pretrained weights hold it). The metadata holds a digest of every other item
-and of itself, which are compared when they are read, so that damage is an error and never another
-answer. The latest, the best and the best before it are kept: whichever of them is damaged, another
-leads to the same end (`tlflax.workdir.recovery`).
+any, `ema` (the moving average of `params`, which is what is evaluated), `state` (what training
+changes without a gradient), `frozen` and `frozen_state` (what it does not change, unless the
+pretrained weights hold it). The metadata holds a digest of every other item and of itself, which
+are compared when they are read, so that damage is an error and never another answer. The latest,
+the best and the best before it are kept: whichever of them is damaged, another leads to the same
+end (`tlflax.workdir.recovery`).
 """
 
 import contextlib
@@ -182,6 +183,7 @@ class Checkpoints:
         opt_state: optax.OptState,
         meta: JsonObject,
         rank: int,
+        ema: trees.Tree | None = None,
         frozen: Variables = NOTHING,
     ) -> None:
         """Starts saving; arrays are copied before it returns and may be donated.
@@ -192,6 +194,7 @@ class Checkpoints:
             opt_state: The optimizer's state.
             meta: Plain values; NaN and infinities are saved as null.
             rank: The epoch, if it is the best so far, else -1; the highest rank is the best.
+            ema: The moving average of the trainable parameters; None or {}: there is none.
             frozen: Frozen parameters and state to save too.
         """
         self.wait()
@@ -200,6 +203,7 @@ class Checkpoints:
         trees_by_name = {
             'params': trained.params,
             'opt_state': opt_state,
+            'ema': ema,
             'state': trained.state,
             'frozen': frozen.params,
             'frozen_state': frozen.state,
@@ -270,16 +274,23 @@ class Checkpoints:
             fix='put back a copy of it, or choose another --step',
         )
 
-    def trained(self, step: int, abstract: Variables) -> Variables:
-        """Returns what training has changed, as host arrays shaped like `abstract`."""
-        return self._variables(step, abstract, ('params', 'state'))
+    def evaluated(self, step: int, abstract: Variables) -> Variables:
+        """Returns what is used of a step: the moving average of the parameters, if it has one.
+
+        Returns:
+            What training has changed, as host arrays shaped like `abstract`.
+        """
+        averaged = 'ema' in self.meta(step).get(_DIGESTS, {})
+        return self._variables(step, abstract, ('ema' if averaged else 'params', 'state'))
 
     def state(
-        self, step: int, trained: Variables, opt_state: optax.OptState
-    ) -> tuple[Variables, optax.OptState]:
-        """Returns what training has changed and the optimizer's state, as host arrays."""
+        self, step: int, trained: Variables, opt_state: optax.OptState, ema: trees.Tree
+    ) -> tuple[Variables, optax.OptState, trees.Tree]:
+        """Returns variables, the optimizer's state and the moving average, as host arrays."""
         restored = self._restore(step, opt_state=_host(opt_state))
-        return self.trained(step, trained), restored['opt_state']
+        variables = self._variables(step, trained, ('params', 'state'))
+        average = self._variables(step, Variables(ema, {}), ('ema', 'state')).params
+        return variables, restored['opt_state'], average
 
     def frozen(self, step: int, abstract: Variables) -> Variables:
         """Returns the frozen variables in the checkpoint; those it does not hold are missing."""

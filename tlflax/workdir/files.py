@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import logging
 from tensorboardX import SummaryWriter
 
+from tlflax.config import released
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.utils.errors import UserError, as_user_error
@@ -47,16 +48,23 @@ class Workdir:
         """The folder of Orbax checkpoints."""
         return self.path / 'checkpoints'
 
-    def check(self, config: JsonObject) -> None:
+    def check(self, config: Config) -> Config:
         """Checks that the workdir is new or belongs to the same configuration.
+
+        Returns:
+            The configuration; where the run was started by a released version, with the defaults
+            of that version.
 
         Raises:
             UserError: It belongs to another configuration; names the keys that differ.
         """
         path = self.path / 'config.json'
         if not path.exists():
-            return
-        self.check_same(config, read_json(path))
+            return config
+        started = read_json(path)
+        config = released.continued(config, started)
+        self.check_same(to_dict(config), started)
+        return config
 
     def check_same(self, config: JsonObject, started: JsonObject) -> None:
         """Checks that a configuration is the one that a run was started with.
@@ -64,8 +72,9 @@ class Workdir:
         Raises:
             UserError: It is not; names the keys that differ.
         """
-        # A key that did not exist when the run was started had its default.
-        theirs = {**_leaves(plain_json(to_dict(Config()))), **_leaves(started)}
+        # A key that did not exist when the run was started had its default, or what it stood for.
+        filled = _leaves(plain_json(released.filled(started)))
+        theirs = {**_leaves(plain_json(to_dict(Config()))), **filled}
         ours = _leaves(plain_json(config))
         differ = [
             f'{key} was {theirs.get(key)!r} and is {ours.get(key)!r}'

@@ -9,10 +9,11 @@ from absl import logging
 from tlflax.models.base.modules import Variables
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
+from tlflax.utils.trees import Tree
 from tlflax.workdir.checkpoints import Checkpoints
 
-Like = Callable[[JsonObject], tuple[Variables, optax.OptState]]
-"""The metadata of a step to the shapes of what training changes and of the optimizer's state."""
+Like = Callable[[JsonObject], tuple[Variables, optax.OptState, Tree]]
+"""The metadata of a step to the shapes of what `Checkpoints.state` returns."""
 
 _ASIDE = 'damaged'  # beside the checkpoints: those that could not be read
 
@@ -25,12 +26,14 @@ class Saved(NamedTuple):
         meta: The metadata saved with it.
         trained: What training has changed, as host arrays.
         opt_state: The optimizer's state, as host arrays.
+        ema: The moving average of the trained parameters, as host arrays; {}: there is none.
     """
 
     step: int
     meta: JsonObject
     trained: Variables
     opt_state: optax.OptState
+    ema: Tree
 
 
 def newest(checkpoints: Checkpoints, like: Like, *, continues: bool = False) -> Saved | None:
@@ -80,11 +83,10 @@ def _sound(checkpoints: Checkpoints, steps: Sequence[int], like: Like, continues
     state = checkpoints.state(step, *like(meta))
     best = checkpoints.best_of(steps)
     if best is not None and best != step:
-        trained, opt_state = like(checkpoints.meta(best))
+        trained, opt_state, ema = like(checkpoints.meta(best))
         if continues:
-            checkpoints.state(best, trained, opt_state)
-        else:
-            checkpoints.trained(best, trained)
+            checkpoints.state(best, trained, opt_state, ema)
+        checkpoints.evaluated(best, trained)
     return Saved(step, meta, *state)
 
 

@@ -204,7 +204,7 @@ def _is_state(_: Path, value: Any) -> bool:
     return isinstance(value, nnx.Variable) and not isinstance(value, nnx.Param | nnx.RngState)
 
 
-def _values(state: Any) -> dict[str, Array]:
+def _values(state: Any) -> dict[str, Array | np.ndarray]:
     return {_name(path): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 

@@ -102,7 +102,8 @@ def features_digest(weights: str, changed: Variables, backbone: Backbone, cut: s
 
 
 def _split(optim: OptimConfig, variables: Variables) -> tuple[Variables, Variables]:
-    return partition_variables(variables, label_tree(variables.params, optim.labels))
+    labels = label_tree(variables.params, optim.labels)
+    return partition_variables(variables, labels, statistics=optim.statistics)
 
 
 def _at(variables: Variables, paths: set[str]) -> Variables:
