@@ -16,8 +16,9 @@ from tlflax.models import classifier as classifiers
 from tlflax.models import heads
 from tlflax.models.base.modules import Variables
 from tlflax.models.vgg import network, rows
-from tlflax.train import optim, steps
+from tlflax.train import steps
 from tlflax.train.losses import Loss
+from tlflax.train.optim import build, learner, schedules
 from tlflax.utils import trees
 from tlflax.utils.labels import label_tree, partition
 
@@ -49,10 +50,10 @@ def make_params(head='mlp', size=(32, 32), layer='block5_pool', rules=RULES):
 
 def make_learner(params, rules=RULES, name='adam', **options):
     labels = label_tree(params, rules)
-    trainable, frozen = optim.partition_variables(Variables(params, {}), labels)
+    trainable, frozen = learner.partition_variables(Variables(params, {}), labels)
     trainable_labels, _ = partition(labels, labels)
-    rates = optim.label_rates(trainable_labels, default=1e-2, overrides=())
-    tx = optim.build(trainable_labels, name=name, learning_rates=rates, **options)
+    rates = learner.label_rates(trainable_labels, default=1e-2, overrides=())
+    tx = build.build(trainable_labels, name=name, learning_rates=rates, **options)
     return trainable, frozen, tx
 
 
@@ -92,13 +93,13 @@ def test_frozen_parameters_stay_bit_identical_and_carry_no_state(name, options):
         assert np.any(leaf != trees.flatten(head_before)[path]), path
     head_shapes = {leaf.shape for leaf in jax.tree.leaves(trainable.params)} | {()}
     assert {leaf.shape for leaf in jax.tree.leaves(state.opt_state)} <= head_shapes
-    assert optim.state_bytes(state.opt_state)['frozen'] == 0
+    assert learner.state_bytes(state.opt_state)['frozen'] == 0
 
 
 def test_optimizer_over_all_parameters_gives_frozen_ones_no_update():
     params, _ = make_params()
     labels = label_tree(params, RULES)
-    tx = optim.build(labels, name='adamw', learning_rates={'head': 0.1}, weight_decay=0.5)
+    tx = build.build(labels, name='adamw', learning_rates={'head': 0.1}, weight_decay=0.5)
     grads = jax.tree.map(jnp.ones_like, params)
     updates, _ = tx.update(grads, tx.init(params), params)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(updates['backbone']))
@@ -366,21 +367,21 @@ def test_mixed_labels_are_right_by_their_shares():
 
 
 def test_schedules():
-    cosine = optim.schedule(1.0, kind='cosine', warmup_steps=10, total_steps=110)
+    cosine = schedules.schedule(1.0, kind='cosine', warmup_steps=10, total_steps=110)
     expected = [
         s / 10 if s < 10 else 0.5 * (1 + np.cos(np.pi * (s - 10) / 100)) for s in range(111)
     ]
     np.testing.assert_allclose([cosine(s) for s in range(111)], expected, atol=1e-6)
-    constant = optim.schedule(1.0, kind='constant', warmup_steps=4, total_steps=8)
+    constant = schedules.schedule(1.0, kind='constant', warmup_steps=4, total_steps=8)
     np.testing.assert_allclose([constant(s) for s in range(6)], [0, 0.25, 0.5, 0.75, 1, 1])
 
 
 def test_labels_have_their_own_rates():
     params, _ = make_params()
     labels = label_tree(params, (('head/.*', 'head'), ('backbone/.*', 'tail')))
-    rates = optim.label_rates(labels, default=1e-3, overrides=(('tail', 1e-5),))
+    rates = learner.label_rates(labels, default=1e-3, overrides=(('tail', 1e-5),))
     assert rates == {'head': 1e-3, 'tail': 1e-5}
-    tx = optim.build(labels, name='sgd', learning_rates=rates, momentum=0.0)
+    tx = build.build(labels, name='sgd', learning_rates=rates, momentum=0.0)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     assert np.all(optax.tree.max(updates['head']) == np.float32(-1e-3))
     assert np.all(optax.tree.max(updates['backbone']) == np.float32(-1e-5))

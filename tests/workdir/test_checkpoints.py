@@ -9,7 +9,7 @@ import pytest
 from helpers import TESTS, run_code
 
 from tlflax.models.base.modules import Variables
-from tlflax.train import optim
+from tlflax.train.optim import build
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.labels import label_tree
@@ -21,7 +21,7 @@ PARAMS = {'head': {'kernel': jnp.arange(6.0).reshape(2, 3), 'bias': jnp.ones(3)}
 
 def make_state(scale=1.0):
     labels = label_tree(PARAMS, (('head/.*', 'head'),))
-    tx = optim.build(labels, name='adam', learning_rates={'head': 0.1})
+    tx = build.build(labels, name='adam', learning_rates={'head': 0.1})
     params = {'head': {k: v * scale for k, v in PARAMS['head'].items()}}
     _, opt_state = tx.update(params, tx.init(params), params)
     return params, opt_state

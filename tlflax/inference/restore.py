@@ -14,7 +14,7 @@ from tlflax.models.backbones import find
 from tlflax.models.base.modules import Variables
 from tlflax.models.weights.preprocess import PREPROCESS
 from tlflax.train import setup
-from tlflax.train.optim import partition_variables
+from tlflax.train.optim.learner import partition_variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import is_signed

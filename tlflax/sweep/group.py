@@ -26,7 +26,7 @@ from tlflax.sweep.program import Numbers, Program, is_counter
 from tlflax.train import steps
 from tlflax.train.early_stopping import EarlyStopping, stopping_rule
 from tlflax.train.epoch import SCAN
-from tlflax.train.optim import configured_rates
+from tlflax.train.optim.learner import configured_rates
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
 

@@ -18,7 +18,9 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.sweep import per_member
 from tlflax.train import losses, steps
-from tlflax.train.optim import Rates, build_optimizer, build_schedules
+from tlflax.train.optim.build import build_optimizer
+from tlflax.train.optim.learner import Rates
+from tlflax.train.optim.schedules import build_schedules
 from tlflax.train.setup import Run
 
 
@@ -79,7 +81,7 @@ def _train(
     config = run.config
     schedules = build_schedules(
         config.optim,
-        numbers.rates,
+        numbers.rates.learning_rates,
         steps_per_epoch=run.steps_per_epoch,
         epochs=config.train.epochs,
     )

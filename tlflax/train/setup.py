@@ -28,7 +28,7 @@ from tlflax.models.classifier import Classifier, Params
 from tlflax.models.pretrained import Pretrained
 from tlflax.train import losses
 from tlflax.train.epoch import Runner
-from tlflax.train.optim import Learner, build_learner
+from tlflax.train.optim.learner import Learner, build_learner
 from tlflax.utils import python_file, trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError, located
