@@ -15,7 +15,7 @@ from helpers import ROOT, TESTS, Stops, make_folders, run_code, run_module, smal
 
 import tlflax
 from tlflax.data.images.format import ImageFormat
-from tlflax.features.extract import describe_space
+from tlflax.features.spaces import describe_space
 from tlflax.models import pretrained
 from tlflax.models.backbones import BACKBONES, find, from_layers
 from tlflax.probe import run as probe

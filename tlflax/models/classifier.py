@@ -84,10 +84,21 @@ class Classifier:
         Returns:
             The output at the cut, which must be a layer; or of all taps, f[b, d].
         """
-        x = self._preprocessed(image)
+        return self.features_from(backbone, self._preprocessed(image), IMAGE)
+
+    def features_from(
+        self, backbone: Variables, x: Float[Array, 'b ...'], start: str
+    ) -> Float[Array, 'b ...']:
+        """Returns what `features` does, from the output of a layer on.
+
+        Args:
+            backbone: See `features`; variables of `start` and of layers below it may be missing.
+            x: Preprocessed images, or the output of `start`.
+            start: `IMAGE`, or a layer below the cut and not above the first tap.
+        """
         if not self.taps:
-            return self._run(backbone, x, IMAGE, self.cut, None)[0]
-        rows, start = [], IMAGE
+            return self._run(backbone, x, start, self.cut, None)[0]
+        rows = []
         for tap in self.taps:
             if tap.layer != start:
                 x = self._run(backbone, x, start, tap.layer, None)[0]
