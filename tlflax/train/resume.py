@@ -55,7 +55,7 @@ def start(checkpoints: Checkpoints, first: Run, inputs: Inputs, work: Workdir) -
     """
 
     def like(meta: JsonObject) -> tuple[Variables, optax.OptState, Tree]:
-        empty = _first_state(_of_phase(_position(meta).phase, first, inputs))
+        empty = _first_state(of_phase(_position(meta).phase, first, inputs))
         return empty.variables, empty.opt_state, empty.ema
 
     saved = recovery.newest(checkpoints, like, continues=first.num_phases > 1)
@@ -111,7 +111,7 @@ def at(checkpoints: Checkpoints, step: int, run: Run, inputs: Inputs) -> tuple[R
     position = _position(checkpoints.meta(step))
     if position.phase == run.phase:
         return run, checkpoints.evaluated(step, run.learner.trainable)
-    like = _of_phase(position.phase, run, inputs)
+    like = of_phase(position.phase, run, inputs)
     trained = checkpoints.evaluated(step, like.learner.trainable)
     kept = phases.updated(checkpoints.frozen(step, like.saved_frozen), trained)
     whole = phases.updated(setup.first_variables(run.asked, inputs), kept)
@@ -119,7 +119,7 @@ def at(checkpoints: Checkpoints, step: int, run: Run, inputs: Inputs) -> tuple[R
     return found, trained
 
 
-def _of_phase(phase: int, run: Run, inputs: Inputs) -> Run:
+def of_phase(phase: int, run: Run, inputs: Inputs) -> Run:
     """Returns a phase whose shapes are right, and whose values are those before training."""
     return run if phase == run.phase else setup.build(run.asked, inputs, phase=phase)
 

@@ -16,6 +16,7 @@ from tlflax.config.schema import Config
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
+from tlflax.models.base.backbone import IMAGE
 from tlflax.models.base.modules import Variables
 from tlflax.models.linear.calibration import cross_entropy, cross_fit
 from tlflax.train import losses, resume, setup, steps
@@ -75,6 +76,7 @@ def train(config: Config, work: Workdir) -> JsonObject:
     inputs = setup.load(config)
     first = setup.build(config, inputs)
     first.log_length()
+    _compute_lowest(first, inputs)
     # A new workdir is not bound to the run before its features are there.
     ready = None if work.checkpoints.is_dir() else _begin(first)
     _claim(first, work)
@@ -94,6 +96,19 @@ def train(config: Config, work: Workdir) -> JsonObject:
     best, epochs = result['best_epoch'], result['epochs_run']
     logging.info('best epoch %d of %d; everything is in %s', best, epochs, work.path)
     return result
+
+
+def _compute_lowest(first: Run, inputs: Inputs) -> None:
+    """Computes features at the lowest cut of all phases, from which those of the others follow."""
+    others = [resume.of_phase(number, first, inputs) for number in range(first.num_phases)]
+    order = (IMAGE, *first.runner.classifier.backbone.layers)
+    lowest = min(others, key=lambda run: order.index(run.runner.classifier.cut))
+    if lowest.runner.classifier.cut not in (IMAGE, first.runner.classifier.cut):
+        epochs = sum(run.config.train.epochs for run in others)
+        train = dataclasses.replace(lowest.config.train, epochs=epochs)
+        sources = dataclasses.replace(lowest.sources, train_config=train)
+        sources.train(first.splits.train)
+        sources.eval(first.splits.val, 'validation')
 
 
 def _train_phases(
