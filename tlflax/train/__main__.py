@@ -29,7 +29,8 @@ def main(arguments: Arguments) -> None:
     from tlflax.sweep import auto, auto_report, folds
     from tlflax.train.loop import Interrupted
     from tlflax.train.metrics import table
-    from tlflax.train.run import format_calibration, train_and_evaluate
+    from tlflax.train.result import format_calibration
+    from tlflax.train.run import train_and_evaluate
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     if arguments.find_lr or arguments.find_batch_size:

@@ -1,42 +1,30 @@
 """A run from its configuration to its result: set up, resume, train, evaluate the best epoch."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import logging
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
-from tlflax.data.splits.stratify import fold_numbers
-from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
 from tlflax.models.base.backbone import IMAGE
-from tlflax.models.base.modules import Variables
-from tlflax.models.linear.calibration import cross_entropy, cross_fit
 from tlflax.train import losses, resume, setup, steps
+from tlflax.train import result as results
 from tlflax.train.early_stopping import stopping_rule
-from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit, train_epochs
-from tlflax.train.metrics.counts import VAL_METRICS
-from tlflax.train.metrics.scores import calibration_error
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Inputs, Run
 from tlflax.utils.files import JsonObject
-from tlflax.utils.sharding import replicate
 from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
 Splits = tuple[Source, Source]
 """The training and the validation examples."""
-
-_FOLDS = 5  # of the validation images, for the quality of the temperature
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
@@ -136,7 +124,7 @@ def _train_phases(
         ended = dataclasses.replace(stage, position=position)
         following, ready = resume.next_phase(checkpoints, ended, inputs), None
     step = checkpoints.find(stage.run.config.early_stopping.counts)
-    return _result(fit, position, *resume.at(checkpoints, step, stage.run, inputs))
+    return results.evaluate(fit, position, *resume.at(checkpoints, step, stage.run, inputs))
 
 
 def _train_phase(
@@ -209,21 +197,10 @@ def publish(
             checkpoints.wait()
             step = checkpoints.find(run.config.early_stopping.counts)
             trained = checkpoints.evaluated(step, run.learner.trainable)
-            result = _result(fit, saved_states[-1][1], run, trained)
+            result = results.evaluate(fit, saved_states[-1][1], run, trained)
         return work.write_result(result)
     finally:
         work.close()
-
-
-def assess(run: Run, variables: Variables, train: Source, val: Source) -> Record:
-    """Returns the metrics that a record has of a head that was fitted at once, without steps."""
-    on_train, on_val = (run.runner.evaluate(variables, split).metrics for split in (train, val))
-    return {
-        'train_loss': on_train['loss'],
-        'train_accuracy': on_train['accuracy'],
-        **{f'val_{name}': on_val[name] for name in VAL_METRICS},
-        'learning_rate': math.nan,
-    }
 
 
 def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
@@ -235,90 +212,6 @@ def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
         'code': run.meta['code'],
     }
     work.add_session(provenance.session(digests, run.config.train.seed))
-
-
-def _result(fit: Fit, position: Position, run: Run, trained: Variables) -> JsonObject:
-    """Evaluates the checkpoint that counts and returns the contents of result.json.
-
-    Args:
-        fit: The training.
-        position: Where it ended.
-        run: The phase of the checkpoint.
-        trained: What that had trained.
-    """
-    checkpoints = fit.checkpoints
-    best = checkpoints.meta(checkpoints.find('best'))['record']
-    trained = replicate(trained, run.runner.mesh)
-    source = fit.val if run is fit.run else run.sources.eval(run.splits.val, 'validation')
-    val, probabilities = evaluate_split(run.runner, trained, source, run.splits.val)
-    test = None
-    if run.splits.test is not None:
-        source = run.sources.eval(run.splits.test, 'test')
-        test = evaluate_split(run.runner, trained, source, run.splits.test).metrics
-    return {
-        'best_epoch': best['epoch'],
-        'best_val_accuracy': best['val_accuracy'],
-        'best_val_loss': best['val_loss'],
-        'stopped_early': position.stopping.stopped,
-        'epochs_run': position.epoch,
-        'step': checkpoints.find(run.config.early_stopping.counts),
-        'wall_seconds': fit.clock(),
-        'weights_digest': run.pretrained.digest,
-        'data_digest': run.splits.digest,
-        'val': val,
-        'test': test,
-        'calibration': calibrate(probabilities, run.splits.val),
-        'versions': provenance.versions(),
-    }
-
-
-def calibrate(
-    probabilities: Float[np.ndarray, 'n num_classes'], table: ImageTable
-) -> JsonObject | None:
-    """Fits the temperature of predictions (Guo et al. 2017) and measures what it does for them.
-
-    Args:
-        probabilities: Of images that had no part in training.
-        table: The images. Copies and groups are not divided between fitting and measuring.
-
-    Returns:
-        `temperature`, fitted to all images; and of `expected_calibration_error` and `loss` the
-        values `before` and `after`, the latter with each fifth of the images at the temperature of
-        the others; None where it is not known. None if a probability is not finite.
-    """
-    if not np.isfinite(probabilities).all():
-        return None
-    label = np.asarray(table.labels)
-    one_class = dataclasses.replace(table, labels=np.zeros_like(label), class_names=('',))
-    fitted = cross_fit(probabilities, label, fold_numbers(one_class, _FOLDS))
-    own = label[fitted.rows]
-    return {
-        'temperature': fitted.temperature,
-        **{
-            name: {
-                'before': measure(label, probabilities),
-                'after': measure(own, fitted.probabilities) if len(own) else None,
-            }
-            for name, measure in (
-                ('expected_calibration_error', calibration_error),
-                ('loss', cross_entropy),
-            )
-        },
-    }
-
-
-def format_calibration(calibration: JsonObject | None) -> str:
-    """Shows what `calibrate` returns in a line."""
-    if calibration is None:
-        return 'calibrated: no temperature fits probabilities that are not finite'
-    error, loss = (
-        ' to '.join('-' if value is None else f'{value:.4f}' for value in calibration[key].values())
-        for key in ('expected_calibration_error', 'loss')
-    )
-    return (
-        f'calibrated by temperature {calibration["temperature"]:.4g}: calibration error {error}, '
-        f'loss {loss}'
-    )
 
 
 def _log_class_weights(run: Run) -> None:
