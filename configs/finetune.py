@@ -2,9 +2,9 @@
 
     python -m tlflax.train --config=configs/finetune.py
 
-Linear probing before fine-tuning (Kumar et al. 2022, arXiv:2202.10054): the first gradients of a new head
-would spoil pretrained layers, so those are trained once the head is. Both phases train from cached
-features: blocks 1 to 4 run once for each image and its mirror image.
+Linear probing before fine-tuning (Kumar et al. 2022, arXiv:2202.10054): the first gradients of a
+new head would spoil pretrained layers, so those are trained once the head is. Both phases train
+from cached features: blocks 1 to 4 run once for each image and its mirror image.
 """
 
 from ml_collections import ConfigDict
