@@ -10,7 +10,15 @@ import jax
 import numpy as np
 import pytest
 from fork_server import server
-from helpers import ROOT, TESTS, Stops, make_folders, run_module, small_config
+from helpers import (
+    ROOT,
+    TESTS,
+    Stops,
+    make_folders,
+    run_module,
+    small_config,
+    write_config,
+)
 
 import tlflax
 from tlflax.train import components, loop, train_and_evaluate
@@ -154,6 +162,37 @@ def test_signal_saves_and_the_same_command_goes_on(folders, tmp_path, number):
     assert 'Traceback' not in stderr
     with Checkpoints(tmp_path / 'w' / 'checkpoints', read_only=True) as saved:
         assert saved.steps()
+
+
+def test_each_epoch_says_what_is_left(folders, tmp_path, caplog):
+    caplog.set_level('INFO')
+    config = small_config(folders, train__epochs=30, early_stopping__monitor='val_accuracy')
+    config.optim.learning_rate, config.early_stopping.patience = 0.0, 2
+    train_and_evaluate(config, tmp_path / 'w')
+    lines = [text for text in caplog.messages if text.startswith('epoch ')]
+    seconds = [
+        line['epoch_seconds'] for line in map(json.loads, open(tmp_path / 'w/metrics.jsonl'))
+    ]
+    accuracy = records(tmp_path / 'w')[0]['val_accuracy']
+    best = f', best val_accuracy {accuracy:.4f} in epoch 1'
+    assert lines[0].endswith(f'{best}, patience 2 of 2, at most {29 * seconds[0]:.0f} s left')
+    assert lines[1].endswith(f'{best}, patience 1 of 2, at most {28 * seconds[1]:.0f} s left')
+    assert lines[2].endswith(f' s{best}')
+    assert len(lines) == 3
+
+
+def test_quiet_leaves_nothing_but_warnings_and_the_result(folders, tmp_path):
+    arguments = [
+        f'--config={write_config(tmp_path / "c.py", folders)}',
+        f'--workdir={tmp_path / "w"}',
+        '--config.train.epochs=1',
+    ]
+    quiet = run_module('train', *arguments, '--quiet')
+    assert quiet.returncode == 0, quiet.stderr
+    assert all(line.startswith('WARNING') for line in quiet.stderr.splitlines()), quiet.stderr
+    again = run_module('train', *arguments)
+    assert again.stdout == quiet.stdout
+    assert 'is finished' in again.stderr
 
 
 def test_early_stopping_ends_the_run(folders, tmp_path):

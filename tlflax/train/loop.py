@@ -167,7 +167,7 @@ def _finish_epoch(
     after = next_epoch(position, record, rule)
     fit.workdir.append(record)  # first: a resumed run drops records after its checkpoint
     fit.save(state, after, record)
-    _log(record, _number(fit.run, position), after.stopping.improved)
+    _log(record, _number(fit.run, position), after, _outlook(fit.run, rule, after, record))
     if excess := divergence.describe_excess(record, len(fit.run.splits.train.class_names)):
         logging.warning('WARNING: %s', excess)
     return after
@@ -179,17 +179,39 @@ def _number(run: Run, position: Position) -> str:
     return number if run.num_phases == 1 else f'phase {position.phase + 1}, {number}'
 
 
-def _log(record: Record, name: str, improved: bool) -> None:
+def _outlook(run: Run, rule: EarlyStopping | None, after: Position, record: Record) -> str:
+    """Returns the best epoch of the phase so far, how patient its rule still is, and the time left.
+
+    Args:
+        run: The phase.
+        rule: When it stops early; None: never.
+        after: The position after the epoch.
+        record: The epoch.
+    """
+    told, stopping, epochs = [], after.stopping, run.config.train.epochs
+    if rule is not None and stopping.best is not None and stopping.best_epoch is not None:
+        best = after.began + stopping.best_epoch + 1
+        told.append(f'best {rule.monitor} {stopping.best:.4f} in epoch {best}')
+    if not after.ended(epochs):
+        if rule is not None:
+            told.append(f'patience {max(rule.patience - stopping.wait, 0)} of {rule.patience}')
+        seconds = (after.began + epochs - after.epoch) * record['epoch_seconds']
+        told.append(f'at most {seconds:.0f} s left')
+    return ''.join(f', {one}' for one in told)
+
+
+def _log(record: Record, name: str, after: Position, outlook: str) -> None:
     logging.info(
         '%s  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f balanced %.4f%s  '
-        '%.0f images/s  %.1f s',
+        '%.0f images/s  %.1f s%s',
         name,
         record['train_loss'],
         record['train_accuracy'],
         record['val_loss'],
         record['val_accuracy'],
         record['val_balanced_accuracy'],
-        ' (best)' if improved else '',
+        ' (best)' if after.stopping.improved else '',
         record['images_per_second'],
         record['epoch_seconds'],
+        outlook,
     )
