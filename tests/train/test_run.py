@@ -170,9 +170,8 @@ def test_each_epoch_says_what_is_left(folders, tmp_path, caplog):
     config.optim.learning_rate, config.early_stopping.patience = 0.0, 2
     train_and_evaluate(config, tmp_path / 'w')
     lines = [text for text in caplog.messages if text.startswith('epoch ')]
-    seconds = [
-        line['epoch_seconds'] for line in map(json.loads, open(tmp_path / 'w/metrics.jsonl'))
-    ]
+    text = (tmp_path / 'w' / 'metrics.jsonl').read_text()
+    seconds = [json.loads(line)['epoch_seconds'] for line in text.splitlines()]
     accuracy = records(tmp_path / 'w')[0]['val_accuracy']
     best = f', best val_accuracy {accuracy:.4f} in epoch 1'
     assert lines[0].endswith(f'{best}, patience 2 of 2, at most {29 * seconds[0]:.0f} s left')
