@@ -33,7 +33,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import UInt8
 
-from tlflax.features import extract
+from tlflax.features import programs
 from tlflax.models import classifier
 from tlflax.models.base.modules import Variables
 from tlflax.models.vgg import network as vgg
@@ -49,7 +49,7 @@ AHEAD = 2  # batches under way before the oldest is fetched
 
 
 def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
-    """Ours: `extract.backbone_step`, as the feature cache is filled with on accelerators."""
+    """Ours: `programs.backbone_step`, as the feature cache is filled with on accelerators."""
     model = classifier.create(
         VGG16, {}, image_size=(size, size), num_classes=2, head='gap_linear', units=1, dropout=0.0,
         preprocess='caffe', layer=VGG16.layer, dtype=dtype,
@@ -60,7 +60,7 @@ def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
         waiting: collections.deque[jax.Array] = collections.deque()
         for batch in batches:
             image = jax.device_put(batch)
-            waiting.append(extract.backbone_step(variables, image, classifier=model))
+            waiting.append(programs.backbone_step(variables, image, classifier=model))
             if len(waiting) > AHEAD:
                 yield np.asarray(waiting.popleft(), np.float32)
         while waiting:

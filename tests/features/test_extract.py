@@ -18,12 +18,12 @@ from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits.load import load_table
-from tlflax.features import extract, sources
+from tlflax.features import programs, sources, spaces
 from tlflax.features.cache import quota
 from tlflax.features.cache.keys import describe
 from tlflax.features.cache.store import Store
 from tlflax.features.views import training_views, view_keys
-from tlflax.train import setup, train_and_evaluate
+from tlflax.train import components, setup, train_and_evaluate
 from tlflax.utils import assets, trees
 from tlflax.utils.errors import UserError
 
@@ -61,8 +61,8 @@ def test_the_description_of_a_feature_space_stays_what_it_is():
 
     def described(background=(0, 0, 0)):
         form = replace(ImageFormat.of(config.data), background=background)
-        model = setup.build_classifier(config, {}, 3, 'caffe')
-        return extract.describe_space(form, model, weights_digest='abc')
+        model = components.build_classifier(config, {}, 3, 'caffe')
+        return spaces.describe_space(form, model, weights_digest='abc')
 
     assert described() == {
         'version': 1,
@@ -172,7 +172,7 @@ def test_few_epochs_compute_only_what_they_draw(folders, tmp_path, caplog):
 def test_interrupted_extraction_goes_on_where_it_was(folders, tmp_path, caplog, monkeypatch):
     caplog.set_level('INFO')
     config = small_config(folders, train__epochs=30)
-    program = extract.backbone_program
+    program = programs.backbone_program
 
     def failing(*args, **kwargs):
         compute, calls = program(*args, **kwargs), iter(range(100))
@@ -184,11 +184,11 @@ def test_interrupted_extraction_goes_on_where_it_was(folders, tmp_path, caplog, 
 
         return broken
 
-    monkeypatch.setattr(extract, 'BATCH', 8)
-    monkeypatch.setattr(extract, 'backbone_program', failing)
+    monkeypatch.setattr(programs, 'BATCH', 8)
+    monkeypatch.setattr(programs, 'backbone_program', failing)
     with pytest.raises(KeyboardInterrupt):
         train_and_evaluate(config, tmp_path / 'w')
-    monkeypatch.setattr(extract, 'backbone_program', program)
+    monkeypatch.setattr(programs, 'backbone_program', program)
     caplog.clear()
     train_and_evaluate(config, tmp_path / 'w')
     assert computed(caplog)['training'] == 42 - 2 * 8  # the third batch was under way

@@ -12,7 +12,7 @@ import tlflax
 from tlflax.data.splits.stratify import fold_numbers
 from tlflax.train import train_and_evaluate
 from tlflax.train.metrics.scores import calibration_error
-from tlflax.train.run import calibrate, format_calibration
+from tlflax.train.result import calibrate, format_calibration
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import signed
 

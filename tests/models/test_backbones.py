@@ -15,12 +15,12 @@ from helpers import ROOT, TESTS, Stops, make_folders, run_code, run_module, smal
 
 import tlflax
 from tlflax.data.images.format import ImageFormat
-from tlflax.features.extract import describe_space
+from tlflax.features.spaces import describe_space
 from tlflax.models import pretrained
 from tlflax.models.backbones import BACKBONES, find, from_layers
 from tlflax.probe import run as probe
 from tlflax.sweep import run as sweeping
-from tlflax.train import loop, setup
+from tlflax.train import components, loop, setup
 from tlflax.train.run import train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import digest, flatten, merge
@@ -256,7 +256,7 @@ def test_features_of_other_code_have_another_address(root, tmp_path):
     spaces = []
     for spec in (f'py:{root}/toy.py:toy', f'py:{tmp_path}/toy.py:toy', 'vgg16'):
         config = setup.configure(own_config(root, model__backbone=spec))
-        model = setup.build_classifier(config, {}, 3, 'torch')
+        model = components.build_classifier(config, {}, 3, 'torch')
         spaces.append(describe_space(ImageFormat((32, 32)), model, weights_digest='abc'))
     assert spaces[0] != spaces[1]
     cubic = ImageFormat.of(setup.configure(own_config(root)).data, 'bicubic')
@@ -278,12 +278,12 @@ def test_messages(root, tmp_path):
     with pytest.raises(UserError, match=r'ZeroDivisionError.*broken\.py, line 1'):
         find(f'py:{tmp_path}/broken.py:toy')
     with pytest.raises(UserError, match='toy has no ImageNet weights'):
-        setup.load_backbone(setup.configure(own_config(root, weights__source='imagenet')))
+        components.load_backbone(setup.configure(own_config(root, weights__source='imagenet')))
     with pytest.raises(UserError, match=r"'block5' is not a layer of toy.*did you mean 'block"):
         setup.configure(own_config(root, features__layer='block5'))
     config = setup.configure(own_config(root, data__image_size=(4, 4)))
     with pytest.raises(UserError, match=r'toy fails on images of 4x4.*nothing is left of them'):
-        setup.init_head(config, 3)
+        components.init_head(config, 3)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_messages_about_heads(root, tmp_path, code, message):
     (tmp_path / 'bad.py').write_text(code)
     config = setup.configure(own_config(root, model__head=f'py:{tmp_path}/bad.py:Head'))
     with pytest.raises(UserError, match=message) as raised:
-        setup.build_classifier(config, {}, 3, 'torch')
+        components.build_classifier(config, {}, 3, 'torch')
     assert raised.value.where == 'config.model.head'
     assert '\n' not in str(raised.value)
 

@@ -10,10 +10,18 @@ import jax
 import numpy as np
 import pytest
 from fork_server import server
-from helpers import ROOT, TESTS, Stops, make_folders, run_module, small_config
+from helpers import (
+    ROOT,
+    TESTS,
+    Stops,
+    make_folders,
+    run_module,
+    small_config,
+    write_config,
+)
 
 import tlflax
-from tlflax.train import loop, train_and_evaluate
+from tlflax.train import components, loop, train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.workdir.checkpoints import Checkpoints
 
@@ -156,6 +164,36 @@ def test_signal_saves_and_the_same_command_goes_on(folders, tmp_path, number):
         assert saved.steps()
 
 
+def test_each_epoch_says_what_is_left(folders, tmp_path, caplog):
+    caplog.set_level('INFO')
+    config = small_config(folders, train__epochs=30, early_stopping__monitor='val_accuracy')
+    config.optim.learning_rate, config.early_stopping.patience = 0.0, 2
+    train_and_evaluate(config, tmp_path / 'w')
+    lines = [text for text in caplog.messages if text.startswith('epoch ')]
+    text = (tmp_path / 'w' / 'metrics.jsonl').read_text()
+    seconds = [json.loads(line)['epoch_seconds'] for line in text.splitlines()]
+    accuracy = records(tmp_path / 'w')[0]['val_accuracy']
+    best = f', best val_accuracy {accuracy:.4f} in epoch 1'
+    assert lines[0].endswith(f'{best}, patience 2 of 2, at most {29 * seconds[0]:.0f} s left')
+    assert lines[1].endswith(f'{best}, patience 1 of 2, at most {28 * seconds[1]:.0f} s left')
+    assert lines[2].endswith(f' s{best}')
+    assert len(lines) == 3
+
+
+def test_quiet_leaves_nothing_but_warnings_and_the_result(folders, tmp_path):
+    arguments = [
+        f'--config={write_config(tmp_path / "c.py", folders)}',
+        f'--workdir={tmp_path / "w"}',
+        '--config.train.epochs=1',
+    ]
+    quiet = run_module('train', *arguments, '--quiet')
+    assert quiet.returncode == 0, quiet.stderr
+    assert all(line.startswith('WARNING') for line in quiet.stderr.splitlines()), quiet.stderr
+    again = run_module('train', *arguments)
+    assert again.stdout == quiet.stdout
+    assert 'is finished' in again.stderr
+
+
 def test_early_stopping_ends_the_run(folders, tmp_path):
     config = small_config(folders, train__epochs=30)
     config.early_stopping.monitor = 'val_acc'  # Keras's old name
@@ -253,7 +291,7 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
     config.checkpoint.include_backbone = True
     result = train_and_evaluate(config, tmp_path / 'w')
     monkeypatch.setattr(
-        'tlflax.train.setup.load_backbone', lambda config: pytest.fail('was loaded')
+        'tlflax.train.components.load_backbone', lambda config: pytest.fail('was loaded')
     )
     restored = tlflax.load(tmp_path / 'w')
     monkeypatch.undo()
@@ -261,16 +299,14 @@ def test_include_backbone_needs_no_weights(folders, tmp_path, monkeypatch):
 
 
 def test_other_weights_are_refused_at_restore(finished, tmp_path, monkeypatch):
-    from tlflax.train import setup
-
-    real = setup.load_backbone
+    real = components.load_backbone
 
     def other(config):
         import dataclasses
 
         return dataclasses.replace(real(config), digest='0' * 64)
 
-    monkeypatch.setattr('tlflax.train.setup.load_backbone', other)
+    monkeypatch.setattr('tlflax.train.components.load_backbone', other)
     with pytest.raises(UserError, match='not those of the run'):
         tlflax.load(finished[0])
 

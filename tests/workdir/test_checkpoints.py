@@ -139,7 +139,7 @@ def test_resumes_from_the_newest_state_that_leads_to_the_same_end(
     if damaged == 20 and item == 'opt_state':  # of the best, only the parameters are needed
         resumed = 30
     with Checkpoints(tmp_path / 'c') as saved:
-        found = recovery.newest(saved, *like())
+        found = recovery.newest(saved, lambda meta: like())
         assert found.step == resumed
         np.testing.assert_array_equal(found.trained.params['head']['bias'], resumed * np.ones(3))
         aside = {int(path.name) for path in tmp_path.glob('damaged/*')}
@@ -160,7 +160,7 @@ def test_no_state_that_leads_to_the_same_end(tmp_path):
         Checkpoints(tmp_path / 'c') as saved,
         pytest.raises(UserError, match='no state is left'),
     ):
-        recovery.newest(saved, *like())
+        recovery.newest(saved, lambda meta: like())
     assert steps_on_disk(tmp_path / 'c') == {10, 20, 30}
 
 
@@ -315,7 +315,7 @@ def test_damaged_metadata_is_a_sentence_and_training_goes_on_before_it(tmp_path,
     assert '\n' not in str(caught.value)
     with Checkpoints(tmp_path / 'c') as saved:
         params, opt_state = make_state()
-        found = recovery.newest(saved, Variables(params, {}), opt_state, {})
+        found = recovery.newest(saved, lambda meta: (Variables(params, {}), opt_state, {}))
     assert found is not None
     assert found.step == 1
     assert steps_on_disk(tmp_path / 'damaged') == {2}

@@ -91,7 +91,9 @@ class Command(Generic[T]):
         from tlflax.config import libraries  # takes longer than all of this module
 
         libraries.set_up_logging()
-        parsed = self.parse(arguments)
+        parsed, quiet = self._parse(arguments)
+        if quiet:
+            libraries.log_warnings_only()
         libraries.keep_compiled_programs()
         return self.main(parsed) or 0
 
@@ -102,6 +104,10 @@ class Command(Generic[T]):
             UsageError: Something is missing.
             UserError: An unknown flag, configuration key or value, or no such config file.
         """
+        return self._parse(arguments)[0]
+
+    def _parse(self, arguments: Sequence[str]) -> tuple[T, bool]:
+        """Returns what `parse` does, and whether `--quiet` is given."""
         from tlflax.config import command_line
 
         described = flags.described(self.arguments)
@@ -110,4 +116,5 @@ class Command(Generic[T]):
         if missing:
             what = ' and '.join(f'no {argument.noun}' for argument in missing)
             raise flags.UsageError(f'{what} is given', where='command line')
-        return self.arguments(**values)
+        quiet = bool(values.pop(flags.QUIET.name))
+        return self.arguments(**values), quiet

@@ -68,6 +68,10 @@ class Argument:
         return self.word or f'--{self.name}'
 
 
+QUIET = Argument('flag', '', 'log nothing but warnings and errors', default=False, name='quiet')
+"""What every command takes."""
+
+
 def optional(default: object, metavar: str, doc: str) -> Any:
     """Describes a flag that need not be given.
 
@@ -125,11 +129,12 @@ def _field(argument: Argument, default: object) -> Any:
 
 
 def described(cls: type) -> list[Argument]:
-    """Returns the arguments that a command's dataclass describes, in the order of its fields."""
-    return [
+    """Returns the arguments that a command's dataclass describes, in order, and `QUIET`."""
+    own = [
         dataclasses.replace(field.metadata['argument'], name=field.name)
         for field in dataclasses.fields(cls)
     ]
+    return [*own, QUIET]
 
 
 def usage(command: str, arguments: list[Argument]) -> str:

@@ -11,7 +11,7 @@ import absl.flags
 import absl.logging
 
 from tlflax.config import tensorflow_notices
-from tlflax.utils import assets
+from tlflax.utils import assets, progress
 
 _RAISED = tuple(f'{os.sep}{name}{os.sep}' for name in ('orbax', 'asyncio'))
 _PACKAGE = str(Path(__file__).parents[1])
@@ -30,6 +30,12 @@ def set_up_logging() -> None:
     handler = absl.logging.get_absl_handler()
     handler.setFormatter(logging.Formatter('%(message)s'))
     handler.addFilter(_ours_or_error)
+
+
+def log_warnings_only() -> None:
+    """Leaves out the lines, and the bars of progress, that say that all is well."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    progress.hide()
 
 
 def _say_unless_closed(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from tlflax.config.schema import Config, Key
+from tlflax.config.schema import Config, Key, Phase
 from tlflax.utils.errors import UserError, did_you_mean, printable, shown
 
 T = TypeVar('T')
@@ -95,6 +95,8 @@ def _cast(key: str, hint: Any, value: object) -> object:
         return float(value)
     if hint is float and value is None:  # NaN in config.json
         return math.nan
+    if hint == Phase:
+        return _phase(key, value)
     if origin is tuple and isinstance(value, list | tuple):
         if args[-1] is Ellipsis:
             args = args[:1] * len(value)
@@ -108,6 +110,26 @@ def _cast(key: str, hint: Any, value: object) -> object:
     raise UserError(
         f'{shown(value)} is a {type(value).__name__}', where=key, fix=f'give it as {wanted}'
     )
+
+
+def _phase(key: str, value: object) -> Phase:
+    """Returns the keys of a phase and their values, which are checked with those of all phases."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list | tuple) or not all(_is_pair(pair) for pair in pairs):
+        raise UserError(
+            f'{shown(value)} is not a phase',
+            where=key,
+            fix="give {key: value}, such as {'train.epochs': 5}",
+        )
+    return tuple((name, _frozen(item)) for name, item in pairs)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _number_or_word(key: str, words: tuple[str, ...], value: object) -> object:

@@ -4,6 +4,9 @@ import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
+Phase = tuple[tuple[str, Any], ...]
+"""(key, value) pairs, which are given as a dict; see `tlflax.config.phases`."""
+
 
 class Key(NamedTuple):
     """What the schema says of a key, in addition to its type and default.
@@ -401,6 +404,11 @@ class TrainConfig:
     label_smoothing: float = _key(0.0, 'label smoothing of the loss', at_least=0, at_most=0.99)
     balanced_sampling: bool = _key(
         False, 'samples all classes with equal probability; the length of an epoch stays the same'
+    )
+    phases: tuple[Phase, ...] = _key(
+        (),
+        'trainings one after another, each {key: value} of the keys of optim, train.epochs and the '
+        'limits of early_stopping that it changes; each goes on from the best epoch so far',
     )
 
 

@@ -1,17 +1,14 @@
 """Features of a frozen backbone: computed once for each (image, view), and kept."""
 
 import contextlib
-import functools
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator
 
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt64
+from jaxtyping import Bool, Float, Int, Shaped, UInt64
 
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
@@ -20,107 +17,14 @@ from tlflax.data.pipeline.batch import Batches
 from tlflax.data.table import ImageTable
 from tlflax.features.cache import quota
 from tlflax.features.cache.store import Store
+from tlflax.features.derive import LowerLayers
+from tlflax.features.programs import Compute, batch_size
 from tlflax.features.views import Views, view_keys
-from tlflax.models.base.modules import Variables
-from tlflax.models.classifier import Classifier
-from tlflax.models.weights import preprocess
-from tlflax.utils import assets
 from tlflax.utils.errors import UserError
 from tlflax.utils.progress import progress
-from tlflax.utils.sharding import put_batch
 
-BATCH = 32  # images computed at once on a CPU: the activations of more do not fit its cache
-ACCELERATOR_BATCH = 256  # on each accelerator, to fill it
-_VERSION = 1  # of the arithmetic from file to feature: raise it when values of features change
-_WORTH_MEASURING = 20_000 * 224**2  # pixels, about half an hour on two cores
-Compute = Callable[[UInt8[np.ndarray, 'b h w 3']], jax.Array]
-"""Turns a batch of images into features on the device, f[b, ...]."""
-
-
-def describe_space(
-    image_format: ImageFormat, classifier: Classifier, *, weights_digest: str
-) -> dict[str, object]:
-    """Returns everything that determines a feature apart from the image and its view.
-
-    Args:
-        image_format: How image files are read.
-        classifier: Its preprocessing, backbone, cut and compute type.
-        weights_digest: The digest of the backbone's variables.
-    """
-    backbone, layer = classifier.backbone, classifier.cut
-    background, corrected = image_format.background, backbone.corrected.get(layer)
-    interpolation = image_format.interpolation
-    return {
-        'version': _VERSION,
-        'weights': weights_digest,
-        'preprocess': classifier.preprocess,
-        'image_size': list(image_format.image_size),
-        'resize': image_format.resize,
-        'antialias': image_format.antialias,
-        'layer': layer,
-        'compute': classifier.dtype,
-        **({'taps': list(map(str, classifier.taps))} if classifier.taps else {}),
-        # Features computed before there was a choice of backgrounds stay valid.
-        **({'background': list(background)} if any(background) else {}),
-        **({'interpolation': interpolation} if interpolation != 'bilinear' else {}),
-        # Released versions kept other values under this layer's name.
-        **({corrected: True} if corrected else {}),
-        # The digest of the weights tells built-in backbones apart; another may compute anything.
-        **({'code': backbone.code, 'backbone': backbone.name} if backbone.code else {}),
-    }
-
-
-def open_store(space: Mapping[str, object], row_shape: Sequence[int], dtype: str) -> Store:
-    """Opens the store of a feature space in the user's cache folder; see `Store`."""
-    return Store(assets.cache_folder() / 'features', space, row_shape, dtype)
-
-
-@functools.partial(jax.jit, static_argnames=('classifier',))
-def backbone_step(
-    backbone: Variables, image: Shaped[Array, 'b h w 3'], *, classifier: Classifier
-) -> Float[Array, 'b ...']:
-    """Returns the features of a batch of RGB images in 0..255."""
-    return classifier.features(backbone, image)
-
-
-def batch_size() -> int:
-    """Returns how many images are computed at once on the devices of this process."""
-    on_cpu = jax.default_backend() == 'cpu'
-    return BATCH if on_cpu else ACCELERATOR_BATCH * jax.device_count()
-
-
-def backbone_program(
-    backbone: Variables,
-    classifier: Classifier,
-    *,
-    image_size: tuple[int, int],
-    images: int,
-    mesh: Mesh,
-) -> Compute:
-    """Returns the fastest program for features on these devices.
-
-    Args:
-        backbone: The backbone's variables.
-        classifier: The preprocessing, the cut and the compute type.
-        image_size: (height, width) in pixels.
-        images: Number of images to come; for many, it pays to measure what is fastest.
-        mesh: The devices over which batches are split.
-    """
-    fast_cpu = classifier.backbone.fast_cpu
-    if fast_cpu and jax.default_backend() == 'cpu' and classifier.dtype != 'bfloat16':
-        program = fast_cpu(
-            backbone.params,
-            layer=classifier.cut,
-            taps=classifier.taps,
-            shape=(BATCH, *image_size),
-            before=preprocess.PREPROCESS[classifier.preprocess],
-            measured=images * math.prod(image_size) > _WORTH_MEASURING,
-        )
-        if program is not None:
-            return program
-    return lambda image: backbone_step(
-        backbone, put_batch({'image': image}, mesh)['image'], classifier=classifier
-    )
+Counted = tuple[Shaped[np.ndarray, 'b ...'], int]
+"""A batch, and how many of its rows are real; the others are padding."""
 
 
 def fill(
@@ -130,13 +34,15 @@ def fill(
     wanted: Bool[np.ndarray, 'views n'],
     program: Callable[[int], Compute],
     *,
+    lower: LowerLayers,
     image_format: ImageFormat,
     max_bytes: float,
     name: str,
 ) -> Int[np.ndarray, 'views n']:
     """Computes the features that are missing and returns the row number of every wanted view.
 
-    What was computed before an interruption or error stays in the store.
+    They are computed from the nearest lower layer whose features are kept, and from images where
+    none are. What was computed before an interruption or error stays in the store.
 
     Args:
         store: Where features are kept.
@@ -144,6 +50,7 @@ def fill(
         views: Their views.
         wanted: Which view of which image is needed.
         program: Number of images to the program that computes their features.
+        lower: Finds features of lower layers.
         image_format: How images are read.
         max_bytes: The limit of all stores together.
         name: The split, for the log.
@@ -158,18 +65,60 @@ def fill(
     rows = np.stack([store.lookup(view) for view in keys])
     view, index = np.nonzero(wanted & (rows < 0))
     if len(index):
-        size = quota.predict_bytes(len(index), store.row_shape, store.dtype.name)
-        logging.info(
-            '%s: computing features of %d of %d views of %d images (%.0f MB)',
-            *(name, len(index), int(wanted.sum()), len(table), size / 1e6),
-        )
-        quota.reserve(store.root, size, max_bytes)
-        compute = program(len(index))
-        images = _images(table, index, views.drawn(view, index), views.augment, image_format)
-        _append(store, keys[view, index], images, compute, name)
+        missing, of = keys[view, index], int(wanted.sum())
+        rest = _from_lower(store, lower, missing, max_bytes, f'of {of} views', name)
+        if len(rest):
+            logging.info(
+                '%s: computing features of %d of %d views of %d images (%.0f MB)',
+                *(name, len(rest), of, len(table), _bytes(store, len(rest)) / 1e6),
+            )
+            view, index = view[rest], index[rest]
+            compute = program(len(rest))
+            images = _images(table, index, views.drawn(view, index), views.augment, image_format)
+            _append(store, missing[rest], _with_counts(images), compute, name)
         rows = np.stack([store.lookup(view) for view in keys])
         _check_found(store, int((wanted & (rows < 0)).sum()))
     return np.where(wanted, rows, -1)
+
+
+def _from_lower(
+    store: Store,
+    lower: LowerLayers,
+    missing: UInt64[np.ndarray, 'm 2'],
+    max_bytes: float,
+    of: str,
+    name: str,
+) -> Int[np.ndarray, ' n']:
+    """Reserves room for features, and computes those that follow from kept ones of lower layers.
+
+    Returns:
+        The positions of the others.
+    """
+    size, left = _bytes(store, len(missing)), np.ones(len(missing), bool)
+    with contextlib.ExitStack() as opened:
+        parts = lower.find(store.root, missing, opened)
+        try:
+            quota.reserve(store.root, size, max_bytes)
+        except UserError:
+            if not parts:
+                raise
+            logging.info('%s: no room for features beside those that they could come from', name)
+            parts = []
+            opened.close()
+            quota.reserve(store.root, size, max_bytes)
+        for part in parts:
+            logging.info(
+                '%s: computing features of %d %s from %s (%.0f MB)',
+                *(name, len(part.rows), of, part.layer, _bytes(store, len(part.rows)) / 1e6),
+            )
+            compute = lower.program(part.layer)
+            _append(store, missing[part.which], part.batches(), compute, name)
+            left[part.which] = False
+    return np.flatnonzero(left)
+
+
+def _bytes(store: Store, rows: int) -> int:
+    return quota.predict_bytes(rows, store.row_shape, store.dtype.name)
 
 
 def _check_found(store: Store, lost: int) -> None:
@@ -184,12 +133,16 @@ def _check_found(store: Store, lost: int) -> None:
 
 
 def _append(
-    store: Store, keys: UInt64[np.ndarray, 'm 2'], images: Batches, compute: Compute, name: str
+    store: Store,
+    keys: UInt64[np.ndarray, 'm 2'],
+    batches: Generator[Counted, None, None],
+    compute: Callable[[np.ndarray], jax.Array],
+    name: str,
 ) -> None:
-    """Computes the features of images and stores each under its key."""
+    """Computes features from batches, and stores each under its key."""
     began, done = time.perf_counter(), 0
-    with progress(f'{name} features', len(keys)) as tick, contextlib.closing(images):
-        for values in _compute_all(images, compute):
+    with progress(f'{name} features', len(keys)) as tick, contextlib.closing(batches):
+        for values in _compute_all(batches, compute):
             last = done + len(values)
             store.append(keys[done:last], values)
             tick(len(values))
@@ -198,15 +151,24 @@ def _append(
     logging.info('%s: %.1f images/s', name, len(keys) / (time.perf_counter() - began))
 
 
-def _compute_all(batches: Batches, compute: Compute) -> Iterator[Float[np.ndarray, 'b ...']]:
+def _compute_all(
+    batches: Generator[Counted, None, None], compute: Callable[[np.ndarray], jax.Array]
+) -> Iterator[Float[np.ndarray, 'b ...']]:
     """Yields each batch's features while the next batch is being computed."""
     before: tuple[int, jax.Array] | None = None
     for batch in itertools.chain(batches, [None]):
-        after = None if batch is None else (int(batch['mask'].sum()), compute(batch['image']))
+        after = None if batch is None else (batch[1], compute(batch[0]))
         if before is not None:
             count, values = before
             yield np.asarray(values)[:count]
         before = after
+
+
+def _with_counts(images: Batches) -> Generator[Counted, None, None]:
+    """Yields batches of images, and how many of each are real."""
+    with contextlib.closing(images):
+        for batch in images:
+            yield batch['image'], int(batch['mask'].sum())
 
 
 def _images(

@@ -12,7 +12,7 @@ from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline.batch import Batches, BatchFormat
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Order
-from tlflax.features.extract import Compute
+from tlflax.features.programs import Compute
 
 
 class ImageSource:

@@ -13,10 +13,11 @@ from tlflax.config.schema import AugmentConfig, FeaturesConfig, TrainConfig
 from tlflax.data.augment import mixup, sampling
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
-from tlflax.features import extract
+from tlflax.features import extract, programs, spaces
 from tlflax.features.batches import Order, Source
 from tlflax.features.cache import quota
 from tlflax.features.cache.store import Store
+from tlflax.features.derive import LowerLayers
 from tlflax.features.live_sources import ComputedSource, ImageSource
 from tlflax.features.sources import (
     CachedFeatures,
@@ -46,6 +47,7 @@ class SourceSelector:
         backbone: The variables of the backbone; those above the cut do not matter.
         classifier: The static half of the model.
         mesh: The devices.
+        first_epoch: The number of the first epoch that is trained, from 0.
     """
 
     image_format: ImageFormat
@@ -56,7 +58,8 @@ class SourceSelector:
     backbone: Variables
     classifier: Classifier
     mesh: Mesh
-    _programs: list[extract.Compute] = dataclasses.field(default_factory=list, repr=False)
+    first_epoch: int = 0
+    _programs: list[programs.Compute] = dataclasses.field(default_factory=list, repr=False)
 
     def train(self, table: ImageTable) -> Source:
         """Returns the source of augmented training examples."""
@@ -154,7 +157,8 @@ class SourceSelector:
                 return everything  # the order does not matter
             return sampling.epoch_order(seed, epoch, table.labels, balanced=True)
 
-        return needed(views, train.epochs, len(table), order)
+        epochs = range(self.first_epoch, self.first_epoch + train.epochs)
+        return needed(views, epochs, len(table), order)
 
     def _cached(self, *, exact: bool, mixed: bool = False) -> bool:
         """Returns whether the features of a split are kept.
@@ -183,14 +187,14 @@ class SourceSelector:
             return False
         return exact or wish == 'True'
 
-    def program(self, images: int = 0) -> extract.Compute:
+    def program(self, images: int = 0) -> programs.Compute:
         """Returns the program of the backbone, which all splits share.
 
         Args:
             images: About how many are to come; for many, the fastest is measured.
         """
         if not self._programs:
-            program = extract.backbone_program(
+            program = programs.backbone_program(
                 self.backbone,
                 self.classifier,
                 image_size=self.image_format.image_size,
@@ -211,12 +215,19 @@ class SourceSelector:
             views,
             wanted,
             self.program,
+            lower=self._lower,
             image_format=self.image_format,
             max_bytes=self.features.max_gb * 1e9,
             name=name,
         )
         cached = CachedFeatures(store, table, rows, views.choose, self._order)
         return feature_source(cached, self.mesh)
+
+    @property
+    def _lower(self) -> LowerLayers:
+        return LowerLayers(
+            self.image_format, self.classifier, self.weights_digest, self.backbone, self.mesh
+        )
 
     @property
     def keeps_features(self) -> bool:
@@ -230,10 +241,10 @@ class SourceSelector:
 
     def open_store(self) -> Store:
         """Opens the store of the features of this backbone and image format."""
-        space = extract.describe_space(
+        space = spaces.describe_space(
             self.image_format, self.classifier, weights_digest=self.weights_digest
         )
-        return extract.open_store(space, self._feature_shape, self.features.dtype)
+        return spaces.open_store(space, self._feature_shape, self.features.dtype)
 
     @functools.cached_property
     def _feature_shape(self) -> tuple[int, ...]:

@@ -132,11 +132,11 @@ def view_keys(
 
 
 def needed(
-    views: Views, epochs: int, n: int, order: Callable[[int], Int[np.ndarray, ' n']]
+    views: Views, epochs: range, n: int, order: Callable[[int], Int[np.ndarray, ' n']]
 ) -> Bool[np.ndarray, 'views n']:
     """Returns which view of which image any epoch draws; `order` gives the images it visits."""
     drawn = np.zeros((len(views.names), n), bool)
-    for epoch in range(epochs):
+    for epoch in epochs:
         rows = order(epoch)
         drawn[views.choose(epoch)[rows], rows] = True
         if drawn.all():

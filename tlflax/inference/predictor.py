@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8, UInt64
 from tlflax.data.augment import sampling
 from tlflax.data.images import decode, given
 from tlflax.data.images.given import Given
-from tlflax.features import extract
+from tlflax.features import programs
 from tlflax.features.cache.store import Store
 from tlflax.features.select import SourceSelector
 from tlflax.features.views import view_keys
@@ -91,7 +91,7 @@ class Predictor:
                 store = stack.enter_context(self.sources.open_store())
             pool = stack.enter_context(ThreadPoolExecutor(cpu.cores()))
             before: _Block | None = None
-            for part in _blocks(images, extract.batch_size()):
+            for part in _blocks(images, programs.batch_size()):
                 block = self._begin(part, views, store, pool)
                 if before is not None:
                     yield from self._finish(before, store, keep_features)
@@ -215,7 +215,7 @@ def _in_batches(
 ) -> Shaped[np.ndarray, 'n ...']:
     """Runs a program on batches of few different sizes, the last one padded."""
     parts, done = [], 0
-    for size in batch_sizes(len(values), extract.batch_size()):
+    for size in batch_sizes(len(values), programs.batch_size()):
         part = values[done : done + size]
         parts.append(np.asarray(program(pad(part, size)))[: len(part)])
         done += len(part)

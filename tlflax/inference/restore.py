@@ -8,17 +8,17 @@ import jax
 
 from tlflax.config import parse, released
 from tlflax.config.paths import started_in
+from tlflax.config.phases import expand
 from tlflax.config.schema import Config
 from tlflax.inference.trained import Trained
 from tlflax.models.backbones import find
 from tlflax.models.base.modules import Variables
 from tlflax.models.weights.preprocess import PREPROCESS
-from tlflax.train import setup
-from tlflax.train.optim.learner import partition_variables
+from tlflax.train import components, setup
+from tlflax.train.optim import phases
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import is_signed
-from tlflax.utils.labels import label_tree
 from tlflax.utils.sharding import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
 
@@ -40,22 +40,29 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
         raw, class_names = parse.resolve(released.filled(meta['config'])), tuple(meta['classes'])
         config = setup.configure(parse.to_dict(started_in(raw, meta.get('folder', ''))))
         _check_code(config, meta.get('code', {}))
-        trainable_like, frozen_like = _abstract(config, len(class_names))
-        trainable = saved.evaluated(number, trainable_like)
+        phase = meta['position'].get('phase', 0)
+        like = _abstract(config, len(class_names), phase)
+        trainable = saved.evaluated(number, like.trainable)
         include = config.checkpoint.include_backbone
-        frozen = saved.frozen(number, frozen_like if include else frozen_like.without('backbone'))
-    own, wanted = frozen.branch('backbone'), frozen_like.branch('backbone')
-    if any(wanted) and not any(own):
-        loaded = _load_frozen(config, meta['weights_digest'], wanted)
-        frozen = frozen.merge(setup.joined(backbone=loaded))
-    preprocess = _preprocess(meta['preprocess'], number)
-    classifier = setup.build_classifier(config, trainable_like.params, len(class_names), preprocess)
+        kept = phases.saved(like.frozen, like.changed, include_backbone=include)
+        frozen = saved.frozen(number, kept)
+    if (missing := phases.without(like.frozen, frozen).branch('backbone')).params:
+        loaded = _load_frozen(config, meta['weights_digest'], missing)
+        frozen = frozen.merge(components.joined(backbone=loaded))
+    config = expand(config)[phase]
+    classifier = components.build_classifier(
+        config, like.trainable.params, len(class_names), _preprocess(meta['preprocess'], number)
+    )
+    changed = phases.only(frozen, like.changed)
+    digest = phases.features_digest(
+        meta['weights_digest'], changed, classifier.backbone, classifier.cut
+    )
     mesh = default_mesh()
     return Trained(
         config=config,
         class_names=class_names,
         step=number,
-        weights_digest=meta['weights_digest'],
+        weights_digest=digest,
         val_digest=meta.get('split_digests', {}).get('val'),
         temperature=_temperature(Path(workdir) / 'result.json', number),
         classifier=classifier,
@@ -72,7 +79,7 @@ def _counts(saved: Checkpoints) -> str:
 
 def _check_code(config: Config, started: Mapping[str, str]) -> None:
     """Checks that the Python files that define the model are those of the run."""
-    for key, digest in setup.code_digests(config).items():
+    for key, digest in components.code_digests(config).items():
         if started.get(key) != digest:
             raise UserError(
                 f'the file has changed since the run ({digest[:16]}, not '
@@ -130,18 +137,17 @@ def _is_cross_validation(path: Path) -> bool:
         return False
 
 
-def _abstract(config: Config, num_classes: int) -> tuple[Variables, Variables]:
-    """Returns the shapes of trainable and frozen variables, from the configuration."""
+def _abstract(config: Config, num_classes: int, phase: int) -> phases.Parts:
+    """Returns the shapes of trainable and frozen variables in a phase, from the configuration."""
     backbone = find(config.model.backbone).shapes(config.features.layer)
-    head = jax.eval_shape(lambda: setup.init_head(config, num_classes))
-    variables = setup.joined(backbone=backbone, head=head)
-    labels = label_tree(variables.params, config.optim.labels)
-    return partition_variables(variables, labels, statistics=config.optim.statistics)
+    head = jax.eval_shape(lambda: components.init_head(config, num_classes))
+    variables = components.joined(backbone=backbone, head=head)
+    return phases.parts([one.optim for one in expand(config)], variables, phase)
 
 
 def _load_frozen(config: Config, digest: str, like: Variables) -> Variables:
     """Loads the frozen backbone and checks that its digest is that of the run."""
-    pretrained = setup.load_backbone(config)
+    pretrained = components.load_backbone(config)
     if pretrained.digest != digest:
         raise UserError(
             f'these weights ({pretrained.digest[:16]}) are not those of the run ({digest[:16]})',

@@ -26,8 +26,8 @@ from tlflax.models.classifier import Classifier, Params
 from tlflax.models.classifier_module import ClassifierModule
 from tlflax.models.linear.calibration import temper
 from tlflax.train import losses
+from tlflax.train.components import build_sources
 from tlflax.train.epoch import Evaluation, Runner, evaluate_split
-from tlflax.train.setup import build_sources
 from tlflax.utils.errors import UserError, located
 from tlflax.utils.files import JsonObject
 

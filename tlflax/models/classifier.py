@@ -84,10 +84,21 @@ class Classifier:
         Returns:
             The output at the cut, which must be a layer; or of all taps, f[b, d].
         """
-        x = self._preprocessed(image)
+        return self.features_from(backbone, self._preprocessed(image), IMAGE)
+
+    def features_from(
+        self, backbone: Variables, x: Float[Array, 'b ...'], start: str
+    ) -> Float[Array, 'b ...']:
+        """Returns what `features` does, from the output of a layer on.
+
+        Args:
+            backbone: See `features`; variables of `start` and of layers below it may be missing.
+            x: Preprocessed images, or the output of `start`.
+            start: `IMAGE`, or a layer below the cut and not above the first tap.
+        """
         if not self.taps:
-            return self._run(backbone, x, IMAGE, self.cut, None)[0]
-        rows, start = [], IMAGE
+            return self._run(backbone, x, start, self.cut, None)[0]
+        rows = []
         for tap in self.taps:
             if tap.layer != start:
                 x = self._run(backbone, x, start, tap.layer, None)[0]
@@ -109,15 +120,15 @@ class Classifier:
             The logits, float32, and the new state.
         """
         inside = {name: training and training.inside(name) for name in ('backbone', 'head')}
-        x, start = batch.get('features'), self.cut
-        if x is None and self.taps:
+        x = batch.get('features')
+        if x is None and self.cut_is_image:
+            x = self._preprocessed(batch['image'])
+        elif x is None:
             x = self.features(variables.branch('backbone'), batch['image'])
-        if x is None:
-            x, start = self._preprocessed(batch['image']), IMAGE
         state = dict(variables.state)
-        if start != self.layer:
+        if self.cut != self.layer:
             own = variables.branch('backbone')
-            x, after = self._run(own, x, start, self.layer, inside['backbone'])
+            x, after = self._run(own, x, self.cut, self.layer, inside['backbone'], trained=True)
             state |= {'backbone': after} if after else {}
         own = variables.branch('head')
         x, after = self.head.apply(own, x.astype(jnp.float32), inside['head'])
@@ -127,7 +138,14 @@ class Classifier:
         return preprocess.PREPROCESS[self.preprocess](image)
 
     def _run(
-        self, backbone: Variables, x: Array, start: str, stop: str, training: Training | None
+        self,
+        backbone: Variables,
+        x: Array,
+        start: str,
+        stop: str,
+        training: Training | None,
+        *,
+        trained: bool = False,
     ) -> tuple[Array, Tree]:
         dtype, precision = COMPUTE[self.dtype]
         return self.backbone.apply(
@@ -138,6 +156,7 @@ class Classifier:
             training=training,
             dtype=dtype,
             precision=precision,
+            trained=trained,
         )
 
 

@@ -20,7 +20,7 @@ from tlflax.models.linear.strengths import choose, extended
 from tlflax.probe import cross_validation
 from tlflax.probe.rows import Representation, read_rows
 from tlflax.train.position import Record
-from tlflax.train.run import assess
+from tlflax.train.result import assess
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from tlflax.config.schema import AugmentConfig, Config, LossConfig
+from tlflax.config.schema import AugmentConfig, Config, LossConfig, OptimConfig
 from tlflax.features.batches import Source
 from tlflax.features.sources import require_on_device
 from tlflax.models.backbones import find
@@ -21,7 +21,7 @@ from tlflax.models.ensemble_head import Branch, name_of
 from tlflax.models.linear.representations import Part
 from tlflax.probe.path import Fitted, fit_path
 from tlflax.probe.rows import Representation
-from tlflax.train import setup, steps
+from tlflax.train import components, setup, steps
 from tlflax.train.early_stopping import State
 from tlflax.train.position import Position
 from tlflax.train.run import publish
@@ -101,13 +101,16 @@ def probe_config(config: Config, representation: Representation = 'raw') -> Conf
                 fix="leave it out, or set config.model.head='flatten_linear'",
             )
         backbone, size = find(config.model.backbone), config.data.image_size
-        shape = feature_shape(backbone, size, config.features.layer, setup.tapped(config))
+        shape = feature_shape(backbone, size, config.features.layer, components.tapped(config))
         head = name_of([Branch((Part(0, math.prod(shape), representation),))])
     return dataclasses.replace(
         config,
         augment=AugmentConfig(horizontal_flip=False),
         loss=LossConfig(),
-        train=dataclasses.replace(config.train, balanced_sampling=False, label_smoothing=0.0),
+        optim=OptimConfig(),  # all of the backbone is frozen
+        train=dataclasses.replace(
+            config.train, balanced_sampling=False, label_smoothing=0.0, phases=()
+        ),
         model=dataclasses.replace(config.model, head=head, dropout=0.0),
         early_stopping=dataclasses.replace(config.early_stopping, restore_best=True),
     )

@@ -30,7 +30,8 @@ from tlflax.sweep.trials import FOLDS
 from tlflax.train import setup, steps
 from tlflax.train.early_stopping import State
 from tlflax.train.position import Position
-from tlflax.train.run import assess, publish
+from tlflax.train.result import assess
+from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tlflax.data.table import ImageTable
 from tlflax.inference.evaluation import summarize
 from tlflax.train.metrics.proportions import wilson_interval
-from tlflax.train.run import calibrate
+from tlflax.train.result import calibrate
 from tlflax.utils.files import JsonObject
 
 METRICS = ('accuracy', 'loss', 'balanced_accuracy', 'macro_f1', 'expected_calibration_error')
@@ -71,7 +71,7 @@ def pooled(
         repeats: Each image counts once in the interval of the accuracy.
 
     Returns:
-        The metrics, and what `tlflax.train.run.calibrate` says of the predictions.
+        The metrics, and what `tlflax.train.result.calibrate` says of the predictions.
     """
     found = summarize(probabilities, table).metrics
     images = len(table) // repeats

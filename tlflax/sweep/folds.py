@@ -27,7 +27,8 @@ from tlflax.sweep import auto
 from tlflax.sweep.fold_statistics import METRICS, format_folds, over_folds, pooled
 from tlflax.train import setup
 from tlflax.train.metrics.table import format_table
-from tlflax.train.run import format_calibration, train_and_evaluate
+from tlflax.train.result import format_calibration
+from tlflax.train.run import train_and_evaluate
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import (
     JsonObject,

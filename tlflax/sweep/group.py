@@ -40,6 +40,7 @@ class Member:
     Attributes:
         run: Its configuration, first parameters and model.
         source: Its training examples, on the device.
+        val: Its validation examples, which all members of a group share.
         position: The position after the last epoch.
         best_position: The position after the best epoch.
         records: The record of each epoch, as in metrics.jsonl.
@@ -50,6 +51,7 @@ class Member:
 
     run: Run
     source: OnDeviceSource
+    val: OnDeviceSource
     position: Position = Position()
     best_position: Position = Position()
     records: list[Record] = dataclasses.field(default_factory=list)
@@ -82,9 +84,7 @@ class Replicas(NamedTuple):
     numbers: Numbers
 
 
-def train_group(
-    members: Sequence[Member], val: OnDeviceSource, program: Program
-) -> Iterator[Member]:
+def train_group(members: Sequence[Member], program: Program) -> Iterator[Member]:
     """Trains members side by side until the last has stopped; yields each as it finishes.
 
     Where a smaller group would need another program, a member that has stopped keeps its replica
@@ -98,7 +98,7 @@ def train_group(
         began = time.perf_counter()
         replicas, sums = _train_epoch(replicas, group, program)
         trained = time.perf_counter()
-        val_sums = _evaluate_epoch(replicas, val, program)
+        val_sums = _evaluate_epoch(replicas, members[0].val, program)
         seconds = (trained - began, time.perf_counter() - trained)
         running = [replica for replica, member in enumerate(group) if not member.finished]
         improved = np.zeros(_width(replicas), bool)

@@ -1,30 +1,32 @@
 """Trains dozens of heads from one feature cache and ranks them."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 from absl import logging
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
-from tlflax.features.batches import OnDeviceSource
-from tlflax.features.sources import require_on_device
+from tlflax.features.sources import OnDeviceFeatures, on_device_limit, require_on_device
 from tlflax.sweep.group import Member, train_group
 from tlflax.sweep.journal import Journal
 from tlflax.sweep.program import compile_program
 from tlflax.sweep.ranking import Row, format_csv, order, row, status
 from tlflax.sweep.settings import Setting, resolve_settings
-from tlflax.train import divergence, losses, setup
+from tlflax.train import divergence, losses, setup, steps
 from tlflax.train.early_stopping import stopping_rule
 from tlflax.train.optim.schedules import PLATEAU
 from tlflax.train.run import publish
+from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json
 from tlflax.utils.sharding import replicate
 from tlflax.workdir.files import Workdir, writing
 
-_REPLICAS = 32  # most heads side by side: bounds memory
+_REPLICAS = 32  # most heads side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,10 @@ class Sweep:
     Attributes:
         settings: What each member changes.
         members: The heads, in the order of the settings.
-        val: The validation split, on the device.
     """
 
     settings: Sequence[Setting]
     members: list[Member]
-    val: OnDeviceSource
 
     def train(self) -> Iterator[int]:
         """Trains the members that have not finished; yields the number, from 0, as each does."""
@@ -53,9 +53,9 @@ class Sweep:
             logging.info('%d heads of one structure: %s', len(group), group[0].run.config.model)
             shared_order = len({member.run.config.train.seed for member in group}) == 1
             program = compile_program(group[0].run, shared_order=shared_order)
-            for start in range(0, len(group), _REPLICAS):
-                part = group[start : start + _REPLICAS]
-                for member in train_group(part, self.val, program):
+            width = _replicas(group[0])
+            for start in range(0, len(group), width):
+                for member in train_group(group[start : start + width], program):
                     yield numbers[id(member)]
 
 
@@ -95,11 +95,32 @@ def prepare_sweep(config: Config, settings: Sequence[Setting], where: str = 'set
                 where=f'{where}, setting {number}, optim.schedule={PLATEAU!r}',
                 fix="use schedule='cosine' or 'linear' in a sweep",
             )
-    seeds = sorted({one.train.seed for one in configs})
-    train = base.sources.train_on_device(base.splits.train, seeds)
-    val = require_on_device(base.sources.eval(base.splits.val, 'validation'))
-    members = [Member(one, train[one.config.train.seed]) for one in runs]
-    return Sweep(settings, members, val)
+    sources = {cut: _sources(cut, runs) for cut in {_cut(one): None for one in runs}}
+    members = [Member(one, *sources[_cut(one)][one.config.train.seed]) for one in runs]
+    return Sweep(settings, members)
+
+
+def _cut(run: Run) -> str:
+    return run.runner.classifier.cut
+
+
+def _sources(cut: str, runs: Sequence[Run]) -> dict[int, tuple[OnDeviceFeatures, OnDeviceFeatures]]:
+    """Returns training and validation examples by seed, for the runs that share a cut."""
+    same = [run for run in runs if _cut(run) == cut]
+    seeds = sorted({run.config.train.seed for run in same})
+    splits, sources = same[0].splits, same[0].sources
+    train = sources.train_on_device(splits.train, seeds)
+    val = require_on_device(sources.eval(splits.val, 'validation'))
+    return {seed: (train[seed], val) for seed in seeds}
+
+
+def _replicas(member: Member) -> int:
+    """Returns how many heads like a member are trained side by side."""
+    learner = member.run.learner
+    state = jax.eval_shape(lambda: steps.init_state(learner.trainable, learner.tx))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    # The best state is kept beside the last, and a step makes a new one.
+    return max(1, min(_REPLICAS, on_device_limit() // (3 * size)))
 
 
 def _warn(configs: Sequence[Config], where: str) -> None:
@@ -192,7 +213,7 @@ def _train_all(sweep: Sweep, journal: Journal, began: float) -> tuple[list[int],
             _warn_of_excess(number, member)
             seconds = spent + time.perf_counter() - began
             if member.saved and number == min([*finished, number], key=by_rank):
-                _publish(member, sweep.val, journal, seconds)
+                _publish(member, journal, seconds)
             member.saved.clear()
             journal.add(number, member, seconds)
             finished.append(number)
@@ -224,10 +245,10 @@ def _restore(
     return finished
 
 
-def _publish(member: Member, val: OnDeviceSource, journal: Journal, seconds: float) -> None:
+def _publish(member: Member, journal: Journal, seconds: float) -> None:
     """Makes `best/` the run of a member."""
     journal.replace_best(
-        lambda work: publish(member.run, work, val, member.records, member.saved, seconds)
+        lambda work: publish(member.run, work, member.val, member.records, member.saved, seconds)
     )
 
 

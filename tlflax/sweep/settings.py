@@ -75,6 +75,12 @@ def resolve_settings(config: Config, settings: Sequence[Setting], where: str) ->
     Raises:
         UserError: A key cannot be swept, or a value is not allowed.
     """
+    if config.train.phases:
+        raise UserError(
+            'heads of a sweep are trained in one phase',
+            where='config.train.phases',
+            fix='leave them out, and sweep the keys of one of them',
+        )
     configs = []
     for number, setting in enumerate(settings, start=1):
         raw = to_dict(config)

@@ -24,7 +24,7 @@ from tlflax.models.ensemble_head import Branch
 from tlflax.models.linear.representations import Part
 from tlflax.sweep.candidates.catalogue import Layout, referee
 from tlflax.sweep.candidates.fitted import Fitted, Training
-from tlflax.train import setup
+from tlflax.train import components, setup
 from tlflax.train.setup import Inputs, Run
 
 FOLDS = 5
@@ -116,7 +116,7 @@ def _comparable(part: ImageTable) -> bool:
 def layout(config: Config) -> Layout:
     """Returns what the features of a configuration consist of."""
     backbone, size = find(config.model.backbone), config.data.image_size
-    taps = setup.tapped(config)
+    taps = components.tapped(config)
     shapes = [backbone.feature_shape(size, tap.layer) for tap in taps]
     columns = [tap.columns(shape) for tap, shape in zip(taps, shapes, strict=True)]
     return Layout(taps, tuple(columns), tuple(shapes[-1]))

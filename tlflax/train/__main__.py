@@ -3,6 +3,9 @@
 Writes the configuration, metrics, checkpoints and the result to the workdir, and prints the metrics
 of the best epoch by class. The same command continues after an interruption; a finished run is not
 trained again.
+
+--find_lr and --find_batch_size train nothing that is kept: they suggest a learning rate or a batch
+size for the configuration.
 """
 
 import dataclasses
@@ -17,6 +20,8 @@ class Arguments:
 
     config: ConfigFile = flags.config_file()
     workdir: str | None = flags.optional(None, 'DIR', 'folder to write to; by default runs/CONFIG')
+    find_lr: bool = flags.switch('suggest a learning rate; draws lr.svg in the workdir')
+    find_batch_size: bool = flags.switch('suggest a batch size from speed and gradient noise')
 
 
 def main(arguments: Arguments) -> None:
@@ -24,9 +29,13 @@ def main(arguments: Arguments) -> None:
     from tlflax.sweep import auto, auto_report, folds
     from tlflax.train.loop import Interrupted
     from tlflax.train.metrics import table
-    from tlflax.train.run import format_calibration, train_and_evaluate
+    from tlflax.train.result import format_calibration
+    from tlflax.train.run import train_and_evaluate
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
+    if arguments.find_lr or arguments.find_batch_size:
+        print(_find(arguments, workdir))
+        return
     try:
         if values.data.fold == 'all':
             print(folds.format_report(folds.cross_validate(values, workdir)))
@@ -46,6 +55,18 @@ def main(arguments: Arguments) -> None:
         print(format_calibration(result['calibration']))
     if result['test']:
         print(f'test split\n{table.format_table(result["test"])}')
+
+
+def _find(arguments: Arguments, workdir: str) -> str:
+    """Returns the report of a finder."""
+    from tlflax.train.finders.command import find_batch_size, find_learning_rate
+
+    if arguments.find_lr and arguments.find_batch_size:
+        raise flags.UsageError(
+            '--find_lr and --find_batch_size are two questions', where='command line', fix='ask one'
+        )
+    values = arguments.config.values
+    return find_learning_rate(values, workdir) if arguments.find_lr else find_batch_size(values)
 
 
 COMMAND = cli.Command('tlflax.train', __doc__, Arguments, main, '--config=configs/traffic.py')

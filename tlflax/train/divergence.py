@@ -7,13 +7,12 @@ import jax
 import numpy as np
 
 from tlflax.features.batches import OnDeviceSource, Order, Source
-from tlflax.train import resume, steps
+from tlflax.train import steps
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError, printable
 from tlflax.utils.sharding import put_batch, put_rows
 from tlflax.utils.trees import flatten
-from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
 FAR = 100.0  # times the loss of guessing, from which a loss is far worse
@@ -30,7 +29,12 @@ def first_step(sums: Sequence[steps.Sums]) -> int | None:
 
 
 def error(
-    run: Run, train: Source, checkpoints: Checkpoints, work: Workdir, position: Position, bad: int
+    run: Run,
+    train: Source,
+    state: steps.TrainState,
+    work: Workdir,
+    position: Position,
+    bad: int,
 ) -> UserError:
     """Returns the error of a training whose loss is not finite.
 
@@ -40,14 +44,14 @@ def error(
     Args:
         run: The run.
         train: The training split.
-        checkpoints: The states that were saved.
+        state: At `position`; donated.
         work: The run's workdir.
         position: The position before the first of the steps that were tried.
         bad: The number of the step, counted from 0 from `position`.
     """
     number = position.step_in_epoch + bad
     step = position.epoch * run.steps_per_epoch + number + 1
-    norms = _gradient_norms(run, train, checkpoints, work, max(bad - 1, 0))
+    norms = _gradient_norms(run, train, state, position, max(bad - 1, 0))
     told = ', '.join(f'{norm:.3g} for {label!r}' for label, norm in sorted(norms.items()))
     when = 'before it' if bad else 'of it'
     return UserError(
@@ -82,10 +86,9 @@ def _files(run: Run, epoch: int, number: int) -> str:
 
 
 def _gradient_norms(
-    run: Run, train: Source, checkpoints: Checkpoints, work: Workdir, number: int
+    run: Run, train: Source, state: steps.TrainState, position: Position, number: int
 ) -> Mapping[str, float]:
     """Returns the norm of each label's gradient in the step `number` after the saved state."""
-    state, position, _ = resume.start(checkpoints, run, work)
     epoch, at = position.epoch, position.step_in_epoch
     state, _, _ = run.runner.train(state, train, epoch, at, limit=number)
     if isinstance(train, OnDeviceSource):

@@ -65,8 +65,7 @@ class State:
 
     def to_json(self) -> JsonObject:
         """Returns a dict for JSON; a `best` that is not finite becomes a string."""
-        spelled = self.best if self.best is None or math.isfinite(self.best) else str(self.best)
-        return dataclasses.asdict(self) | {'best': spelled}
+        return dataclasses.asdict(self) | {'best': spelled(self.best)}
 
     @classmethod
     def from_json(cls, saved: JsonObject) -> Self:
@@ -114,8 +113,8 @@ class EarlyStopping:
         if epoch < self.start_from_epoch:
             return dataclasses.replace(state, wait_from=step, improved=False)
         wait = state.wait + 1
-        if state.best is None or self._improves(value, state.best):
-            beats_baseline = self.baseline is None or self._improves(value, self.baseline)
+        if state.best is None or self.improves(value, state.best):
+            beats_baseline = self.baseline is None or self.improves(value, self.baseline)
             return dataclasses.replace(
                 state,
                 best=value,
@@ -128,12 +127,18 @@ class EarlyStopping:
         stopped_epoch = epoch if enough and wait >= self.patience else state.stopped_epoch
         return dataclasses.replace(state, wait=wait, stopped_epoch=stopped_epoch, improved=False)
 
-    def _improves(self, value: float, reference: float) -> bool:
+    def improves(self, value: float, reference: float) -> bool:
+        """Returns whether a value is better than another by more than `min_delta`."""
         sign = 1 if self.mode == 'max' else -1
         with np.errstate(over='ignore'):  # beyond float32 is infinite
             return bool(
                 sign * np.float32(value - sign * abs(self.min_delta)) > sign * np.float32(reference)
             )
+
+
+def spelled(value: float | None) -> float | str | None:
+    """Returns a value as JSON has it: one that is not finite as text."""
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 def resolve_monitor(name: str, available: Iterable[str]) -> str:

@@ -39,6 +39,8 @@ class Fit:
         checkpoints: Where states are saved.
         workdir: Where epochs are recorded.
         clock: Returns the seconds spent on the run so far, earlier processes included.
+        again: Returns the last state that was saved, or the first one; None where nothing is
+            trained.
     """
 
     run: Run
@@ -46,6 +48,7 @@ class Fit:
     checkpoints: Checkpoints
     workdir: Workdir
     clock: Callable[[], float]
+    again: Callable[[], steps.TrainState] | None = None
 
     def save(self, state: steps.TrainState, position: Position, record: Record | None) -> None:
         """Starts saving a checkpoint.
@@ -56,10 +59,6 @@ class Fit:
             record: The record of the epoch that has ended; None in the middle of an epoch.
         """
         improved = record is not None and position.stopping.improved
-        frozen = self.run.runner.frozen
-        if not self.run.config.checkpoint.include_backbone:
-            # Its digest names it; a frozen part of the head has none.
-            frozen = frozen.without('backbone')
         self.checkpoints.save(
             int(state.step),
             trained=state.variables,
@@ -72,7 +71,7 @@ class Fit:
                 'wall_seconds': self.clock(),
             },
             rank=position.epoch if improved else -1,
-            frozen=frozen,
+            frozen=self.run.saved_frozen,
         )
 
 
@@ -83,7 +82,7 @@ def train_epochs(
     state: steps.TrainState,
     position: Position,
 ) -> tuple[steps.TrainState, Position]:
-    """Trains from `position` until early stopping, the last epoch or an interruption.
+    """Trains from `position` until the phase ends, by early stopping or epochs, or is interrupted.
 
     Args:
         fit: The run.
@@ -100,7 +99,7 @@ def train_epochs(
         UserError: The loss is no longer finite; the last checkpoints are kept.
     """
     with interrupts.deferred(_announce) as stop_requested:
-        while position.epoch < fit.run.config.train.epochs and not position.stopping.stopped:
+        while not position.ended(fit.run.config.train.epochs):
             before = position
             state, position, complete = _train_epoch(fit, train, state, position, stop_requested)
             if complete:
@@ -130,14 +129,15 @@ def _train_epoch(
     """Trains for the rest of the epoch, and tells whether it was completed."""
     began = time.perf_counter()
     start = position.step_in_epoch
-    name = f'epoch {position.epoch + 1}/{fit.run.config.train.epochs}'
+    name = _number(fit.run, position)
     with progress(name, train.num_examples - int(position.count)) as tick:
         state, sums, done = fit.run.runner.train(
             state, train, position.epoch, start, stop=stop, progress=tick
         )
     if (bad := divergence.first_step(sums)) is not None:
         fit.checkpoints.wait()
-        raise divergence.error(fit.run, train, fit.checkpoints, fit.workdir, position, bad)
+        assert fit.again is not None
+        raise divergence.error(fit.run, train, fit.again(), fit.workdir, position, bad)
     new = steps.totals(sums)
     position = dataclasses.replace(
         position,
@@ -159,29 +159,59 @@ def _finish_epoch(
         val = fit.run.runner.evaluate(state.evaluated, fit.val, progress=tick).metrics
     step = int(state.step)
     seconds = time.perf_counter() - began
-    rate = fit.run.learner.learning_rate(step, state.opt_state)
+    own = step - position.began * fit.run.steps_per_epoch
+    rate = fit.run.learner.learning_rate(own, state.opt_state)
     record = make_record(position, step, val, rate, seconds)
+    if fit.run.num_phases > 1:
+        record['phase'] = position.phase + 1
     after = next_epoch(position, record, rule)
     fit.workdir.append(record)  # first: a resumed run drops records after its checkpoint
     fit.save(state, after, record)
-    _log(record, fit.run.config.train.epochs, after.stopping.improved)
+    _log(record, _number(fit.run, position), after, _outlook(fit.run, rule, after, record))
     if excess := divergence.describe_excess(record, len(fit.run.splits.train.class_names)):
         logging.warning('WARNING: %s', excess)
     return after
 
 
-def _log(record: Record, epochs: int, improved: bool) -> None:
+def _number(run: Run, position: Position) -> str:
+    """Returns the number of the next epoch, and of the last that may follow in its phase."""
+    number = f'epoch {position.epoch + 1}/{position.began + run.config.train.epochs}'
+    return number if run.num_phases == 1 else f'phase {position.phase + 1}, {number}'
+
+
+def _outlook(run: Run, rule: EarlyStopping | None, after: Position, record: Record) -> str:
+    """Returns the best epoch of the phase so far, how patient its rule still is, and the time left.
+
+    Args:
+        run: The phase.
+        rule: When it stops early; None: never.
+        after: The position after the epoch.
+        record: The epoch.
+    """
+    told, stopping, epochs = [], after.stopping, run.config.train.epochs
+    if rule is not None and stopping.best is not None and stopping.best_epoch is not None:
+        best = after.began + stopping.best_epoch + 1
+        told.append(f'best {rule.monitor} {stopping.best:.4f} in epoch {best}')
+    if not after.ended(epochs):
+        if rule is not None:
+            told.append(f'patience {max(rule.patience - stopping.wait, 0)} of {rule.patience}')
+        seconds = (after.began + epochs - after.epoch) * record['epoch_seconds']
+        told.append(f'at most {seconds:.0f} s left')
+    return ''.join(f', {one}' for one in told)
+
+
+def _log(record: Record, name: str, after: Position, outlook: str) -> None:
     logging.info(
-        'epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f balanced %.4f%s  '
-        '%.0f images/s  %.1f s',
-        record['epoch'],
-        epochs,
+        '%s  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f balanced %.4f%s  '
+        '%.0f images/s  %.1f s%s',
+        name,
         record['train_loss'],
         record['train_accuracy'],
         record['val_loss'],
         record['val_accuracy'],
         record['val_balanced_accuracy'],
-        ' (best)' if improved else '',
+        ' (best)' if after.stopping.improved else '',
         record['images_per_second'],
         record['epoch_seconds'],
+        outlook,
     )

@@ -1,38 +1,30 @@
 """A run from its configuration to its result: set up, resume, train, evaluate the best epoch."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import logging
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
-from tlflax.data.splits.stratify import fold_numbers
-from tlflax.data.table import ImageTable
 from tlflax.features.batches import Source
-from tlflax.models.base.modules import Variables
-from tlflax.models.linear.calibration import cross_entropy, cross_fit
+from tlflax.models.base.backbone import IMAGE
 from tlflax.train import losses, resume, setup, steps
+from tlflax.train import result as results
 from tlflax.train.early_stopping import stopping_rule
-from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit, train_epochs
-from tlflax.train.metrics.counts import VAL_METRICS
-from tlflax.train.metrics.scores import calibration_error
 from tlflax.train.position import Position, Record
-from tlflax.train.setup import Run
+from tlflax.train.setup import Inputs, Run
 from tlflax.utils.files import JsonObject
-from tlflax.utils.sharding import replicate
 from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
-_FOLDS = 5  # of the validation images, for the quality of the temperature
+Splits = tuple[Source, Source]
+"""The training and the validation examples."""
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
@@ -68,29 +60,23 @@ def train(config: Config, work: Workdir) -> JsonObject:
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
     began = time.perf_counter()
-    rule = stopping_rule(config.early_stopping)
-    run = setup.build(config, setup.load(config))
-    logging.info('%s', run.learner.table)
-    run.log_length()
-    _log_class_weights(run)
-    train_source = run.sources.train(run.splits.train)
-    val_source = run.sources.eval(run.splits.val, 'validation')
-    _claim(run, work)
+    stopping_rule(config.early_stopping)  # checks it
+    inputs = setup.load(config)
+    first = setup.build(config, inputs)
+    first.log_length()
+    _compute_lowest(first, inputs)
+    # A new workdir is not bound to the run before its features are there.
+    ready = None if work.checkpoints.is_dir() else _begin(first)
+    _claim(first, work)
     try:
         with Checkpoints(work.checkpoints) as checkpoints:
-            state, position, spent = resume.start(checkpoints, run, work)
-            if state.step:
-                logging.info('resuming after epoch %d, step %d', position.epoch, state.step)
-            work.rewind(position.epoch)
-            fit = Fit(
-                run=run,
-                val=val_source,
-                checkpoints=checkpoints,
-                workdir=work,
-                clock=lambda: spent + time.perf_counter() - began,
-            )
-            _, position = train_epochs(fit, train_source, rule, state, position)
-            result = _result(fit, position)
+            stage = resume.start(checkpoints, first, inputs, work)
+            if stage.state.step:
+                epoch, step = stage.position.epoch, int(stage.state.step)
+                logging.info('resuming after epoch %d, step %d', epoch, step)
+            work.rewind(stage.position.epoch)
+            began -= stage.spent
+            result = _train_phases(stage, ready, checkpoints, inputs, work, began)
             checkpoints.drop_former()
         result = work.write_result(result)
     finally:
@@ -98,6 +84,79 @@ def train(config: Config, work: Workdir) -> JsonObject:
     best, epochs = result['best_epoch'], result['epochs_run']
     logging.info('best epoch %d of %d; everything is in %s', best, epochs, work.path)
     return result
+
+
+def _compute_lowest(first: Run, inputs: Inputs) -> None:
+    """Computes features at the lowest cut of all phases, from which those of the others follow."""
+    others = [resume.of_phase(number, first, inputs) for number in range(first.num_phases)]
+    order = (IMAGE, *first.runner.classifier.backbone.layers)
+    lowest = min(others, key=lambda run: order.index(run.runner.classifier.cut))
+    if lowest.runner.classifier.cut not in (IMAGE, first.runner.classifier.cut):
+        epochs = sum(run.config.train.epochs for run in others)
+        train = dataclasses.replace(lowest.config.train, epochs=epochs)
+        sources = dataclasses.replace(lowest.sources, train_config=train)
+        sources.train(first.splits.train)
+        sources.eval(first.splits.val, 'validation')
+
+
+def _train_phases(
+    stage: resume.Stage,
+    ready: Splits | None,
+    checkpoints: Checkpoints,
+    inputs: Inputs,
+    work: Workdir,
+    began: float,
+) -> JsonObject:
+    """Trains the phases from a stage on, and returns the result.
+
+    Args:
+        stage: Where training goes on.
+        ready: The examples of its phase, if they are there already.
+        checkpoints: The states of the run.
+        inputs: Images and weights.
+        work: The workdir.
+        began: When training began, by `time.perf_counter`.
+    """
+    following: resume.Stage | None = stage
+    while following is not None:
+        stage = following
+        fit, position = _train_phase(stage, ready, checkpoints, inputs, work, began)
+        ended = dataclasses.replace(stage, position=position)
+        following, ready = resume.next_phase(checkpoints, ended, inputs), None
+    step = checkpoints.find(stage.run.config.early_stopping.counts)
+    return results.evaluate(fit, position, *resume.at(checkpoints, step, stage.run, inputs))
+
+
+def _train_phase(
+    stage: resume.Stage,
+    ready: Splits | None,
+    checkpoints: Checkpoints,
+    inputs: Inputs,
+    work: Workdir,
+    began: float,
+) -> tuple[Fit, Position]:
+    """Trains a phase to its end; see `_train_phases`."""
+    run = stage.run
+    train, val = ready or _begin(run)
+    fit = Fit(
+        run=run,
+        val=val,
+        checkpoints=checkpoints,
+        workdir=work,
+        clock=lambda: time.perf_counter() - began,
+        again=lambda: resume.start(checkpoints, run, inputs, work).state,
+    )
+    rule = stopping_rule(run.config.early_stopping)
+    _, position = train_epochs(fit, train, rule, stage.state, stage.position)
+    return fit, position
+
+
+def _begin(run: Run) -> Splits:
+    """Says what a phase trains, and returns its training and validation examples."""
+    logging.info('%s', run.learner.table)
+    _log_class_weights(run)
+    train = run.sources.train(run.splits.train)
+    return train, run.sources.eval(run.splits.val, 'validation')
 
 
 def publish(
@@ -136,21 +195,12 @@ def publish(
             for state, position in saved_states:
                 fit.save(state, position, records[position.epoch - 1])
             checkpoints.wait()
-            result = _result(fit, saved_states[-1][1])
+            step = checkpoints.find(run.config.early_stopping.counts)
+            trained = checkpoints.evaluated(step, run.learner.trainable)
+            result = results.evaluate(fit, saved_states[-1][1], run, trained)
         return work.write_result(result)
     finally:
         work.close()
-
-
-def assess(run: Run, variables: Variables, train: Source, val: Source) -> Record:
-    """Returns the metrics that a record has of a head that was fitted at once, without steps."""
-    on_train, on_val = (run.runner.evaluate(variables, split).metrics for split in (train, val))
-    return {
-        'train_loss': on_train['loss'],
-        'train_accuracy': on_train['accuracy'],
-        **{f'val_{name}': on_val[name] for name in VAL_METRICS},
-        'learning_rate': math.nan,
-    }
 
 
 def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
@@ -162,83 +212,6 @@ def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:
         'code': run.meta['code'],
     }
     work.add_session(provenance.session(digests, run.config.train.seed))
-
-
-def _result(fit: Fit, position: Position) -> JsonObject:
-    """Evaluates the checkpoint that counts and returns the contents of result.json."""
-    run, checkpoints = fit.run, fit.checkpoints
-    best = checkpoints.meta(checkpoints.find('best'))['record']
-    step = checkpoints.find(run.config.early_stopping.counts)
-    trained = replicate(checkpoints.evaluated(step, run.learner.trainable), run.runner.mesh)
-    val, probabilities = evaluate_split(run.runner, trained, fit.val, run.splits.val)
-    test = None
-    if run.splits.test is not None:
-        source = run.sources.eval(run.splits.test, 'test')
-        test = evaluate_split(run.runner, trained, source, run.splits.test).metrics
-    return {
-        'best_epoch': best['epoch'],
-        'best_val_accuracy': best['val_accuracy'],
-        'best_val_loss': best['val_loss'],
-        'stopped_early': position.stopping.stopped,
-        'epochs_run': position.epoch,
-        'step': step,
-        'wall_seconds': fit.clock(),
-        'weights_digest': run.pretrained.digest,
-        'data_digest': run.splits.digest,
-        'val': val,
-        'test': test,
-        'calibration': calibrate(probabilities, run.splits.val),
-        'versions': provenance.versions(),
-    }
-
-
-def calibrate(
-    probabilities: Float[np.ndarray, 'n num_classes'], table: ImageTable
-) -> JsonObject | None:
-    """Fits the temperature of predictions (Guo et al. 2017) and measures what it does for them.
-
-    Args:
-        probabilities: Of images that had no part in training.
-        table: The images. Copies and groups are not divided between fitting and measuring.
-
-    Returns:
-        `temperature`, fitted to all images; and of `expected_calibration_error` and `loss` the
-        values `before` and `after`, the latter with each fifth of the images at the temperature of
-        the others; None where it is not known. None if a probability is not finite.
-    """
-    if not np.isfinite(probabilities).all():
-        return None
-    label = np.asarray(table.labels)
-    one_class = dataclasses.replace(table, labels=np.zeros_like(label), class_names=('',))
-    fitted = cross_fit(probabilities, label, fold_numbers(one_class, _FOLDS))
-    own = label[fitted.rows]
-    return {
-        'temperature': fitted.temperature,
-        **{
-            name: {
-                'before': measure(label, probabilities),
-                'after': measure(own, fitted.probabilities) if len(own) else None,
-            }
-            for name, measure in (
-                ('expected_calibration_error', calibration_error),
-                ('loss', cross_entropy),
-            )
-        },
-    }
-
-
-def format_calibration(calibration: JsonObject | None) -> str:
-    """Shows what `calibrate` returns in a line."""
-    if calibration is None:
-        return 'calibrated: no temperature fits probabilities that are not finite'
-    error, loss = (
-        ' to '.join('-' if value is None else f'{value:.4f}' for value in calibration[key].values())
-        for key in ('expected_calibration_error', 'loss')
-    )
-    return (
-        f'calibrated by temperature {calibration["temperature"]:.4g}: calibration error {error}, '
-        f'loss {loss}'
-    )
 
 
 def _log_class_weights(run: Run) -> None:

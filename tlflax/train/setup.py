@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,26 +14,24 @@ from ml_collections import ConfigDict
 
 from tlflax.config import automatic, parse
 from tlflax.config.parse import to_dict
+from tlflax.config.phases import expand
 from tlflax.config.schema import Config
 from tlflax.data.audit import checks
 from tlflax.data.augment import ranges
-from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits.load import Splits, load_splits
 from tlflax.features.select import SourceSelector
-from tlflax.models import classifier as classifiers
-from tlflax.models import heads, pretrained
 from tlflax.models.backbones import find
 from tlflax.models.base import taps
 from tlflax.models.base.modules import Variables
-from tlflax.models.classifier import Classifier, Params
+from tlflax.models.classifier import Classifier
 from tlflax.models.pretrained import Pretrained
-from tlflax.train import losses
+from tlflax.train import components, losses
 from tlflax.train.epoch import Runner
-from tlflax.train.optim.learner import Learner, build_learner, check_backbone
-from tlflax.utils import python_file, trees
-from tlflax.utils.assets import fetch
-from tlflax.utils.errors import UserError, located
-from tlflax.utils.files import JsonObject, expand
+from tlflax.train.optim import phases
+from tlflax.train.optim.learner import Learner, build_learner, check_all_frozen
+from tlflax.utils import trees
+from tlflax.utils.errors import UserError
+from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import default_mesh, replicate, require_one_process
 from tlflax.workdir import provenance
 
@@ -43,7 +41,8 @@ class Run:
     """Everything a run is made of, before its first step.
 
     Attributes:
-        config: The configuration, with the batch size and epochs that 0 stands for.
+        config: The configuration of the phase, with the batch size and epochs that 0 stands for.
+        whole: The configuration of all phases, with these numbers too.
         asked: The configuration as it was given.
         splits: The images.
         pretrained: The backbone.
@@ -51,9 +50,13 @@ class Run:
         runner: The steps.
         sources: Chooses the splits' sources.
         meta: The metadata that every checkpoint has in addition to the position.
+        phase: The number of the phase, from 0.
+        num_phases: Phases of the training.
+        changed: What earlier phases have trained and this one does not; a part of what is frozen.
     """
 
     config: Config
+    whole: Config
     asked: Config
     splits: Splits
     pretrained: Pretrained
@@ -61,16 +64,25 @@ class Run:
     runner: Runner
     sources: SourceSelector
     meta: JsonObject
+    phase: int
+    num_phases: int
+    changed: Variables
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the training images."""
         return _steps_per_epoch(self.config, self.splits)
 
+    @property
+    def saved_frozen(self) -> Variables:
+        """The frozen variables that a checkpoint holds; see `phases.saved`."""
+        include = self.config.checkpoint.include_backbone
+        return phases.saved(self.runner.frozen, self.changed, include_backbone=include)
+
     def log_length(self) -> None:
         """Says which batch size and epochs were chosen, if any were."""
         images = len(self.splits.train.labels)
-        if told := automatic.describe(self.asked.train, self.config.train, images):
+        if told := automatic.describe(self.asked.train, self.whole.train, images):
             logging.info('%s', told)
 
 
@@ -108,7 +120,15 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     data = config.data
     if data.resize == 'auto' and config.model.head != 'auto':
         data = dataclasses.replace(data, resize='stretch')
-    return dataclasses.replace(config, data=data, features=features)
+    config = dataclasses.replace(config, data=data, features=features)
+    expand(config)  # checks the phases
+    if config.model.head == 'auto' and config.train.phases:
+        raise UserError(
+            "model.head='auto' is not trained in phases",
+            where='config.train.phases',
+            fix='leave them out, or name a head',
+        )
+    return config
 
 
 def load(config: Config) -> Inputs:
@@ -125,60 +145,125 @@ def load(config: Config) -> Inputs:
     if config.data.audit != 'off':
         checks.brief(splits.by_name, strict=config.data.audit == 'error')
     _check_sizes(config, splits)
-    weights = load_backbone(config)
-    preprocess = choose_preprocess(weights, config.weights.preprocess)
+    weights = components.load_backbone(config)
+    preprocess = components.choose_preprocess(weights, config.weights.preprocess)
     return Inputs(splits, weights, preprocess)
 
 
-def build(config: Config, inputs: Inputs) -> Run:
-    """Builds the model and its steps; nothing is computed yet."""
-    asked, splits, weights = config, inputs.splits, inputs.pretrained
-    train = automatic.resolve(config.train, len(splits.train.labels))
-    config = dataclasses.replace(config, train=train)
-    classes = splits.train.class_names
-    learner = build_learner(
+def build(
+    config: Config,
+    inputs: Inputs,
+    *,
+    phase: int = 0,
+    began: int = 0,
+    start: Variables | None = None,
+) -> Run:
+    """Builds the model and its steps for a phase of a training; nothing is computed yet.
+
+    Args:
+        config: The configuration of all phases.
+        inputs: Images and weights.
+        phase: The number of the phase, from 0.
+        began: Epochs that were completed before it.
+        start: All variables of the model before it; None: the pretrained ones and a new head.
+    """
+    whole = _with_numbers(config, inputs)
+    configs = [_with_numbers(one, inputs) for one in expand(whole)]
+    if start is None:
+        start = first_variables(config, inputs)
+    if not phase:
+        _check(configs, inputs, start)
+    own, learner = configs[phase], _learner(configs, inputs, start, phase)
+    changed = phases.parts([one.optim for one in configs], start, phase).changed
+    mesh, classes = default_mesh(), inputs.splits.train.class_names
+    model = components.build_classifier(
+        own, learner.trainable.params, len(classes), inputs.preprocess
+    )
+    runner = _runner(own, inputs, learner, model, mesh)
+    digest = phases.features_digest(inputs.pretrained.digest, changed, model.backbone, model.cut)
+    backbone = learner.trainable.merge(runner.frozen).branch('backbone')
+    return Run(
+        config=own,
+        whole=whole,
+        asked=config,
+        splits=inputs.splits,
+        pretrained=inputs.pretrained,
+        learner=learner,
+        runner=runner,
+        sources=components.build_sources(own, digest, backbone, model, mesh, first_epoch=began),
+        meta=_metadata(whole, inputs),
+        phase=phase,
+        num_phases=len(configs),
+        changed=changed,
+    )
+
+
+def first_variables(config: Config, inputs: Inputs) -> Variables:
+    """Returns all variables of a model before training: the pretrained ones and a new head."""
+    head = components.init_head(config, len(inputs.splits.train.class_names))
+    return components.joined(backbone=inputs.pretrained.variables, head=head)
+
+
+def _with_numbers(config: Config, inputs: Inputs) -> Config:
+    """Returns a configuration with the batch size and epochs that 0 stands for."""
+    train = automatic.resolve(config.train, len(inputs.splits.train.labels))
+    return dataclasses.replace(config, train=train)
+
+
+def _learner(configs: Sequence[Config], inputs: Inputs, start: Variables, phase: int) -> Learner:
+    config = configs[phase]
+    return build_learner(
         config.optim,
-        joined(backbone=weights.variables, head=init_head(config, len(classes))),
-        steps_per_epoch=_steps_per_epoch(config, splits),
+        start,
+        steps_per_epoch=_steps_per_epoch(config, inputs.splits),
         epochs=config.train.epochs,
         layers=find(config.model.backbone).layers,
+        since=phases.born([one.optim for one in configs], start, phase),
     )
-    check_backbone(config.optim, learner.trainable.params)
-    mesh = default_mesh()
-    trainable = learner.trainable.params
-    runner = Runner(
-        classifier=build_classifier(config, trainable, len(classes), inputs.preprocess),
+
+
+def _check(configs: Sequence[Config], inputs: Inputs, start: Variables) -> None:
+    """Checks labels, rates and optimizers of all phases, before hours are spent on the first."""
+    shapes, trained = jax.eval_shape(lambda: start), set()
+    for number in range(len(configs)):
+        try:
+            trained |= set(_learner(configs, inputs, shapes, number).trainable.params)
+        except UserError as error:
+            if len(configs) > 1:
+                error.where = f'config.train.phases[{number}]: {error.where}'
+            raise
+    if 'backbone' not in trained:
+        for config in configs:
+            check_all_frozen(config.optim)
+
+
+def _runner(
+    config: Config, inputs: Inputs, learner: Learner, model: Classifier, mesh: Mesh
+) -> Runner:
+    return Runner(
+        classifier=model,
         tx=learner.tx,
         average=learner.average,
         frozen=replicate(learner.frozen, mesh),
         mesh=mesh,
         seed=config.train.seed,
-        loss=_loss(config, splits, replicate(trainable.get('backbone', {}), mesh)),
-    )
-    backbone = learner.trainable.merge(runner.frozen).branch('backbone')
-    sources = build_sources(config, weights.digest, backbone, runner.classifier, mesh)
-    return Run(
-        config=config,
-        asked=asked,
-        splits=splits,
-        pretrained=weights,
-        learner=learner,
-        runner=runner,
-        sources=sources,
-        meta=_metadata(config, inputs),
+        loss=_loss(config, inputs, learner, mesh),
     )
 
 
-def _loss(config: Config, splits: Splits, start: Params) -> losses.Loss:
-    """Returns the training loss; `start`: the pretrained parameters that are trained."""
+def _loss(config: Config, inputs: Inputs, learner: Learner, mesh: Mesh) -> losses.Loss:
+    table, alpha = inputs.splits.train, config.optim.l2_sp
     loss = losses.build(
         config.loss,
         smoothing=config.train.label_smoothing,
-        counts=splits.train.counts,
-        classes=splits.train.class_names,
+        counts=table.counts,
+        classes=table.class_names,
     )
-    alpha = config.optim.l2_sp
-    return loss._replace(l2_sp=np.float32(alpha), start=start) if alpha else loss
+    if not alpha:
+        return loss
+    own = learner.trainable.branch('backbone').params
+    start = replicate(trees.like(inputs.pretrained.variables.params, own), mesh)
+    return loss._replace(l2_sp=np.float32(alpha), start=start)
 
 
 def _metadata(config: Config, inputs: Inputs) -> JsonObject:
@@ -190,19 +275,9 @@ def _metadata(config: Config, inputs: Inputs) -> JsonObject:
         'weights_digest': inputs.pretrained.digest,
         'data_digest': inputs.splits.digest,
         'split_digests': {name: t.digest for name, t in inputs.splits.by_name.items()},
-        'code': code_digests(config),
+        'code': components.code_digests(config),
         'folder': os.getcwd(),  # where the relative paths in `config` start
         'versions': provenance.versions(),
-    }
-
-
-def code_digests(config: Config) -> dict[str, str]:
-    """Returns the digest of each Python file that defines a part of the model, by config key."""
-    keys = {'model.backbone': config.model.backbone, 'model.head': config.model.head}
-    return {
-        key: python_file.load(value, where=f'config.{key}').digest
-        for key, value in keys.items()
-        if python_file.is_spec(value)
     }
 
 
@@ -218,106 +293,3 @@ def _check_sizes(config: Config, splits: Splits) -> None:
             where='config.train.batch_size',
             fix=f'at most {images}',
         )
-
-
-def load_backbone(config: Config) -> Pretrained:
-    """Returns the pretrained backbone that `config.model.backbone` and `weights.source` name.
-
-    Raises:
-        UserError: The file is missing, damaged or of another network; or no download worked.
-    """
-    backbone, layer = find(config.model.backbone), config.features.layer
-    source = config.weights.source
-    if source == 'random':
-        variables = jax.device_get(backbone.init(jax.random.key(config.train.seed), layer))
-        return Pretrained(
-            variables=variables,
-            preprocess=backbone.preprocess,
-            digest=trees.digest(trees.merge(*variables)),
-            name='random',
-            license='none',
-            source=f'seed {config.train.seed}',
-        )
-    if source != 'imagenet':
-        with located('config.weights.source'):
-            path = expand(source)
-        return pretrained.load(path, backbone, layer=layer)
-    if backbone.imagenet is None:
-        raise UserError(
-            f'{backbone.name} has no ImageNet weights to download',
-            where='config.weights.source',
-            fix="name a file, or 'random'",
-        )
-    return pretrained.load(fetch(backbone.imagenet), backbone, layer=layer)
-
-
-def choose_preprocess(weights: Pretrained, requested: str) -> str:
-    """Returns the preprocessing to use, and says so; warns where it does not fit the weights."""
-    preprocess, warning = pretrained.resolve_preprocess(weights, requested)
-    logging.info('weights: %s from %s, preprocessing %r', weights.name, weights.source, preprocess)
-    if warning:
-        logging.warning('WARNING: %s', warning)
-    return preprocess
-
-
-def build_classifier(
-    config: Config, trainable: Params, num_classes: int, preprocess: str
-) -> Classifier:
-    """Returns the static half of the model a configuration describes."""
-    return classifiers.create(
-        find(config.model.backbone),
-        trainable,
-        image_size=config.data.image_size,
-        num_classes=num_classes,
-        head=config.model.head,
-        units=config.model.units,
-        dropout=config.model.dropout,
-        preprocess=preprocess,
-        layer=config.features.layer,
-        dtype=config.model.dtype,
-        taps=tapped(config),
-    )
-
-
-def build_sources(
-    config: Config, weights_digest: str, backbone: Variables, classifier: Classifier, mesh: Mesh
-) -> SourceSelector:
-    """Returns what chooses the sources of the splits, in training and after it."""
-    return SourceSelector(
-        image_format=ImageFormat.of(config.data, classifier.backbone.interpolation),
-        augment=config.augment,
-        features=config.features,
-        train_config=config.train,
-        weights_digest=weights_digest,
-        backbone=backbone,
-        classifier=classifier,
-        mesh=mesh,
-    )
-
-
-def init_head(config: Config, num_classes: int) -> Variables:
-    """Returns the head's first variables, decided by `config.train.seed`."""
-    backbone = find(config.model.backbone)
-    return heads.init(
-        config.model.head,
-        classifiers.feature_shape(
-            backbone, config.data.image_size, config.features.layer, tapped(config)
-        ),
-        num_classes,
-        jax.random.fold_in(jax.random.key(config.train.seed), 1),
-        units=config.model.units,
-        dropout=config.model.dropout,
-    )
-
-
-def tapped(config: Config) -> tuple[taps.Tap, ...]:
-    """Returns the taps of a configuration; empty where one layer feeds the head."""
-    return taps.parse(config.features.layers, find(config.model.backbone).layers)
-
-
-def joined(**parts: Variables) -> Variables:
-    """Returns the variables of a model of these parts; one without state has no branch there."""
-    return Variables(
-        {name: part.params for name, part in parts.items()},
-        {name: part.state for name, part in parts.items() if part.state},
-    )

@@ -11,12 +11,24 @@ from absl import logging
 _PLAIN_SECONDS = 15.0  # between log lines
 
 
+_hidden = False
+
+
+def hide() -> None:
+    """Shows no progress from now on in this process; for commands."""
+    global _hidden
+    _hidden = True
+
+
 @contextlib.contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows images per second and time left, as a bar on a terminal and as log lines elsewhere.
 
     Yields a function to call with the number of images that were completed since the last call.
     """
+    if _hidden:
+        yield lambda images: None
+        return
     if sys.stderr.isatty():
         with tqdm.tqdm(total=total, desc=name, unit='img', leave=False) as bar:
             yield bar.update

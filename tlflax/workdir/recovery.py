@@ -1,6 +1,6 @@
 """Where a training goes on: at the newest state that leads to the end of an undamaged run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import optax
@@ -11,6 +11,9 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.trees import Tree
 from tlflax.workdir.checkpoints import Checkpoints
+
+Like = Callable[[JsonObject], tuple[Variables, optax.OptState, Tree]]
+"""The metadata of a step to the shapes of what `Checkpoints.state` returns."""
 
 _ASIDE = 'damaged'  # beside the checkpoints: those that could not be read
 
@@ -33,9 +36,7 @@ class Saved(NamedTuple):
     ema: Tree
 
 
-def newest(
-    checkpoints: Checkpoints, trained: Variables, opt_state: optax.OptState, ema: Tree
-) -> Saved | None:
+def newest(checkpoints: Checkpoints, like: Like, *, continues: bool = False) -> Saved | None:
     """Returns the newest state that is not damaged, nor is the best state before it.
 
     Newer ones, and others that are damaged, are named in the log and moved to a folder `damaged`
@@ -43,9 +44,8 @@ def newest(
 
     Args:
         checkpoints: Those of the run.
-        trained: The shapes of what training changes.
-        opt_state: The shapes of the optimizer's state.
-        ema: The shapes of the moving average.
+        like: See `Like`.
+        continues: Whether the best state may be trained further, and has to be whole for that.
 
     Returns:
         None if nothing is saved yet.
@@ -56,7 +56,7 @@ def newest(
     steps = checkpoints.steps()
     for at in reversed(range(len(steps))):
         try:
-            found = _sound(checkpoints, steps[: at + 1], trained, opt_state, ema)
+            found = _sound(checkpoints, steps[: at + 1], like, continues)
         except UserError as error:
             _warn(error)
         else:
@@ -76,20 +76,18 @@ def newest(
     return None
 
 
-def _sound(
-    checkpoints: Checkpoints,
-    steps: Sequence[int],
-    trained: Variables,
-    opt_state: optax.OptState,
-    ema: Tree,
-) -> Saved:
+def _sound(checkpoints: Checkpoints, steps: Sequence[int], like: Like, continues: bool) -> Saved:
     """Returns the last of some steps; checks it, and the best of them."""
     step = steps[-1]
-    state = checkpoints.state(step, trained, opt_state, ema)
+    meta = checkpoints.meta(step)
+    state = checkpoints.state(step, *like(meta))
     best = checkpoints.best_of(steps)
     if best is not None and best != step:
+        trained, opt_state, ema = like(checkpoints.meta(best))
+        if continues:
+            checkpoints.state(best, trained, opt_state, ema)
         checkpoints.evaluated(best, trained)
-    return Saved(step, checkpoints.meta(step), *state)
+    return Saved(step, meta, *state)
 
 
 def _is_damaged(checkpoints: Checkpoints, step: int) -> bool:

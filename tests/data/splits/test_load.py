@@ -9,10 +9,10 @@ from tlflax.config.parse import resolve
 from tlflax.data.audit.checks import brief
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.splits.load import load_folds, load_splits, load_table, load_val, read_inputs
-from tlflax.features import extract
+from tlflax.features import spaces
 from tlflax.features.batches import Order
 from tlflax.features.live_sources import ImageSource
-from tlflax.train import setup
+from tlflax.train import components, setup
 from tlflax.utils.errors import UserError
 
 
@@ -242,6 +242,6 @@ def test_the_background_is_behind_transparent_pixels_everywhere(tmp_path, monkey
         for batch in [*images.eval_batches(), *images.train_batches(0, 0)]:
             assert batch['mask'].sum() == 6
             assert (batch['image'][batch['mask']] == color).all()
-        model = setup.build_classifier(setup.configure({}), {}, 3, 'caffe')
-        space = extract.describe_space(form, model, weights_digest='')
+        model = components.build_classifier(setup.configure({}), {}, 3, 'caffe')
+        space = spaces.describe_space(form, model, weights_digest='')
         assert space.get('background') == (list(color) if any(color) else None)

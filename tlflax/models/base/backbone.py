@@ -77,6 +77,8 @@ class Backbone:
         init: (key, last layer) to the first variables of all layers needed for it, float32.
         module: Variables to a module that holds them; `module(x, start=, stop=)` runs the layers
             after `start` up to `stop` on preprocessed images or on the output of `start`.
+        trained: As `module`, for layers that are trained, which may be computed in another way;
+            None: as frozen ones.
         preprocess: The preprocessing of weights that do not say theirs, a key of `PREPROCESS`.
         interpolation: How its training images were resized, 'bilinear' or 'bicubic'.
         find: (file, last layer or None for all, file name) to its tensors, whatever they are called
@@ -99,6 +101,7 @@ class Backbone:
     layer: str
     init: Callable[[Array, str], Variables]
     module: Callable[[Variables], nnx.Module]
+    trained: Callable[[Variables], nnx.Module] | None = None
     preprocess: str = 'torch'
     interpolation: str = 'bilinear'
     find: Callable[[Container, str | None, str], Found] | None = None
@@ -158,6 +161,7 @@ class Backbone:
         training: Training | None = None,
         dtype: DTypeLike = jnp.float32,
         precision: lax.Precision = lax.Precision.HIGHEST,
+        trained: bool = False,
     ) -> tuple[Float[Array, 'b ...'], Tree]:
         """Runs the layers after `start` up to `stop`.
 
@@ -169,6 +173,7 @@ class Backbone:
             training: None for evaluation; see `tlflax.models.base.modules.call`.
             dtype: Type of the computation; the variables keep theirs.
             precision: Of float32 products on accelerators; HIGH is TF32 on GPUs. Sums are float32.
+            trained: Whether some of these layers are trained; frozen ones keep their bits.
 
         Returns:
             The output of `stop`, and the new state.
@@ -177,9 +182,10 @@ class Backbone:
         if dtype != jnp.float32:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.params)
             cast = variables._replace(params=params)
+        module = self.trained if trained and self.trained else self.module
         with jax.default_matmul_precision(precision.name.lower()):
             return modules.call(
-                self.module(cast),
+                module(cast),
                 variables.state,
                 x.astype(dtype),
                 training,

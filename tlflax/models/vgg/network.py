@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from tlflax.models.base.backbone import IMAGE, layers_between
 from tlflax.models.base.modules import Variables
+from tlflax.models.vgg import trained_cpu
 from tlflax.utils.errors import UserError
 from tlflax.utils.trees import Tree
 
@@ -98,15 +99,24 @@ class Layer(nnx.Module):
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(bias)
 
-    def conv(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
-        """Computes a 3x3 convolution with zero padding and bias, in the type of `x`."""
-        y = lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            window_strides=(1, 1),
-            padding='SAME',
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )
+    def conv(self, x: Float[Array, 'b h w c'], *, fast: bool = False) -> Float[Array, 'b h w d']:
+        """Computes a 3x3 convolution with zero padding and bias, in the type of `x`.
+
+        Args:
+            x: The input.
+            fast: Whether to compute it as `trained_cpu` does where that pays.
+        """
+        kernel = self.kernel[...].astype(x.dtype)
+        if fast and trained_cpu.pays(x, kernel):
+            y = trained_cpu.convolve(x, kernel)
+        else:
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(1, 1),
+                padding='SAME',
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            )
         return y + self.bias[...].astype(x.dtype)
 
     def dense(self, x: Float[Array, 'b n']) -> Float[Array, 'b m']:
@@ -121,10 +131,11 @@ class VGG(nnx.Module):
 
     Args:
         params: Nested dict like that of `init`; arrays may be traced.
+        trained: Whether layers are trained, which `trained_cpu` computes on a CPU in float32.
     """
 
-    def __init__(self, params: Params) -> None:
-        self.layers = layers(depths_of(params))
+    def __init__(self, params: Params, *, trained: bool = False) -> None:
+        self.layers, self.trained = layers(depths_of(params)), trained
         for name, layer in params.items():
             setattr(self, name, Layer(layer['kernel'], layer['bias']))
 
@@ -154,10 +165,13 @@ class VGG(nnx.Module):
         return x
 
     def _run(self, name: str, x: Array) -> Array:
+        fast = self.trained and x.dtype == jnp.float32 and jax.default_backend() == 'cpu'
         if name in POOLS:
+            if fast:
+                return trained_cpu.max_pool(x)
             return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding='VALID')
         if name not in TOP:
-            return nnx.relu(getattr(self, name).conv(x))
+            return nnx.relu(getattr(self, name).conv(x, fast=fast))
         if not hasattr(self, name):
             raise without_top('config.weights.source')
         y = getattr(self, name).dense(x.reshape(x.shape[0], -1))

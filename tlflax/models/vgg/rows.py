@@ -41,6 +41,10 @@ def _module(variables: Variables) -> network.VGG:
     return network.VGG(variables.params)
 
 
+def _trained(variables: Variables) -> network.VGG:
+    return network.VGG(variables.params, trained=True)
+
+
 def _find(depths: network.Depths, container: Container, layer: str | None, where: str) -> Found:
     """Finds the tensors that a layer needs; None: all that the file has."""
     top = layer is None or layer in network.TOP
@@ -109,6 +113,7 @@ def make(
         layer=network.POOLS[-1],
         init=functools.partial(network.variables, depths=depths, **sizes),
         module=_module,
+        trained=_trained,
         preprocess='torch',  # pixels of unit scale, as He's initialization assumes
         find=functools.partial(_find, depths),
         identify=_identify,

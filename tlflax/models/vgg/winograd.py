@@ -116,7 +116,7 @@ def _pairs(matrix: np.ndarray) -> list[int]:
     return [i for i, pair in enumerate(same) if pair and (matrix[i] != matrix[i + 1]).any()]
 
 
-def _mirrored_rows(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
+def mirrored_rows(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
     """Returns `matrix @ parts`; each pair of rows is computed as e + o and e - o."""
     halves = matrix.copy()
     pairs = _pairs(matrix)
@@ -131,7 +131,7 @@ def _mirrored_rows(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
     return sums
 
 
-def _mirrored_columns(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
+def mirrored_columns(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
     """Returns `matrix @ parts`; a pair of columns takes the sum and difference of its parts."""
     halves, parts = matrix.copy(), list(parts)
     for j in _pairs(matrix.T):
@@ -141,7 +141,7 @@ def _mirrored_columns(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
     return _linear(halves, parts)
 
 
-def _every(x: Array, axis: int, start: int, step: int, count: int) -> Array:
+def every(x: Array, axis: int, start: int, step: int, count: int) -> Array:
     return lax.slice_in_dim(x, start, start + (count - 1) * step + 1, step, axis)
 
 
@@ -153,15 +153,15 @@ def _products(
     """Transforms tiles along the width, multiplies over the channels, transforms back."""
     size, axis = tile + 2, rows.ndim - 2
     lead, tiles = rows.shape[:-4], (rows.shape[axis] - 2) // tile
-    columns = [_every(rows, axis, k, tile, tiles) for k in range(size)]
-    v = jnp.stack(_mirrored_rows(matrices(tile).input, columns), axis=len(lead))
+    columns = [every(rows, axis, k, tile, tiles) for k in range(size)]
+    v = jnp.stack(mirrored_rows(matrices(tile).input, columns), axis=len(lead))
     v = v.reshape(kernel.shape[0], -1, rows.shape[-1])
     product = lax.dot_general(
         v, kernel, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST
     )
     product = product.reshape(*lead, size, *product.shape[1:])
     parts = [lax.index_in_dim(product, j, len(lead), keepdims=False) for j in range(size)]
-    return jnp.stack(_mirrored_columns(matrices(tile).output, parts))
+    return jnp.stack(mirrored_columns(matrices(tile).output, parts))
 
 
 def _winograd(
@@ -175,14 +175,14 @@ def _winograd(
     batch, height, width, _ = x.shape
     tall, wide, size = (height - 2) // tile, (width - 2) // tile, tile + 2
     rows = jnp.stack(
-        _mirrored_rows(matrices(tile).input, [_every(x, 1, k, tile, tall) for k in range(size)])
+        mirrored_rows(matrices(tile).input, [every(x, 1, k, tile, tall) for k in range(size)])
     )
     if isinstance(kernel, tuple):
         parts = [_products(rows[i], kernel[i], tile) for i in range(size)]
     else:
         product = _products(rows, kernel, tile)
         parts = [product[:, i] for i in range(size)]
-    lines = _mirrored_columns(matrices(tile).output, parts)  # a tile's rows of [columns, t, d]
+    lines = mirrored_columns(matrices(tile).output, parts)  # a tile's rows of [columns, t, d]
     if pool:  # tiles are even
         lines = [jnp.maximum(a, b) for a, b in zip(lines[::2], lines[1::2], strict=True)]
         lines = [jnp.maximum(line[::2], line[1::2]) for line in lines]

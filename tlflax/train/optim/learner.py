@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,9 @@ from tlflax.train.optim.ema import Average
 from tlflax.train.optim.schedules import PLATEAU, Number, build_schedules
 from tlflax.utils.errors import UserError, did_you_mean
 from tlflax.utils.labels import FROZEN, format_table, label_tree, partition
-from tlflax.utils.trees import Abstract, flatten, merge
+from tlflax.utils.trees import Abstract, flatten, merge, unflatten
+
+_SINCE = ' since phase '  # between a label and the phase in which a group of it began
 
 
 class Rates(NamedTuple):
@@ -59,17 +61,17 @@ class Learner:
     table: str
 
 
-def check_backbone(config: OptimConfig, trainable: Params) -> None:
-    """Checks that what is asked for the trained layers of the backbone finds some.
+def check_all_frozen(config: OptimConfig) -> None:
+    """Checks that nothing is asked for trained layers of a backbone that has none.
 
     Raises:
-        UserError: All of the backbone is frozen.
+        UserError: Something is.
     """
     asked = [
         *(['l2_sp'] if config.l2_sp else []),
         *(['layer_decay'] if config.layer_decay != 1 else []),
     ]
-    if asked and not flatten(trainable.get('backbone', {})):
+    if asked:
         raise UserError(
             'it is for layers of the backbone that are trained, and all are frozen',
             where=f'config.optim.{asked[0]}',
@@ -85,15 +87,19 @@ def build_learner(
     steps_per_epoch: int,
     epochs: int,
     layers: Sequence[str] = (),
+    since: Mapping[str, int] | None = None,
 ) -> Learner:
     """Labels parameters by `config.labels` and builds their optimizer.
 
     Args:
-        config: The section `optim`.
-        variables: Those of backbone and head.
-        steps_per_epoch: Batches in an epoch.
-        epochs: Most epochs.
+        config: The optimizer's configuration, of one phase of a training.
+        variables: All variables of the model, or their shapes.
+        steps_per_epoch: Batches of an epoch.
+        epochs: Length of the phase, for the schedules.
         layers: The layers of the backbone in order, for `config.layer_decay`.
+        since: Path of each trained parameter to the phase since which it has been trained; None:
+            all since the same. Those of one label that began at different times form groups with
+            optimizer states of their own.
 
     Raises:
         UserError: A pattern matches nothing, a parameter has no label, all are frozen, or the
@@ -102,7 +108,7 @@ def build_learner(
     params = variables.params
     labels = label_tree(params, config.labels)
     trainable, frozen = partition_variables(variables, labels, statistics=config.statistics)
-    trainable_labels, _ = partition(labels, labels)
+    trainable_labels = _grouped(partition(labels, labels)[0], since or {})
     rates = configured_rates(config, trainable_labels)
     decay.check(config.decayed, params)
     _check_length(config, steps_per_epoch * epochs)
@@ -197,7 +203,8 @@ def label_rates(
     Raises:
         UserError: `overrides` names a label that no parameter has.
     """
-    names = set(flatten(labels).values()) - {FROZEN}
+    groups = set(flatten(labels).values()) - {FROZEN}
+    names = set(map(_label, groups))
     for label, _ in overrides:
         if label not in names:
             raise UserError(
@@ -205,7 +212,26 @@ def label_rates(
                 where='config.optim.learning_rates',
                 fix=did_you_mean(label, sorted(names)),
             )
-    return dict.fromkeys(sorted(names), default) | dict(overrides)
+    peaks = dict.fromkeys(names, default) | dict(overrides)
+    return {group: peaks[_label(group)] for group in sorted(groups)}
+
+
+def _grouped(labels: Params, since: Mapping[str, int]) -> Params:
+    """Returns labels whose parameters began together; see `build_learner`."""
+    flat = flatten(labels)
+    began: dict[str, set[int]] = {}
+    for path, label in flat.items():
+        began.setdefault(label, set()).add(since.get(path, 0))
+    return unflatten(
+        {
+            path: f'{label}{_SINCE}{since[path] + 1}' if len(began[label]) > 1 else label
+            for path, label in flat.items()
+        }
+    )
+
+
+def _label(group: str) -> str:
+    return group.partition(_SINCE)[0]
 
 
 def state_bytes(state: optax.OptState) -> dict[str, int]:
@@ -213,8 +239,13 @@ def state_bytes(state: optax.OptState) -> dict[str, int]:
     found = jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, 'inner_states'))
     inner_states = next(node.inner_states for node in found if hasattr(node, 'inner_states'))
     return {
-        label: sum(_size(leaf) for leaf in jax.tree.leaves(inner))
-        for label, inner in inner_states.items()
+        label: sum(
+            _size(leaf)
+            for group, inner in inner_states.items()
+            if _label(group) == label
+            for leaf in jax.tree.leaves(inner)
+        )
+        for label in map(_label, inner_states)
     }
 
 
@@ -226,7 +257,7 @@ def _memory(
     copies = (config.accumulate_steps > 1) + bool(config.ema_decay)
     params = flatten(trainable.params)
     for path, label in flatten(labels).items():
-        found[label] += copies * _size(params[path])
+        found[_label(label)] += copies * _size(params[path])
     return found
 
 

@@ -1,0 +1,149 @@
+"""The parts of a model that a configuration names: weights, network, head, feature sources."""
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+
+from tlflax.config.schema import Config
+from tlflax.data.images.format import ImageFormat
+from tlflax.features.select import SourceSelector
+from tlflax.models import classifier as classifiers
+from tlflax.models import heads, pretrained
+from tlflax.models.backbones import find
+from tlflax.models.base import taps
+from tlflax.models.base.modules import Variables
+from tlflax.models.classifier import Classifier, Params
+from tlflax.models.pretrained import Pretrained
+from tlflax.utils import python_file, trees
+from tlflax.utils.assets import fetch
+from tlflax.utils.errors import UserError, located
+from tlflax.utils.files import expand
+
+
+def load_backbone(config: Config) -> Pretrained:
+    """Returns the pretrained backbone that `config.model.backbone` and `weights.source` name.
+
+    Raises:
+        UserError: The file is missing, damaged or of another network; or no download worked.
+    """
+    backbone, layer = find(config.model.backbone), config.features.layer
+    source = config.weights.source
+    if source == 'random':
+        variables = jax.device_get(backbone.init(jax.random.key(config.train.seed), layer))
+        return Pretrained(
+            variables=variables,
+            preprocess=backbone.preprocess,
+            digest=trees.digest(trees.merge(*variables)),
+            name='random',
+            license='none',
+            source=f'seed {config.train.seed}',
+        )
+    if source != 'imagenet':
+        with located('config.weights.source'):
+            path = expand(source)
+        return pretrained.load(path, backbone, layer=layer)
+    if backbone.imagenet is None:
+        raise UserError(
+            f'{backbone.name} has no ImageNet weights to download',
+            where='config.weights.source',
+            fix="name a file, or 'random'",
+        )
+    return pretrained.load(fetch(backbone.imagenet), backbone, layer=layer)
+
+
+def choose_preprocess(weights: Pretrained, requested: str) -> str:
+    """Returns the preprocessing to use, and says so; warns where it does not fit the weights."""
+    preprocess, warning = pretrained.resolve_preprocess(weights, requested)
+    logging.info('weights: %s from %s, preprocessing %r', weights.name, weights.source, preprocess)
+    if warning:
+        logging.warning('WARNING: %s', warning)
+    return preprocess
+
+
+def build_classifier(
+    config: Config, trainable: Params, num_classes: int, preprocess: str
+) -> Classifier:
+    """Returns the static half of the model a configuration describes."""
+    return classifiers.create(
+        find(config.model.backbone),
+        trainable,
+        image_size=config.data.image_size,
+        num_classes=num_classes,
+        head=config.model.head,
+        units=config.model.units,
+        dropout=config.model.dropout,
+        preprocess=preprocess,
+        layer=config.features.layer,
+        dtype=config.model.dtype,
+        taps=tapped(config),
+    )
+
+
+def build_sources(
+    config: Config,
+    weights_digest: str,
+    backbone: Variables,
+    classifier: Classifier,
+    mesh: Mesh,
+    *,
+    first_epoch: int = 0,
+) -> SourceSelector:
+    """Returns what chooses the sources of the splits, in training and after it.
+
+    Args:
+        config: The configuration, of a phase if there are several.
+        weights_digest: The digest of the backbone's variables below the cut.
+        backbone: The backbone's variables.
+        classifier: The static half of the model.
+        mesh: The devices.
+        first_epoch: The number of the first epoch that is trained, from 0.
+    """
+    return SourceSelector(
+        image_format=ImageFormat.of(config.data, classifier.backbone.interpolation),
+        augment=config.augment,
+        features=config.features,
+        train_config=config.train,
+        weights_digest=weights_digest,
+        backbone=backbone,
+        classifier=classifier,
+        mesh=mesh,
+        first_epoch=first_epoch,
+    )
+
+
+def init_head(config: Config, num_classes: int) -> Variables:
+    """Returns the head's first variables, decided by `config.train.seed`."""
+    backbone = find(config.model.backbone)
+    return heads.init(
+        config.model.head,
+        classifiers.feature_shape(
+            backbone, config.data.image_size, config.features.layer, tapped(config)
+        ),
+        num_classes,
+        jax.random.fold_in(jax.random.key(config.train.seed), 1),
+        units=config.model.units,
+        dropout=config.model.dropout,
+    )
+
+
+def tapped(config: Config) -> tuple[taps.Tap, ...]:
+    """Returns the taps of a configuration; empty where one layer feeds the head."""
+    return taps.parse(config.features.layers, find(config.model.backbone).layers)
+
+
+def joined(**parts: Variables) -> Variables:
+    """Returns the variables of a model of these parts; one without state has no branch there."""
+    return Variables(
+        {name: part.params for name, part in parts.items()},
+        {name: part.state for name, part in parts.items() if part.state},
+    )
+
+
+def code_digests(config: Config) -> dict[str, str]:
+    """Returns the digest of each Python file that defines a part of the model, by config key."""
+    keys = {'model.backbone': config.model.backbone, 'model.head': config.model.head}
+    return {
+        key: python_file.load(value, where=f'config.{key}').digest
+        for key, value in keys.items()
+        if python_file.is_spec(value)
+    }
