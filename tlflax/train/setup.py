@@ -173,7 +173,7 @@ def build(
         start = first_variables(config, inputs)
     if not phase:
         _check(configs, inputs, start)
-    own, learner = configs[phase], _learner(configs, inputs, start, phase)
+    own, learner = configs[phase], _learner(configs, inputs, start, phase, began)
     changed = phases.parts([one.optim for one in configs], start, phase).changed
     mesh, classes = default_mesh(), inputs.splits.train.class_names
     model = components.build_classifier(
@@ -210,7 +210,9 @@ def _with_numbers(config: Config, inputs: Inputs) -> Config:
     return dataclasses.replace(config, train=train)
 
 
-def _learner(configs: Sequence[Config], inputs: Inputs, start: Variables, phase: int) -> Learner:
+def _learner(
+    configs: Sequence[Config], inputs: Inputs, start: Variables, phase: int, began: int = 0
+) -> Learner:
     config = configs[phase]
     return build_learner(
         config.optim,
@@ -219,6 +221,7 @@ def _learner(configs: Sequence[Config], inputs: Inputs, start: Variables, phase:
         epochs=config.train.epochs,
         layers=find(config.model.backbone).layers,
         since=phases.born([one.optim for one in configs], start, phase),
+        first_epoch=began,
     )
 
 

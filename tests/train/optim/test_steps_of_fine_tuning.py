@@ -1,5 +1,7 @@
 """Sharpness-aware steps, L2-SP and moving averages, against NumPy and PyTorch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,3 +230,31 @@ def test_scan_equals_steps_with_all_of_it():
     )  # fmt: skip
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
     assert optax.tree.norm(optax.tree.sub(one.params, learner.trainable.params)) > 1e-3
+
+
+@pytest.mark.parametrize('layer', ['block5_conv3', 'block4_conv2'])
+def test_layers_above_any_cut_are_enough(layer):
+    """As in a sweep, which gives its members nothing from below."""
+    params, model = make_model()
+    cut = classifiers.find_cut(model.backbone, model.layer, {'backbone': {layer: 0}})
+    model = dataclasses.replace(model, cut=cut)
+    shape = model.backbone.feature_shape((32, 32), cut)
+    features = jnp.asarray(np.random.default_rng(2).random((2, *shape)), jnp.float32)
+    own = Variables(model.above(params), {})
+    assert len(own.params['backbone']) < len(params['backbone'])
+    (ours, _), (theirs, _) = (
+        model(variables, {'features': features}) for variables in (own, Variables(params, {}))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize('since', [0, 3])
+def test_an_average_begins_with_its_phase(since):
+    average, params = Average(0.5, every=2, since=since), {'w': jnp.ones(2)}
+    ema = {'w': jnp.zeros(2)}
+    waiting = average.updated(ema, params, jnp.int32(since + 1))
+    np.testing.assert_array_equal(waiting['w'], 0)
+    first = average.updated(waiting, params, jnp.int32(since + 2))
+    np.testing.assert_array_equal(first['w'], 1)
+    later = average.updated(first, {'w': jnp.full(2, 3.0)}, jnp.int32(since + 4))
+    np.testing.assert_array_equal(later['w'], 2)

@@ -54,10 +54,11 @@ def layers(depths: Depths) -> tuple[str, ...]:
 
 
 def depths_of(params: Params) -> Depths:
-    """Returns the number of convolutions in each block of some parameters."""
+    """Returns the number of convolutions in each block; those below a cut may be missing."""
+    found = [re.fullmatch(r'block(\d)_conv(\d+)', name) for name in params]
+    numbers = [(int(match[1]), int(match[2])) for match in found if match]
     return tuple(
-        sum(re.fullmatch(rf'block{block}_conv\d+', name) is not None for name in params)
-        for block in BLOCKS
+        max((number for own, number in numbers if own == block), default=0) for block in BLOCKS
     )
 
 

@@ -16,10 +16,12 @@ class Average(NamedTuple):
         decay: The weight of the average so far (Polyak & Juditsky 1992; Tarvainen & Valpola 2017,
             arXiv:1703.01780).
         every: Steps from one update of the optimizer to the next.
+        since: Completed steps before it begins: those of earlier phases.
     """
 
     decay: float
     every: int = 1
+    since: int = 0
 
     def updated(self, ema: Params, params: Params, step: Int[Array, '']) -> Params:
         """Returns the average after a step.
@@ -32,7 +34,8 @@ class Average(NamedTuple):
             params: The parameters after the step.
             step: The number of completed steps, with this one.
         """
-        first, ended = step == self.every, step % self.every == 0
+        own = step - self.since
+        first, ended = own == self.every, own % self.every == 0
 
         def one(old: Array, new: Array) -> Array:
             mean = self.decay * old + (1 - self.decay) * new

@@ -88,6 +88,7 @@ def build_learner(
     epochs: int,
     layers: Sequence[str] = (),
     since: Mapping[str, int] | None = None,
+    first_epoch: int = 0,
 ) -> Learner:
     """Labels parameters by `config.labels` and builds their optimizer.
 
@@ -100,6 +101,7 @@ def build_learner(
         since: Path of each trained parameter to the phase since which it has been trained; None:
             all since the same. Those of one label that began at different times form groups with
             optimizer states of their own.
+        first_epoch: The number of the first epoch of the phase, from 0.
 
     Raises:
         UserError: A pattern matches nothing, a parameter has no label, all are frozen, or the
@@ -134,7 +136,7 @@ def build_learner(
         labels=trainable_labels,
         tx=tx,
         make=make,
-        average=Average(config.ema_decay, config.accumulate_steps) if config.ema_decay else None,
+        average=_average(config, first_epoch * steps_per_epoch),
         learning_rate=_recorded(config, next(iter(schedules.values()))),
         table=format_table(params, config.labels, memory),
     )
@@ -147,6 +149,12 @@ def _check_length(config: OptimConfig, steps: int) -> None:
             where='config.optim.accumulate_steps',
             fix=f'give at most {steps}',
         )
+
+
+def _average(config: OptimConfig, since: int) -> Average | None:
+    if not config.ema_decay:
+        return None
+    return Average(config.ema_decay, config.accumulate_steps, since)
 
 
 def _recorded(config: OptimConfig, schedule: optax.Schedule) -> Callable[..., float]:
