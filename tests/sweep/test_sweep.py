@@ -77,6 +77,7 @@ def assert_equals_solo_run(member, folder):
             np.testing.assert_allclose(value, theirs[path], rtol=0, atol=1e-5, err_msg=path)
 
 
+BLOCK3 = (('backbone/block3.*', 'tail'), ('backbone/.*', 'frozen'), ('head/.*', 'head'))
 EQUAL = {
     'rates_and_smoothing': (
         {'optim__schedule': 'cosine', 'optim__warmup_epochs': 0.5},
@@ -103,6 +104,14 @@ EQUAL = {
     'frozen_part_of_the_head': (
         {'optim__labels': (('backbone/.*|head/conv1/.*', 'frozen'), ('.*', 'head'))},
         [{'train.seed': 1}, {'train.seed': 2}],
+    ),
+    'fine_tuning_from_several_cuts': (
+        {'model__head': 'gap_linear', 'optim__learning_rate': 1e-4},
+        [
+            {'optim.labels': BLOCK3},
+            {'optim.labels': BLOCK3, 'optim.learning_rate': 1e-3, 'train.seed': 3},
+            {'optim.labels': (('backbone/block[23].*', 'tail'), *BLOCK3[1:])},
+        ],
     ),
     'losses': (
         {'early_stopping__monitor': 'val_balanced_accuracy', 'early_stopping__patience': 1},
@@ -268,6 +277,12 @@ def test_all_diverged_is_a_sentence(config, tmp_path):
         sweeping.run(setup.configure(config), settings, Workdir(tmp_path / 'w'))
     assert (tmp_path / 'w' / 'sweep.csv').exists()
     assert not (tmp_path / 'w' / 'best').exists()
+
+
+def test_phases_are_refused(config):
+    config.train.phases = ({'train.epochs': 1}, {'train.epochs': 2})
+    with pytest.raises(UserError, match=r'heads of a sweep are trained in one phase'):
+        sweeping.prepare_sweep(setup.configure(config), [{'train.seed': 1}])
 
 
 BAD = [
