@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tlflax.config import released
+from tlflax.config import parse
 from tlflax.config.parse import default_config, locked, resolve
 from tlflax.utils import python_file
 from tlflax.utils.errors import UserError, as_user_error, did_you_mean, shown
@@ -43,7 +43,7 @@ def read(spec: str) -> ConfigDict:
             raw = json.loads(file.read())
             if not isinstance(raw, dict):
                 raise ValueError('it holds no keys')
-            return locked(resolve(released.filled(raw)))
+            return locked(resolve(parse.filled(raw)))
     if path.suffix != '.py':
         raise UserError(
             'is no config file: its name does not end in .py', where=str(path), fix=_FIX

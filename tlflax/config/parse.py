@@ -23,6 +23,13 @@ _LARGEST = 2**63 - 1  # integer that arrays and JSON hold
 _UNIONS = (typing.Union, types.UnionType)
 
 
+RELEASED: dict[tuple[str, str], Any] = {
+    ('optim', 'decayed'): ('.*',),
+    ('optim', 'statistics'): 'updated',
+}
+"""Section and key to the value that a saved configuration without the key stands for."""
+
+
 def default_config() -> ml_collections.ConfigDict:
     """Returns every key with its default, locked against unknown keys."""
     return locked(Config())
@@ -54,6 +61,35 @@ def resolve(raw: object) -> Config:
     if not isinstance(raw, Mapping):
         raise UserError(f'holds keys, not {shown(raw)}', where='config', fix='set its keys')
     return _build(Config, raw, prefix='')
+
+
+def filled(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a saved configuration with the keys that its version did not have yet."""
+    whole = dict(saved)
+    for (section, key), value in RELEASED.items():
+        if isinstance(own := whole.get(section, {}), Mapping):
+            whole[section] = {key: value, **own}
+    return whole
+
+
+def continued(config: Config, saved: Mapping[str, Any]) -> Config:
+    """Returns the configuration with which a run of a released version goes on.
+
+    Args:
+        config: What is asked for.
+        saved: What the run was started with.
+
+    Returns:
+        `config`, which has the behavior of that version where it leaves the default.
+    """
+    for (section, key), value in RELEASED.items():
+        own, default = getattr(config, section), getattr(getattr(Config(), section), key)
+        there = saved.get(section)
+        missing = not isinstance(there, Mapping) or key not in there
+        if missing and getattr(own, key) == default:
+            new = dataclasses.replace(own, **{key: value})
+            config = dataclasses.replace(config, **{section: new})
+    return config
 
 
 def takes_words(key: str) -> bool:

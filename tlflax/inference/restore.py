@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from tlflax.config import parse, released
+from tlflax.config import parse
 from tlflax.config.paths import started_in
 from tlflax.config.phases import expand
 from tlflax.config.schema import Config
@@ -37,7 +37,7 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
     with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
         number = saved.find(step or _counts(saved))
         meta = saved.meta(number)
-        raw, class_names = parse.resolve(released.filled(meta['config'])), tuple(meta['classes'])
+        raw, class_names = parse.resolve(parse.filled(meta['config'])), tuple(meta['classes'])
         config = setup.configure(parse.to_dict(started_in(raw, meta.get('folder', ''))))
         _check_code(config, meta.get('code', {}))
         phase = meta['position'].get('phase', 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import logging
 from tensorboardX import SummaryWriter
 
-from tlflax.config import released
+from tlflax.config import parse
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config
 from tlflax.utils.errors import UserError, as_user_error
@@ -62,7 +62,7 @@ class Workdir:
         if not path.exists():
             return config
         started = read_json(path)
-        config = released.continued(config, started)
+        config = parse.continued(config, started)
         self.check_same(to_dict(config), started)
         return config
 
@@ -73,7 +73,7 @@ class Workdir:
             UserError: It is not; names the keys that differ.
         """
         # A key that did not exist when the run was started had its default, or what it stood for.
-        filled = _leaves(plain_json(released.filled(started)))
+        filled = _leaves(plain_json(parse.filled(started)))
         theirs = {**_leaves(plain_json(to_dict(Config()))), **filled}
         ours = _leaves(plain_json(config))
         differ = [
