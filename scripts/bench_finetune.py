@@ -239,8 +239,10 @@ def check(options: argparse.Namespace, scratch: Path) -> Figures:
 
     from tlflax.models import classifier, heads
     from tlflax.models.base.modules import Variables
-    from tlflax.train import optim, steps
+    from tlflax.train import steps
     from tlflax.train.losses import Loss
+    from tlflax.train.optim.build import build
+    from tlflax.train.optim.learner import partition_variables
     from tlflax.utils.labels import label_tree, partition
 
     with np.load(prepare(options, scratch).weights) as arrays:
@@ -248,7 +250,7 @@ def check(options: argparse.Namespace, scratch: Path) -> Figures:
     head = heads.init('gap_linear', (2, 2, 512), 3, jax.random.key(0), units=1, dropout=0.0)
     params = {'backbone': backbone, 'head': head.params}
     labels = label_tree(params, RULES)
-    trainable, frozen = optim.partition_variables(Variables(params, {}), labels)
+    trainable, frozen = partition_variables(Variables(params, {}), labels)
     model = classifier.create(
         VGG16, trainable.params, image_size=(64, 64), num_classes=3, head='gap_linear', units=1,
         dropout=0.0, preprocess='caffe', layer='block5_pool',
@@ -256,7 +258,7 @@ def check(options: argparse.Namespace, scratch: Path) -> Figures:
     plain = dataclasses.replace(VGG16, trained=None)
     kinds = (model, dataclasses.replace(model, cut='image', backbone=plain))
     rates = dict.fromkeys(('tail', 'head'), 1e-3)
-    tx = optim.build(partition(labels, labels)[0], name='sgd', learning_rates=rates)
+    tx = build(partition(labels, labels)[0], name='sgd', learning_rates=rates)
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.integers(0, 256, (64, 4, 4, 3), np.uint8).repeat(16, 1).repeat(16, 2))
     below = {'label': jnp.asarray(rng.integers(0, 3, 64, np.int32)), 'mask': jnp.ones(64, bool)}
