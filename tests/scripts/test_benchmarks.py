@@ -165,6 +165,70 @@ def test_keras_recipe_stamps_every_epoch(tmp_path):
     assert all(stamp['seconds'] > 0 and 0 <= stamp['val_accuracy'] <= 1 for stamp in stamps)
 
 
+# bench_finetune
+
+
+@pytest.fixture(scope='module')
+def finetune_problem(tmp_path_factory):
+    """Few images, and random weights."""
+    import vgg_reference as reference
+
+    from tlflax.utils import trees
+
+    folder = tmp_path_factory.mktemp('finetune')
+    for split in ('Train', 'Test'):
+        make_folders(folder / split, per_class=2)
+    np.savez(folder / 'weights.npz', **trees.flatten(reference.random_arrays(0)))
+    return folder
+
+
+@pytest.mark.parametrize('once', [False, True], ids=['live', 'once'])
+@pytest.mark.parametrize('peer', ['keras', 'torch'])
+def test_finetune_peers_stamp_every_epoch(peer, once, finetune_problem):
+    pytest.importorskip(peer)
+    done = run(
+        'finetune_peers', peer, finetune_problem, finetune_problem / 'weights.npz', '--epochs=2',
+        '--image-size=128', *['--once'] * once,
+    )  # fmt: skip
+    stamps = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    assert [stamp['epoch'] for stamp in stamps] == [1, 2]
+    assert all(stamp['seconds'] > 0 and 0 <= stamp['val_accuracy'] <= 1 for stamp in stamps)
+
+
+def test_bench_finetune_times_the_training_command(finetune_problem):
+    pytest.importorskip('torch')
+    found = figures(
+        'bench_finetune', f'--data={finetune_problem}', '--size=128', '--epochs=1',
+        f'--weights={finetune_problem / "weights.npz"}', '--accuracy-epochs=0',
+        '--sides', 'tlflax', 'torch',
+    )  # fmt: skip
+    assert found['images'] == {'train': 6, 'test': 6}
+    ours, theirs = (found['seconds'][side] for side in ('tlflax', 'torch'))
+    assert [len(side['epochs']) for side in (ours, theirs)] == [2, 2]
+    assert ours['10'] == pytest.approx(ours['process'] + 8 * ours['epochs'][1])
+    assert found['ratio']['torch_10'] == pytest.approx(theirs['10'] / ours['10'])
+    assert found['ratio']['keras_10'] is None
+
+
+def test_finetune_ratios_and_accuracies(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    module = load('bench_finetune')
+    run = module.Run
+    timed = {
+        'tlflax': run(20.0, (9.0, 1.0, 3.0, 2.0), (0.1,) * 4),
+        'keras': run(100.0, (30.0, 20.0, 20.0, 21.0), (0.1,) * 4),
+    }
+    accurate = {'tlflax': [run(1.0, (1.0,), (0.5, last)) for last in (0.7, 0.8, 0.9)]}
+    found = module.summarize(timed, accurate)
+    assert found['ratio'] == {
+        'keras_10': (100 + 6 * 20) / (20 + 6 * 2),
+        'torch_10': None,
+        'keras_30': (100 + 26 * 20) / (20 + 26 * 2),
+        'torch_30': None,
+    }
+    assert found['accuracy'] == {'tlflax': [0.7, 0.8, 0.9]}
+
+
 # bench_scale
 
 

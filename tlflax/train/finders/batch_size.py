@@ -64,21 +64,25 @@ class Choice:
     limit: str
 
 
-def measure(run: Run, source: Source, tick: Callable[[int], None]) -> list[Measured]:
-    """Measures steps of all sizes, unless they do not fit or take too long.
+def sizes(images: int) -> list[int]:
+    """Returns the batch sizes that are measured: beyond those that are suggested, one."""
+    return [size for size in SIZES if size <= max(2 * images / SHARE, SIZES[0])]
+
+
+def measure(run: Run, source: Source) -> list[Measured]:
+    """Measures steps of all `sizes`, unless they do not fit or take too long.
 
     The sizes take turns, so that whatever else the machine does slows all of them down alike.
 
     Args:
         run: The run.
         source: Its training split.
-        tick: Called once for each size.
     """
     programs, state, once = list[_Program](), batches.first_state(run), _FIRST_GUESS
-    for size in (size for size in SIZES if size <= max(source.num_examples, SIZES[0])):
+    for size in sizes(source.num_examples):
         program = _program(run, batches.with_size(run, source, size), size, 2 * once)
         programs.append(program)
-        tick(1)
+        logging.info('compiled steps of %d images', size)
         if not program.fits:
             break
         state = jax.block_until_ready(program.call(state))  # what is slow the first time

@@ -82,13 +82,13 @@ def find_batch_size(values: ConfigDict) -> str:
     run = setup.build(config, setup.load(config))
     source = _source(run)
     state = batches.first_state(run)
-    with progress('warm-up', WARM_UP) as tick:
+    size = run.config.train.batch_size
+    with progress('warm-up', WARM_UP * size) as tick:
         for _, batch in zip(range(WARM_UP), batches.endless(run, source), strict=False):
             state, _ = batches.step(run, state, batch)
-            tick(1)
+            tick(size)
     noise = noise_scale.measure(run, source, state)
-    with progress('batch sizes', len(batch_size.SIZES)) as tick:
-        found = batch_size.measure(run, source, tick)
+    found = batch_size.measure(run, source)
     choice = batch_size.choose(found, noise, source.num_examples)
     result = {
         'batch_size': choice.batch_size,

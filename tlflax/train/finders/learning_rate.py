@@ -105,7 +105,8 @@ def range_test(run: Run, source: Source, count: int = STEPS) -> RangeTest:
     """
     state, losses = batches.first_state(run), list[float]()
     average, best, smoothed = 0.0, math.inf, list[float]()
-    with progress('learning rates', count) as tick:
+    size = run.config.train.batch_size
+    with progress('learning rates', count * size) as tick:
         for number, batch in zip(range(count), batches.endless(run, source), strict=False):
             state, sums = batches.step(run, state, batch)
             loss = float(sums.loss) / max(float(sums.examples), 1)
@@ -115,7 +116,7 @@ def range_test(run: Run, source: Source, count: int = STEPS) -> RangeTest:
             losses.append(loss)
             smoothed.append(average / (1 - SMOOTHING ** (number + 1)))
             best = min(best, smoothed[-1])
-            tick(1)
+            tick(size)
             if number >= _FIRST and smoothed[-1] > DIVERGED * best:
                 break
     jax.block_until_ready(state)
