@@ -46,7 +46,7 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
         include = config.checkpoint.include_backbone
         kept = phases.saved(like.frozen, like.changed, include_backbone=include)
         frozen = saved.frozen(number, kept)
-    if (missing := phases.without(like.frozen, frozen).branch('backbone')).params:
+    if any(missing := phases.without(like.frozen, frozen).branch('backbone')):
         loaded = _load_frozen(config, meta['weights_digest'], missing)
         frozen = frozen.merge(components.joined(backbone=loaded))
     config = expand(config)[phase]
