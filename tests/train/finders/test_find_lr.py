@@ -101,6 +101,19 @@ def test_table_csv_and_picture(folders, tmp_path):
     assert 'currentColor' in ET.tostring(tree, 'unicode')
 
 
+def test_of_several_phases_the_first_counts(folders, tmp_path, caplog):
+    """With the keys that it changes, but for its schedule."""
+    caplog.set_level('INFO')
+    config = small_config(folders, optim__name='sgd', train__epochs=3)
+    alone = answer(command.find_learning_rate(config, str(tmp_path / 'a')))
+    config.optim.name = 'adam'
+    first = (('optim.name', 'sgd'), ('optim.schedule', 'cosine'), ('optim.learning_rate', 0.1))
+    config.train.phases = (first, (('optim.learning_rate', 1e-5),))
+    found = answer(command.find_learning_rate(config, str(tmp_path / 'b')))
+    assert found['learning_rate'] == pytest.approx(alone['learning_rate'], rel=0.1)
+    assert 'first of train.phases' in caplog.text
+
+
 @pytest.mark.parametrize('name', ['adam', 'adamw', 'sgd'])
 def test_rates_rise_and_those_of_several_labels_keep_their_ratio(folders, name):
     config = small_config(folders, optim__name=name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
+from tlflax.config.phases import expand
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source
 from tlflax.features.live_sources import ComputedSource, ImageSource
@@ -101,7 +102,7 @@ def find_batch_size(values: ConfigDict) -> str:
 
 
 def _configure(values: ConfigDict, what: str) -> Config:
-    """Returns the configuration of one training.
+    """Returns the configuration of one training, or of its first phase.
 
     Raises:
         UserError: It describes several.
@@ -117,7 +118,9 @@ def _configure(values: ConfigDict, what: str) -> Config:
                 where=f'config.{key}',
                 fix=f'choose one, such as --config.{example}',
             )
-    return config
+    if config.train.phases:
+        logging.info('the %s is found for the first of train.phases', what)
+    return expand(config)[0]
 
 
 def _source(run: Run) -> Source:
