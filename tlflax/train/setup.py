@@ -166,9 +166,18 @@ def build(
         phase: The number of the phase, from 0.
         began: Epochs that were completed before it.
         start: All variables of the model before it; None: the pretrained ones and a new head.
+
+    Raises:
+        UserError: Labels, rates or keys of a phase contradict each other or the model.
     """
     whole = _with_numbers(config, inputs)
     configs = [_with_numbers(one, inputs) for one in expand(whole)]
+    if phase >= len(configs):
+        raise UserError(
+            f'there is no phase {phase + 1}',
+            where='config.train.phases',
+            fix='give those that the run was started with',
+        )
     if start is None:
         start = first_variables(config, inputs)
     if not phase:
