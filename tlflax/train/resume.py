@@ -93,8 +93,8 @@ def next_phase(checkpoints: Checkpoints, stage: Stage, inputs: Inputs) -> Stage 
     if before.config.optim.name == after.config.optim.name:
         empty = _first_state(before)
         _, old, _ = checkpoints.state(step, trained, empty.opt_state, empty.ema)
-        labels = before.learner.labels, after.learner.labels
-        state = state._replace(opt_state=moments.carry(old, labels[0], state.opt_state, labels[1]))
+        carried = moments.carry(old, state.opt_state, after.learner.labels)
+        state = state._replace(opt_state=carried)
     logging.info('phase %d of %d begins with step %d', after.phase + 1, run.num_phases, step)
     return Stage(after, _placed(state, after), position, stage.spent)
 

@@ -8,60 +8,53 @@ from jaxtyping import Array
 from tlflax.models.classifier import Params
 from tlflax.utils.trees import Tree, flatten
 
-_ACCUMULATED = 'acc_grads'  # of optax.MultiSteps: sums of gradients, which are no moments
-_LABEL = 'inner_states/{}/'
+_LABELED = 'inner_states'  # of optax.multi_transform; what is beside it is no moment
 
 
-def carry(
-    old: optax.OptState, old_labels: Params, new: optax.OptState, labels: Params
-) -> optax.OptState:
+def carry(old: optax.OptState, new: optax.OptState, labels: Params) -> optax.OptState:
     """Returns the state of a phase with the moments of the parameters that stay trainable.
 
-    What one optimizer keeps for a parameter is found by its path; it goes over where the next one
-    keeps the same. With the moments goes the number of their updates, which corrects their bias;
-    schedules and sums over several batches begin again.
+    What an optimizer keeps for a parameter is found by its name and the parameter's path, whatever
+    is chained before it. With the moments goes the number of their updates, which corrects their
+    bias; schedules and sums over several batches begin again.
 
     Args:
-        old: The state at the end of the phase before.
-        old_labels: The label of each parameter that was trained.
+        old: The state at the end of the phase before, of the same optimizer.
         new: The first state of the phase.
-        labels: The label of each parameter that is trained.
+        labels: The label of each parameter that is trained; only paths are read.
 
     Returns:
         A state like `new`.
     """
-    before, after = flatten(old), flatten(new)
-    was, now = flatten(old_labels), flatten(labels)
+    before, after, parameters = flatten(old), flatten(new), flatten(labels)
+    kept = {key: path for path in before if (key := _moment(path, parameters))}
     moved: dict[str, np.ndarray | Array] = {}
     for path in after:
-        parameter = _parameter(path, now)
-        kept = path.removesuffix(f'/{parameter}')
-        if parameter not in was or kept.endswith(_ACCUMULATED):
+        key = _moment(path, parameters)
+        if key not in kept:
             continue
-        change = _LABEL.format(now[parameter]), _LABEL.format(was[parameter])
-        for name in (path, *_shared(kept, after, now)):
-            value = before.get(name.replace(*change, 1))
-            if value is not None and _alike(value, after[name]):
-                moved[name] = value
+        source, target = (one.removesuffix('/'.join(key)) for one in (kept[key], path))
+        for name in ('/'.join(key), *_scalars(after, target)):
+            value = before.get(source + name)
+            if value is not None and value.shape == after[target + name].shape:
+                moved[target + name] = value
     leaves, tree = jax.tree.flatten(new)
     return jax.tree.unflatten(
         tree, [moved.get(path, leaf) for path, leaf in zip(after, leaves, strict=True)]
     )
 
 
-def _parameter(path: str, parameters: Tree) -> str | None:
-    """Returns the parameter that a leaf of the state belongs to; None for one of all together."""
+def _moment(path: str, parameters: Tree) -> tuple[str, str] | None:
+    """Returns the name of a moment and its parameter; None for another leaf of the state."""
     parts = path.split('/')
-    tails = ('/'.join(parts[start:]) for start in range(1, len(parts)))
-    return next((tail for tail in tails if tail in parameters), None)
+    for start in range(2, len(parts)):
+        parameter = '/'.join(parts[start:])
+        if parameter in parameters and _LABELED in parts[:start]:
+            return parts[start - 1], parameter
+    return None
 
 
-def _shared(moment: str, state: Tree, parameters: Tree) -> list[str]:
-    """Returns the scalars that stand beside a kind of moment, such as the number of updates."""
-    owner = moment.rpartition('/')[0]
-    beside = (path for path in state if path.rpartition('/')[0] == owner)
-    return [p for p in beside if state[p].ndim == 0 and _parameter(p, parameters) is None]
-
-
-def _alike(one: np.ndarray | Array, other: np.ndarray | Array) -> bool:
-    return (one.shape, one.dtype) == (other.shape, other.dtype)
+def _scalars(state: Tree, owner: str) -> list[str]:
+    """Returns the names of the scalars that stand beside a moment, such as that of its updates."""
+    names = (path.removeprefix(owner) for path in state if path.startswith(owner))
+    return [name for name in names if '/' not in name and state[owner + name].ndim == 0]
