@@ -89,3 +89,25 @@ def test_preprocessing_that_does_not_fit_warns_and_works(cache, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'WRONG PREPROCESSING' in done.stderr
     assert '--config.weights.preprocess=auto' in done.stderr
+
+
+def test_the_config_that_fine_tunes(cache, traffic_lights_dir, tmp_path):
+    for split, count in (('Train', 20), ('Test', 7)):
+        for folder in (traffic_lights_dir / split).iterdir():
+            (tmp_path / split / folder.name).mkdir(parents=True)
+            for path in sorted(folder.iterdir())[:count]:
+                (tmp_path / split / folder.name / path.name).symlink_to(path)
+    done = run_module(
+        'train', '--config=configs/finetune.py', f'--config.data.train={tmp_path}/Train',
+        f'--config.data.val={tmp_path}/Test', '--config.data.image_size=(32,32)',
+        '--config.model.head=mlp', f'--workdir={tmp_path / "w"}',
+        timeout=300, TLFLAX_CACHE=str(cache),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()
+    assert {json.loads(line)['phase'] for line in lines} == {1, 2}
+    result = json.loads((tmp_path / 'w' / 'result.json').read_text())
+    assert result['best_val_accuracy'] > 0.7
+    # Images are decoded once: what the first phase needs follows from what the second one does.
+    assert 'training: computing features of 120 of 120 views of 60 images' in done.stderr
+    assert 'training: computing features of 120 of 120 views from block4_pool' in done.stderr

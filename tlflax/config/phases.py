@@ -22,6 +22,8 @@ CHANGEABLE = (
 )
 """The keys that a phase may change; all phases share images, model, loss and what is monitored."""
 
+_MAY = f'it may change keys of optim, and {", ".join(k for k in CHANGEABLE if k[:5] != "optim")}'
+
 
 def expand(config: Config) -> tuple[Config, ...]:
     """Returns the configuration of each phase; without `train.phases`, `config` is the only one.
@@ -39,8 +41,11 @@ def _changed(config: Config, number: int) -> Config:
     raw['train']['phases'] = ()
     for key, value in config.train.phases[number]:
         if key not in CHANGEABLE:
+            in_optim = key.startswith('optim.')
             raise UserError(
-                f'a phase cannot change {key!r}', where=where, fix=did_you_mean(key, CHANGEABLE)
+                f'a phase cannot change {key!r}',
+                where=where,
+                fix=did_you_mean(key, CHANGEABLE) if in_optim else _MAY,
             )
         section, name = key.split('.')
         raw[section][name] = value
