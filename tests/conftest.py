@@ -32,7 +32,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Files that take a minute or more; they start first, so that no worker ends with one of them.
 SLOW = """
     test_traffic test_sweep test_campaigns test_auto test_benchmarks test_folds test_extract
-    test_probe test_interruptions test_run test_results test_compare test_candidates test_trials
+    test_probe test_interruptions test_run test_phases test_runs test_results test_compare
+    test_candidates test_trials test_derive test_find_lr test_trained_cpu
 """.split()
 
 

@@ -13,6 +13,7 @@ from helpers import make_folders, run_code, run_module, small_config
 
 import tlflax
 from tlflax.train import loop, train_and_evaluate
+from tlflax.train import result as results
 from tlflax.train import run as runs
 from tlflax.train.epoch import Runner
 from tlflax.utils.errors import UserError
@@ -135,7 +136,7 @@ def test_signal_in_a_training_of_chosen_length(folders, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ('owner', 'name'),
     [
-        (runs, 'evaluate_split'),
+        (results, 'evaluate_split'),
         (Checkpoints, 'drop_former'),
         (Checkpoints, 'steps'),
         (runs.Workdir, 'write_result'),

@@ -15,8 +15,10 @@ from tlflax.models import classifier as classifiers
 from tlflax.models import heads
 from tlflax.models.base.modules import Variables
 from tlflax.models.vgg import network, rows, trained_cpu
-from tlflax.train import optim, steps
+from tlflax.train import steps
 from tlflax.train.losses import Loss
+from tlflax.train.optim.build import build
+from tlflax.train.optim.learner import partition_variables
 from tlflax.utils.labels import label_tree, partition
 
 WIDTHS = (8, 8, 16, 64, 64)  # the convolutions of block 5 are wide enough
@@ -143,9 +145,9 @@ def make_learner():
         ROW, partition(params, labels)[0], image_size=(96, 96), num_classes=3, head='gap_linear',
         preprocess='torch', layer='block5_pool', **options,
     )  # fmt: skip
-    trainable, frozen = optim.partition_variables(Variables(params, {}), labels)
+    trainable, frozen = partition_variables(Variables(params, {}), labels)
     rates = {'tail': 1e-2, 'head': 1e-2}
-    tx = optim.build(partition(labels, labels)[0], name='sgd', learning_rates=rates)
+    tx = build(partition(labels, labels)[0], name='sgd', learning_rates=rates)
     return model, trainable, frozen, tx
 
 
