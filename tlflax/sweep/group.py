@@ -199,7 +199,7 @@ def _stack(members: Sequence[Member]) -> Replicas:
 def _first(member: Member) -> Replicas:
     """One member's replica before its first step, on the host."""
     config, learner = member.run.config, member.run.learner
-    state = jax.device_get(steps.init_state(learner.trainable, learner.tx, learner.average))
+    state = member.run.first_state()
     numbers = Numbers(
         seed=jnp.int32(config.train.seed),
         loss=member.run.runner.loss,

@@ -1,10 +1,10 @@
 """Where a training goes on: before its first step, at a saved state, or at the next phase."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import logging
 
@@ -54,13 +54,17 @@ def start(checkpoints: Checkpoints, first: Run, inputs: Inputs, work: Workdir) -
         UserError: No saved state is sound, or the run is not the one that was started here.
     """
 
+    @functools.cache
+    def empty_state(phase: int) -> steps.TrainState:
+        return of_phase(phase, first, inputs).first_state()
+
     def like(meta: JsonObject) -> tuple[Variables, optax.OptState, Tree]:
-        empty = _first_state(of_phase(_position(meta).phase, first, inputs))
+        empty = empty_state(_position(meta).phase)
         return empty.variables, empty.opt_state, empty.ema
 
     saved = recovery.newest(checkpoints, like, continues=first.num_phases > 1)
     if saved is None:
-        return Stage(first, _placed(_first_state(first), first), Position())
+        return Stage(first, _placed(first.first_state(), first), Position())
     _check_unchanged(saved.meta, first, work)
     position = _position(saved.meta)
     run, _ = at(checkpoints, saved.step, first, inputs)
@@ -89,9 +93,9 @@ def next_phase(checkpoints: Checkpoints, stage: Stage, inputs: Inputs) -> Stage 
         began=position.began,
         start=jax.device_get(before.runner.frozen).merge(trained),
     )
-    state = _first_state(after)._replace(step=jnp.int32(position.epoch * run.steps_per_epoch))
+    state = after.first_state()._replace(step=jnp.int32(position.epoch * run.steps_per_epoch))
     if before.config.optim.name == after.config.optim.name:
-        empty = _first_state(before)
+        empty = before.first_state()
         _, old, _ = checkpoints.state(step, trained, empty.opt_state, empty.ema)
         carried = moments.carry(old, state.opt_state, after.learner.labels)
         state = state._replace(opt_state=carried)
@@ -126,13 +130,6 @@ def of_phase(phase: int, run: Run, inputs: Inputs) -> Run:
 
 def _position(meta: JsonObject) -> Position:
     return Position.from_json(meta['position'])
-
-
-def _first_state(run: Run) -> steps.TrainState:
-    # A copy, for training donates it, and the run may start once more; NumPy's needs no program.
-    learner = run.learner
-    first = steps.init_state(learner.trainable, learner.tx, learner.average)
-    return jax.tree.map(np.array, first)
 
 
 def _placed(state: steps.TrainState, run: Run) -> steps.TrainState:

@@ -23,7 +23,7 @@ from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 
-Splits = tuple[Source, Source]
+Sources = tuple[Source, Source]
 """The training and the validation examples."""
 
 
@@ -101,7 +101,7 @@ def _compute_lowest(first: Run, inputs: Inputs) -> None:
 
 def _train_phases(
     stage: resume.Stage,
-    ready: Splits | None,
+    ready: Sources | None,
     checkpoints: Checkpoints,
     inputs: Inputs,
     work: Workdir,
@@ -129,7 +129,7 @@ def _train_phases(
 
 def _train_phase(
     stage: resume.Stage,
-    ready: Splits | None,
+    ready: Sources | None,
     checkpoints: Checkpoints,
     inputs: Inputs,
     work: Workdir,
@@ -151,7 +151,7 @@ def _train_phase(
     return fit, position
 
 
-def _begin(run: Run) -> Splits:
+def _begin(run: Run) -> Sources:
     """Says what a phase trains, and returns its training and validation examples."""
     logging.info('%s', run.learner.table)
     _log_class_weights(run)

@@ -25,7 +25,7 @@ from tlflax.models.base import taps
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.models.pretrained import Pretrained
-from tlflax.train import components, losses
+from tlflax.train import components, losses, steps
 from tlflax.train.epoch import Runner
 from tlflax.train.optim import phases
 from tlflax.train.optim.learner import Learner, build_learner, check_all_frozen
@@ -78,6 +78,15 @@ class Run:
         """The frozen variables that a checkpoint holds; see `phases.saved`."""
         include = self.config.checkpoint.include_backbone
         return phases.saved(self.runner.frozen, self.changed, include_backbone=include)
+
+    def first_state(self) -> steps.TrainState:
+        """Returns the state before the first step, on the host.
+
+        It is a copy: training donates its state, and the run may start once more.
+        """
+        learner = self.learner
+        first = steps.init_state(learner.trainable, learner.tx, learner.average)
+        return jax.tree.map(np.array, first)  # NumPy's copy needs no program
 
     def log_length(self) -> None:
         """Says which batch size and epochs were chosen, if any were."""
@@ -180,9 +189,9 @@ def build(
         )
     if start is None:
         start = first_variables(config, inputs)
-    if not phase:
-        _check(configs, inputs, start)
     own, learner = configs[phase], _learner(configs, inputs, start, phase, began)
+    if not phase:
+        _check_others(configs, inputs, start, learner)
     changed = phases.parts([one.optim for one in configs], start, phase).changed
     mesh, classes = default_mesh(), inputs.splits.train.class_names
     model = components.build_classifier(
@@ -223,27 +232,29 @@ def _learner(
     configs: Sequence[Config], inputs: Inputs, start: Variables, phase: int, began: int = 0
 ) -> Learner:
     config = configs[phase]
-    return build_learner(
-        config.optim,
-        start,
-        steps_per_epoch=_steps_per_epoch(config, inputs.splits),
-        epochs=config.train.epochs,
-        layers=find(config.model.backbone).layers,
-        since=phases.born([one.optim for one in configs], start, phase),
-        first_epoch=began,
-    )
+    try:
+        return build_learner(
+            config.optim,
+            start,
+            steps_per_epoch=_steps_per_epoch(config, inputs.splits),
+            epochs=config.train.epochs,
+            layers=find(config.model.backbone).layers,
+            since=phases.born([one.optim for one in configs], start, phase),
+            first_epoch=began,
+        )
+    except UserError as error:
+        if len(configs) > 1:
+            error.where = f'config.train.phases[{phase}]: {error.where}'
+        raise
 
 
-def _check(configs: Sequence[Config], inputs: Inputs, start: Variables) -> None:
-    """Checks labels, rates and optimizers of all phases, before hours are spent on the first."""
-    shapes, trained = jax.eval_shape(lambda: start), set()
-    for number in range(len(configs)):
-        try:
-            trained |= set(_learner(configs, inputs, shapes, number).trainable.params)
-        except UserError as error:
-            if len(configs) > 1:
-                error.where = f'config.train.phases[{number}]: {error.where}'
-            raise
+def _check_others(
+    configs: Sequence[Config], inputs: Inputs, start: Variables, first: Learner
+) -> None:
+    """Checks labels, rates and optimizers of later phases, before hours are spent on the first."""
+    shapes, trained = jax.eval_shape(lambda: start), set(first.trainable.params)
+    for number in range(1, len(configs)):
+        trained |= set(_learner(configs, inputs, shapes, number).trainable.params)
     if 'backbone' not in trained:
         for config in configs:
             check_all_frozen(config.optim)

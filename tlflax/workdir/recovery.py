@@ -86,7 +86,8 @@ def _sound(checkpoints: Checkpoints, steps: Sequence[int], like: Like, continues
         trained, opt_state, ema = like(checkpoints.meta(best))
         if continues:
             checkpoints.state(best, trained, opt_state, ema)
-        checkpoints.evaluated(best, trained)
+        else:
+            checkpoints.evaluated(best, trained)
     return Saved(step, meta, *state)
 
 

@@ -59,10 +59,7 @@ def convolve(
 def _forward(
     x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']
 ) -> tuple[Array, tuple[Array, Array]]:
-    tall, wide = _tiles(x.shape)
-    below, right = tall * TILE - x.shape[1], wide * TILE - x.shape[2]
-    padded = jnp.pad(x, ((0, 0), (1, 1 + below), (1, 1 + right), (0, 0)))
-    parts = _cut(MATRICES.input, padded, (tall, wide))
+    parts = _cut(MATRICES.input, x, border=1)
     taps = _transformed_kernel(kernel)
     y = _joined(_multiply(parts, taps, 2, 1), x.shape)
     return y, (parts, taps)
@@ -72,10 +69,7 @@ def _backward(
     kept: tuple[Array, Array], dy: Float[Array, 'b h w d']
 ) -> tuple[Float[Array, 'b h w c'], Float[Array, '3 3 c d']]:
     parts, taps = kept
-    tall, wide = _tiles(dy.shape)
-    below, right = tall * TILE - dy.shape[1], wide * TILE - dy.shape[2]
-    padded = jnp.pad(dy, ((0, 0), (0, below), (0, right), (0, 0)))
-    products = _cut(MATRICES.output.T, padded, (tall, wide))
+    products = _cut(MATRICES.output.T, dy, border=0)
     dx = _overlapped(_multiply(products, taps, 2, 2), dy.shape)
     return dx, _kernel_gradient(_multiply(parts, products, 1, 1))
 
@@ -95,8 +89,14 @@ def _multiply(a: Array, b: Array, left: int, right: int) -> Array:
     )
 
 
-def _cut(matrix: np.ndarray, x: Float[Array, 'b h w c'], tiles: Tiles) -> Float[Array, 'p t c']:
-    """Cuts images into tiles that are TILE apart and transforms both sides by `matrix`."""
+def _cut(matrix: np.ndarray, x: Float[Array, 'b h w c'], *, border: int) -> Float[Array, 'p t c']:
+    """Cuts images into tiles that are TILE apart and transforms both sides by `matrix`.
+
+    Around the images are `border` pixels of zero, and more where the last tiles need them.
+    """
+    tiles = tall, wide = _tiles(x.shape)
+    below, right = tall * TILE - x.shape[1], wide * TILE - x.shape[2]
+    x = jnp.pad(x, ((0, 0), (border, border + below), (border, border + right), (0, 0)))
     taken = range(matrix.shape[1])
     rows = [winograd.every(x, 1, k, TILE, tiles[0]) for k in taken]
     x = jnp.stack(winograd.mirrored_rows(matrix, rows))

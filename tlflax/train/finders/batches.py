@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from tlflax.features.batches import OnDeviceSource, Source
 from tlflax.features.sources import OnDeviceFeatures, StreamedFeatures
@@ -46,9 +45,8 @@ def with_size(run: Run, source: Source, size: int) -> Source:
 
 
 def first_state(run: Run) -> steps.TrainState:
-    """Returns the state before the first step, on the mesh; a copy, as steps donate it."""
-    state = steps.init_state(run.learner.trainable, run.learner.tx)
-    return replicate(jax.tree.map(np.array, state), run.runner.mesh)
+    """Returns the state before the first step, on the mesh; without a moving average."""
+    return replicate(run.first_state()._replace(ema={}), run.runner.mesh)
 
 
 def step(run: Run, state: steps.TrainState, batch: Batch) -> tuple[steps.TrainState, steps.Sums]:
