@@ -405,6 +405,7 @@ class TrainConfig:
     balanced_sampling: bool = _key(
         False, 'samples all classes with equal probability; the length of an epoch stays the same'
     )
+    report: bool = _key(True, 'the training command writes report.html into the workdir')
     phases: tuple[Phase, ...] = _key(
         (),
         'trainings one after another, each {key: value} of the keys of optim, train.epochs and the '

@@ -161,17 +161,7 @@ class Workdir:
 
     def records(self) -> list[JsonObject]:
         """Returns the epochs' records written so far; a line that is damaged is left out."""
-        path = self.path / 'metrics.jsonl'
-        records = []
-        for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
-            try:
-                record = json.loads(line)
-                record['epoch'] + record['step']
-            except (ValueError, TypeError, KeyError, RecursionError):
-                logging.warning('WARNING: %s: a line is damaged and is removed', path)
-            else:
-                records.append(record)
-        return records
+        return read_records(self.path)
 
     def rewind(self, epochs: int) -> None:
         """Drops the records after the first `epochs` epochs, which will be run again."""
@@ -222,6 +212,21 @@ def read_result(folder: Path) -> JsonObject | None:
     if not is_signed(result, needed=False):
         raise _damaged(path)
     return result
+
+
+def read_records(folder: Path) -> list[JsonObject]:
+    """Returns the epochs' records of the run in a folder; a line that is damaged is left out."""
+    path = folder / 'metrics.jsonl'
+    records = []
+    for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            record['epoch'] + record['step']
+        except (ValueError, TypeError, KeyError, RecursionError):
+            logging.warning('WARNING: %s: a line is damaged and is left out', path)
+        else:
+            records.append(record)
+    return records
 
 
 def read_json(path: Path) -> JsonObject:
