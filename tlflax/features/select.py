@@ -23,6 +23,7 @@ from tlflax.features.sources import (
     CachedFeatures,
     FeatureSource,
     OnDeviceFeatures,
+    StreamedFeatures,
     evaluating,
     feature_source,
     reordered,
@@ -118,6 +119,13 @@ class SourceSelector:
         """Returns the source of a split that is not augmented."""
         return self.eval_views(table, name, [sampling.plain(self.augment)])[0]
 
+    def eval_streamed(self, table: ImageTable, name: str) -> Source:
+        """Returns what `eval` does, one batch of whose features is in memory at a time."""
+        if not self._cached(exact=True):
+            return self.live(table)
+        fixed = fixed_views([sampling.plain(self.augment)], self.augment, len(table))
+        return StreamedFeatures(self._kept(table, fixed, np.ones((1, len(table)), bool), name))
+
     def eval_views(
         self, table: ImageTable, name: str, views: Sequence[sampling.View]
     ) -> list[Source]:
@@ -208,6 +216,12 @@ class SourceSelector:
         self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str
     ) -> FeatureSource:
         """Computes the features that are missing, and returns the source of all."""
+        return feature_source(self._kept(table, views, wanted, name), self.mesh)
+
+    def _kept(
+        self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str
+    ) -> CachedFeatures:
+        """Computes the features that are missing."""
         store = self.open_store()
         rows = extract.fill(
             store,
@@ -220,8 +234,7 @@ class SourceSelector:
             max_bytes=self.features.max_gb * 1e9,
             name=name,
         )
-        cached = CachedFeatures(store, table, rows, views.choose, self._order)
-        return feature_source(cached, self.mesh)
+        return CachedFeatures(store, table, rows, views.choose, self._order)
 
     @property
     def _lower(self) -> LowerLayers:
