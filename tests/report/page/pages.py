@@ -5,7 +5,16 @@ import math
 import numpy as np
 
 from tlflax.report.page.contents import (
-    Audit, Augmented, Bin, ComparisonPage, Differing, Example, Finding, Neighbor, Point, RunPage,
+    Audit,
+    Augmented,
+    Bin,
+    ComparisonPage,
+    Differing,
+    Example,
+    Finding,
+    Neighbor,
+    Point,
+    RunPage,
     ShownItem,
 )  # fmt: skip
 from tlflax.report.page.pictures import picture
@@ -197,16 +206,30 @@ def audit(names, pictures):
     """An audit with a finding of each level."""
     counts = {'train': {name: 40 + k for k, name in enumerate(names)}, 'val': {names[0]: 20}}
     items = [
-        ShownItem(text=f'train {names[0]}/{k}.jpg = val {names[-1]}/{k}.jpg', pictures=pictures[k : k + 2])
+        ShownItem(
+            text=f'train {names[0]}/{k}.jpg = val {names[-1]}/{k}.jpg', pictures=pictures[k : k + 2]
+        )
         for k in range(9)
     ]
     return Audit(
         splits=['train: 420 images in 10 classes, 12.1 MB in photos/Train', '  formats: 420 JPEG'],
         counts=counts,
         findings=[
-            Finding(level='error', what='9 images are in two splits', fix='delete one of each', count=340, items=items),
+            Finding(
+                level='error',
+                what='9 images are in two splits',
+                fix='delete one of each',
+                count=340,
+                items=items,
+            ),
             Finding(level='warning', what='3 images look alike', fix='', count=3, items=items[:3]),
-            Finding(level='note', what='1 file is hidden', fix='', count=1, items=[ShownItem(text='train .x', pictures=())]),
+            Finding(
+                level='note',
+                what='1 file is hidden',
+                fix='',
+                count=1,
+                items=[ShownItem(text='train .x', pictures=())],
+            ),
         ],
     )
 

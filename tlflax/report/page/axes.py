@@ -28,9 +28,9 @@ class Axes:
     y: tuple[float, float]
     width: int = 440
     height: int = 270
-    left: int = 50
+    left: int = 56
     right: int = 14
-    top: int = 14
+    top: int = 30
     bottom: int = 44
 
     def across(self, value: float) -> float:
@@ -62,9 +62,7 @@ class Axes:
             parts.append(text(left - 7, self.up(value) + 4, shown, 'tick-y'))
         parts.append(text((left + self.width - self.right) / 2, self.height - 6, titles[0], 'name'))
         if titles[1]:
-            middle = (low + high) / 2
-            turned = f'transform="rotate(-90 12 {middle:.1f})"'
-            parts.append(text(12, middle, titles[1], 'name', turned))
+            parts.append(text(0, high - 14, titles[1], 'title'))
         return ''.join(parts)
 
 
@@ -99,9 +97,9 @@ def line(x1: float, y1: float, x2: float, y2: float, name: str = 'grid') -> str:
     return f'<line class="{name}" x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}"/>'
 
 
-def text(x: float, y: float, words: str, name: str, more: str = '') -> str:
+def text(x: float, y: float, words: str, name: str) -> str:
     """Returns a text of a class of the style sheet."""
-    return f'<text class="{name}" x="{x:.2f}" y="{y:.2f}" {more}>{escape(words)}</text>'
+    return f'<text class="{name}" x="{x:.2f}" y="{y:.2f}">{escape(words)}</text>'
 
 
 def picture(width: float, height: float, parts: Sequence[str], title: str) -> str:

@@ -14,7 +14,7 @@ COLORS = 8
 
 _DOTS = 60  # points: a line of more has no dots
 _ROW = 30  # height of a row of intervals
-_NAME = 22  # characters of a name beside a row
+_NAME = 18  # characters of a name beside a row
 
 Interval = Sequence[float] | None
 
@@ -67,7 +67,7 @@ def line_chart(
         at, right = area.across(mark[0]), mark[0] > (low + high) / 2
         parts.append(line(at, area.top, at, area.height - area.bottom, 'mark'))
         where = 'mark-name end' if right else 'mark-name'
-        parts.append(text(at - 5 if right else at + 5, area.top + 10, mark[1], where))
+        parts.append(text(at, area.top - 8, mark[1], where))
     parts += [_line(area, each, shares) for each in lines]
     return Markup(picture(area.width, area.height, parts, title))
 
@@ -104,8 +104,8 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
         bins: At least one has images.
         title: A sentence that stands for the chart.
     """
-    area = Axes(x=(0, 1), y=(0, 1), height=360, bottom=104)
-    parts = [area.draw(('', 'Share that is right'), shares=True)]
+    area = Axes(x=(0, 1), y=(0, 1), height=390, bottom=120)
+    parts = [area.draw(('', 'Right predictions'), shares=True)]
     parts.append(line(area.across(0), area.up(0), area.across(1), area.up(1), 'ideal'))
     floor, most = area.height - 32.0, max(each.count for each in bins)
     for each in (b for b in bins if b.count):
@@ -131,9 +131,8 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
     parts.append(text(area.left - 7, floor - 32, f'{most:,}', 'tick-y'))
     parts.append(text(area.left - 7, floor, '0', 'tick-y'))
     middle = (area.across(0) + area.across(1)) / 2
-    parts.append(text(middle, floor + 20, 'Probability of the predicted class', 'name'))
-    turned = f'transform="rotate(-90 12 {floor - 20:.1f})"'
-    parts.append(text(12, floor - 20, 'Images', 'name', turned))
+    parts.append(text(0, floor - 52, 'Images', 'title'))
+    parts.append(text(middle, floor + 24, 'Probability of the predicted class', 'name'))
     return Markup(picture(area.width, area.height, parts, title))
 
 
@@ -164,7 +163,7 @@ def interval_chart(
     if shares:
         low, high = max(0.0, low), min(1.0, high)
     height = _ROW * len(rows) + 58
-    area = Axes(x=(low, high), y=(0, 1), left=150, top=8, bottom=50, height=height)
+    area = Axes(x=(low, high), y=(0, 1), left=160, top=8, bottom=50, height=height)
     floor = height - area.bottom
     parts = [line(area.left, floor, area.width - area.right, floor, 'axis')]
     for value in _few(low, high):

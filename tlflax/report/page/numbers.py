@@ -13,16 +13,16 @@ def is_number(value: object) -> bool:
     return known and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def percent(value: object) -> str:
+def percent(value: object, unit: str = ' %') -> str:
     """Formats a share as '93.1 %'; it is 0 or 100 % only where it is exactly so."""
     if not is_number(value):
         return MISSING
-    text = f'{100 * float(value):.1f} %'  # type: ignore[arg-type]
-    if text == '100.0 %' and value != 1:
-        return '> 99.9 %'
-    if text == '0.0 %' and value != 0:
-        return '< 0.1 %'
-    return text
+    text = f'{100 * float(value):.1f}'  # type: ignore[arg-type]
+    if text == '100.0' and value != 1:
+        text = '> 99.9'
+    if text == '0.0' and value != 0:
+        text = '< 0.1'
+    return f'{text}{unit}'
 
 
 def number(value: object) -> str:
@@ -35,11 +35,14 @@ def number(value: object) -> str:
     return f'{value:.2e}' if small else f'{value:,.4f}'
 
 
-def between(interval: object, *, share: bool = False) -> str:
+def between(interval: object, *, share: bool = False, unit: str = ' %') -> str:
     """Formats the ends of an interval as 'a to b'; empty where it is not known."""
     if not isinstance(interval, list | tuple) or not all(map(is_number, interval)):
         return ''
-    return ' to '.join(percent(end) if share else number(end) for end in interval)
+    low, high = interval
+    if share:
+        return f'{100 * low:.1f} to {100 * high:.1f}{unit}'
+    return f'{number(low)} to {number(high)}'
 
 
 def duration(seconds: object) -> str:

@@ -221,24 +221,30 @@ def _environment() -> jinja2.Environment:
     found.filters['any_value'] = numbers.any_value
     found.globals |= {
         'between': numbers.between,
+        'percent': numbers.percent,
         'bar': interval_bar,
         'symbol': scatter.symbol,
         'class_counts': _class_counts,
+        'numeric_keys': tables.numeric_keys,
     }
     return found
 
 
 def _render(name: str, *, titles: Mapping[str, str], **values: object) -> str:
     style, script = ((_FOLDER / f'page.{kind}').read_text('utf-8') for kind in ('css', 'js'))
-    html = _environment().get_template(name).render(
-        titles=titles,
-        sections=list(titles.items()),
-        picture=_Pictures(),
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_digest(style),
-        script_hash=_digest(script),
-        **values,
+    html = (
+        _environment()
+        .get_template(name)
+        .render(
+            titles=titles,
+            sections=list(titles.items()),
+            picture=_Pictures(),
+            style=Markup(style),
+            script=Markup(script),
+            style_hash=_digest(style),
+            script_hash=_digest(script),
+            **values,
+        )
     )
     return _UNFIT.sub('�', html)
 

@@ -18,7 +18,7 @@ SHAPES = (
 )
 """Paths of the classes' shapes around (0, 0)."""
 
-_WIDTH, _HEIGHT, _ROOM = 720.0, 480.0, 12.0
+_WIDTH, _HEIGHT, _ROOM = 640.0, 460.0, 12.0
 
 
 def style(label: int) -> str:

@@ -144,6 +144,16 @@ def costs(result: JsonObject, records: Sequence[JsonObject]) -> list[tuple[str, 
     return [row for row in rows if is_number(row[1])]
 
 
+def numeric_keys(rows: Sequence[JsonObject]) -> list[str]:
+    """Returns the columns that hold numbers, and nothing else that is known."""
+    found = []
+    for key in rows[0] if rows else ():
+        known = [row[key] for row in rows if row[key] is not None]
+        if known and all(isinstance(value, int | float) for value in known):
+            found.append(key)
+    return found
+
+
 def _median(records: Sequence[JsonObject], key: str) -> float | None:
     values = [record.get(key) for record in records]
     known = [value for value in values if value is not None and is_number(value)]
