@@ -86,7 +86,7 @@ def test_images_of_a_split_that_was_drawn_are_found(photos, tmp_path):
 def test_a_single_file_has_its_picture_and_what_is_wrong(photos):
     items = [{'split': 'val', 'path': 'b/2.png', 'fault': 'has <odd> colors'}]
     problem = Problem('shortcut', 'warning', 1, 'colors tell the class', 'convert', items=items)
-    audit = gather([problem], {'val': {'root': str(photos / 'val')}}, Thumbnails())
+    audit = gather([problem], {'val': {'root': str(photos / 'val'), 'files': 7}}, Thumbnails())
     (shown,) = audit.findings
     assert shown.items[0].text == 'val b/2.png has <odd> colors'
     assert [each.source for each in shown.items[0].pictures] == [source(photos / 'val/b/2.png')]
@@ -117,7 +117,7 @@ def test_only_the_first_items_and_files_are_looked_at(photos):
     missing = {'split': 'train', 'class': 'a', 'path': 'a/none.png'}
     items = Many({'files': [missing, *[file] * 20]})
     problem = Problem('repeat', 'warning', 21_000_000, 'many', items=items)
-    audit = gather([problem], {'train': {'root': str(photos / 'train')}}, Thumbnails())
+    audit = gather([problem], {'train': {'root': str(photos / 'train'), 'files': 25}}, Thumbnails())
     (shown,) = audit.findings
     assert (shown.count, len(shown.items)) == (1_000_000, 200)
     assert {len(item.pictures) for item in shown.items} == {7}  # one of the first 8 is missing

@@ -42,8 +42,6 @@ def main(arguments: Arguments) -> int:
 
 
 def _audit(config: Config, accepted: tuple[str, ...], path: str | None) -> int:
-    from absl import logging
-
     from tlflax.data.audit import report, run
     from tlflax.utils.files import dump_json
 
@@ -56,7 +54,6 @@ def _audit(config: Config, accepted: tuple[str, ...], path: str | None) -> int:
         from tlflax.report.audit import write
 
         write(path, found, config.data)
-        logging.info('the report is in %s', path)
     print(dump_json(figures := found.figures(accepted)))
     return 1 if figures['spoilt'] else 0
 

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import logging
+
 from tlflax.config.schema import DataConfig
 from tlflax.data.audit import report
 from tlflax.data.audit.problems import Item, Problem, describe
@@ -69,7 +71,12 @@ def write(path: str, found: Found, data: DataConfig) -> None:
     """
     if path.endswith('.json'):
         report.write(path, found.problems, found.summary, found.shortcuts)
-        return
+    else:
+        _write_page(path, found, data)
+    logging.info('the report is in %s', path)
+
+
+def _write_page(path: str, found: Found, data: DataConfig) -> None:
     thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
     roots = [part['root'] for part in found.summary.values() if part.get('root')]
     title = ' · '.join(dict.fromkeys(roots)) or 'Audit'

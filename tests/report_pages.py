@@ -27,14 +27,14 @@ HOSTILE = (
 )  # fmt: skip
 
 
-def image(seed, size=(72, 96)):
+def image(seed, size=(72, 96), noise=14):
     """A picture of smooth color, 96 pixels wide, different for each seed."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(30, 230, (2, 2, 3)).astype(float)
     down, across = (np.linspace(0, 1, n) for n in size)
     rows = corners[0][None] * (1 - down)[:, None, None] + corners[1][None] * down[:, None, None]
     mixed = rows[:, :1] * (1 - across)[None, :, None] + rows[:, 1:] * across[None, :, None]
-    noisy = mixed + rng.normal(0, 14, (*size, 3))
+    noisy = mixed + rng.normal(0, noise, (*size, 3))
     return picture(np.clip(noisy, 0, 255).astype(np.uint8), 96)
 
 
@@ -114,10 +114,12 @@ def example(number, names, labels, probabilities, shown, pictures):
     )
 
 
-def run_page(names, count=200, epochs=26, points=150, own_pictures=24, per_cell=24, seed=0):
+def run_page(
+    names, count=200, epochs=26, points=150, own_pictures=24, per_cell=24, seed=0, noise=14
+):
     """The page of a run with every section."""
     labels, probabilities = predictions(names, count, seed)
-    pictures = [image(k) for k in range(own_pictures)]
+    pictures = [image(k, noise=noise) for k in range(own_pictures)]
     predicted, top = probabilities.argmax(1), probabilities.max(1)
     order = np.argsort(-top, kind='stable')
     cells = {}
@@ -245,7 +247,7 @@ def hostile():
 def huge():
     """100 classes, 10,000 validation images, 2,000 points, and as many pictures as are allowed."""
     names = tuple(f'class {k:03}' for k in range(100))
-    return run_page(names, 10_000, 200, points=2000, own_pictures=2000, per_cell=12)
+    return run_page(names, 10_000, 200, points=2000, own_pictures=1150, per_cell=12, noise=60)
 
 
 def bare():
