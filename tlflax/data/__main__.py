@@ -41,21 +41,19 @@ def main(arguments: Arguments) -> int:
     return _audit(config, arguments.accept, arguments.report)
 
 
-def _audit(config: Config, accepted: tuple[str, ...], report: str | None) -> int:
-    from absl import logging
-
-    from tlflax.data.audit import report as audit_report
-    from tlflax.data.audit import run
+def _audit(config: Config, accepted: tuple[str, ...], path: str | None) -> int:
+    from tlflax.data.audit import report, run
     from tlflax.utils.files import dump_json
 
     run.check_accepted(accepted)
-    if report:
-        audit_report.check_format(report)
+    if path:
+        report.check_format(path)
     found = run.run(config.data)
-    print(audit_report.text(found.problems, found.summary))
-    if report:
-        audit_report.write(report, found.problems, found.summary, found.shortcuts)
-        logging.info('every finding is in %s', report)
+    print(report.text(found.problems, found.summary))
+    if path:
+        from tlflax.report.audit import write
+
+        write(path, found, config.data)
     print(dump_json(figures := found.figures(accepted)))
     return 1 if figures['spoilt'] else 0
 

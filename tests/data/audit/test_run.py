@@ -217,18 +217,6 @@ def test_groups_in_two_splits(photos, tmp_path):
     ]  # fmt: skip
 
 
-def test_the_page_finds_the_images_of_a_split_that_was_drawn(photos, tmp_path):
-    train = photos / 'train'
-    for i in range(12):
-        picture(i, (18, 14)).save(train / f'a/small {i}.png')
-    found = run.run(resolve({'data': {'train': str(train), 'val_fraction': 0.5}}).data)
-    page = tmp_path / 'report.html'
-    report.write(str(page), found.problems, found.summary)
-    (leaks,) = (problem for problem in found.problems if problem.code == 'near_leak')
-    for file in leaks.items[0]['files']:
-        assert (train / file['path']).as_uri() in page.read_text()
-
-
 def test_background_and_pixel_limit_hold_for_the_audit(photos):
     """Black on nothing has a shape only where the background is not black."""
     train = photos / 'train'

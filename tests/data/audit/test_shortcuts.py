@@ -10,8 +10,7 @@ import pytest
 from helpers import run_module
 from PIL import Image
 
-from tlflax.config.parse import resolve
-from tlflax.data.audit import properties, report, run, shortcuts
+from tlflax.data.audit import properties, shortcuts
 from tlflax.data.audit.cross_validation import FOLDS, cross_validate, divide
 from tlflax.data.audit.properties import PROPERTIES, Values
 from tlflax.data.images.files import Entry, ScannedFile
@@ -325,11 +324,3 @@ def test_the_command_names_the_class_and_reports_the_figures(xrays, tmp_path):
         'accuracy': 1.0, 'guessing': 0.6667, 'recall': 1.0, 'precision': 1.0,
     }  # fmt: skip
     assert whole['shortcuts']['train']['format']['accuracy'] == told['format']['accuracy']
-
-
-def test_the_page_shows_the_images_of_the_class(xrays, tmp_path):
-    found = run.run(resolve({'data': {'train': str(xrays)}}).data)
-    report.write(str(tmp_path / 'x.html'), found.problems, found.summary, found.shortcuts)
-    page = (tmp_path / 'x.html').read_text()
-    assert (xrays / 'covid' / '3.jpg').as_uri() in page
-    assert 'covid/3.jpg has the file format JPEG' in page

@@ -1,8 +1,6 @@
-"""Writes an audit as text for a terminal, as complete JSON, or as a page that shows the images."""
+"""Writes an audit as text for a terminal, or as complete JSON."""
 
-import html
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,12 +15,11 @@ Shortcuts = Mapping[str, Mapping[str, Figures]]
 
 _EXAMPLES = 3  # of each problem, in the text
 _CLASSES = 12  # lines of the table of classes, before it names the extremes only
-_SHOWN = 200  # items of each problem on the page
 
 
 def text(problems: Sequence[Problem], summary: Summary) -> str:
     """Returns the audit for people: what the splits hold, then what is wrong, the worst first."""
-    return '\n'.join([*_splits(summary), *_counts(summary), *_problems(problems)])
+    return '\n'.join([*split_lines(summary), *_counts(summary), *_problems(problems)])
 
 
 def check_format(path: str) -> None:
@@ -41,31 +38,28 @@ def check_format(path: str) -> None:
 def write(
     path: str, problems: Sequence[Problem], summary: Summary, shortcuts: Shortcuts | None = None
 ) -> None:
-    """Writes everything, item by item, because there may be millions.
+    """Writes everything as JSON, item by item, because there may be millions.
 
     Args:
-        path: Ends with .json or .html.
+        path: Of the file.
         problems: The worst first.
         summary: What each split holds.
-        shortcuts: What the properties of each split's files tell; only JSON takes them.
+        shortcuts: What the properties of each split's files tell.
 
     Raises:
         UserError: The file cannot be written.
     """
-    if path.endswith('.json'):
-        pieces = _json(problems, summary, shortcuts or {})
-    else:
-        pieces = _page(problems, summary)
     what, where = 'the report cannot be written: {reason}', f'--report={path}'
     with (
         as_user_error(what, where=where, fix='name another file', of=(OSError,)),
         replacing(Path(path)) as partial,
         open(partial, 'w', encoding='utf-8') as file,
     ):
-        file.writelines(pieces)
+        file.writelines(_json(problems, summary, shortcuts or {}))
 
 
-def _splits(summary: Summary) -> Iterator[str]:
+def split_lines(summary: Summary) -> Iterator[str]:
+    """Yields lines that say what each split holds."""
     for name, part in summary.items():
         size = f', {part["bytes"] / 1e6:,.1f} MB in {part["root"]}' if 'bytes' in part else ''
         classes = f' in {len(part["classes"])} classes' if 'classes' in part else ''
@@ -123,31 +117,3 @@ def _json(problems: Sequence[Problem], summary: Summary, shortcuts: Shortcuts) -
             yield (',\n  ' if at else '\n  ') + json.dumps(item)
         yield ']}'
     yield ']}\n'
-
-
-_STYLE = """body { font: 15px sans-serif; max-width: 60em; margin: 2em auto; }
-.error { color: #b00; } .warning { color: #a60; } .note { color: #555; }
-img { height: 96px; max-width: 300px; margin: 2px; background: #eee; } td { padding: 2px 1em; }
-small { color: #555; } div { margin: 6px 0; }"""
-
-
-def _page(problems: Sequence[Problem], summary: Summary) -> Iterator[str]:
-    yield f'<!doctype html><meta charset="utf-8"><title>Audit</title><style>{_STYLE}</style>\n'
-    yield '<h1>Audit</h1>\n<pre>'
-    yield html.escape('\n'.join([*_splits(summary), *_counts(summary)]))
-    yield '</pre>\n'
-    roots = {name: part.get('root', '') for name, part in summary.items()}
-    for problem in problems:
-        yield f'<h2 class="{problem.level}">{html.escape(problem.what)}</h2>\n'
-        yield f'<p>{html.escape(problem.fix)}</p>\n'
-        for item in problem.items[:_SHOWN]:
-            files = item.get('files', [item])
-            paths = [os.path.join(roots.get(file['split'], ''), file['path']) for file in files]
-            pictures = ''.join(
-                f'<img loading="lazy" src="{html.escape(Path(path).absolute().as_uri())}">'
-                for path in paths[:8]
-            )
-            yield f'<div>{pictures}<br><small>{html.escape(describe(item))}</small></div>\n'
-        if len(problem.items) > _SHOWN:
-            rest = len(problem.items) - _SHOWN
-            yield f'<p>and {rest:,} more, which a report named .json holds</p>\n'
