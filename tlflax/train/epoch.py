@@ -182,7 +182,7 @@ class Runner:
 def _loss(sums: Sequence[steps.Sums]) -> str:
     """Returns a note of the mean loss of the last step that has ended; does not wait."""
     for one in reversed(sums):
-        if all(value.is_ready() for value in one):
+        if all(value.is_ready() for value in one):  # type: ignore[attr-defined]
             loss, examples = (
                 float(np.asarray(value).flat[-1]) for value in (one.loss, one.examples)
             )

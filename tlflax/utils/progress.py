@@ -61,7 +61,7 @@ def _joined(*notes: str) -> str:
     return ', '.join(filter(None, notes))
 
 
-class _Bar(tqdm.tqdm):  # type: ignore[type-arg]
+class _Bar(tqdm.tqdm):
     """A bar with a note, and without tqdm's thread, which would outlive it."""
 
     monitor_interval = 0
