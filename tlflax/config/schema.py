@@ -13,7 +13,7 @@ class Key(NamedTuple):
 
     Attributes:
         doc: Its meaning.
-        choices: The values it may have; empty if any.
+        choices: The values it may have, or each in a tuple; empty if any.
         at_least: The smallest value, or the smallest in a tuple; None: no limit.
         at_most: The largest.
     """
@@ -406,6 +406,12 @@ class TrainConfig:
         False, 'samples all classes with equal probability; the length of an epoch stays the same'
     )
     report: bool = _key(True, 'the training command writes report.html into the workdir')
+    loggers: tuple[str, ...] = _key(
+        ('tensorboard',),
+        'what shows the run beside metrics.jsonl: tensorboard, wandb (Weights & Biases), mlflow; '
+        '(): nothing. See docs/logging.md',
+        choices=('tensorboard', 'wandb', 'mlflow'),
+    )
     phases: tuple[Phase, ...] = _key(
         (),
         'trainings one after another, each {key: value} of the keys of optim, train.epochs and the '

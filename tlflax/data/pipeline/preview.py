@@ -72,12 +72,7 @@ def draw_grid(
     Raises:
         UserError: `path` cannot be written, or `augment` contradicts itself.
     """
-    rows = examples(table, seed, images)
-    columns = [
-        _column(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
-    ]
-    heads = ['as evaluation sees it', *(f'epoch {epoch}' for epoch in range(epochs))]
-    grid = _draw(columns, heads)
+    picture = grid(table, image_format, augment, seed, images=images, epochs=epochs)
     with (
         as_user_error(
             'the picture cannot be written: {reason}',
@@ -87,7 +82,30 @@ def draw_grid(
         ),
         replacing(Path(path)) as partial,
     ):
-        grid.save(partial, format='PNG')
+        picture.save(partial, format='PNG')
+
+
+def grid(
+    table: ImageTable,
+    image_format: ImageFormat,
+    augment: AugmentConfig,
+    seed: int,
+    *,
+    images: int,
+    epochs: int,
+) -> Image.Image:
+    """Returns the picture that `draw_grid` writes.
+
+    Raises:
+        UserError: `augment` contradicts itself.
+    """
+    ranges.check(augment, image_format.image_size)
+    rows = examples(table, seed, images)
+    columns = [
+        _column(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
+    ]
+    heads = ['as evaluation sees it', *(f'epoch {epoch}' for epoch in range(epochs))]
+    return _draw(columns, heads)
 
 
 def examples(table: ImageTable, seed: int, count: int) -> Int64[np.ndarray, ' m']:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from tlflax.report.comparison.shared import Shared
 from tlflax.report.page.contents import ComparisonPage, Differing
 from tlflax.report.page.pictures import Thumbnails
-from tlflax.report.comparison.shared import Shared
 from tlflax.utils.errors import printable
 from tlflax.utils.files import JsonObject
 from tlflax.workdir.files import read_records, read_result

@@ -37,9 +37,7 @@ class Choice:
         return list(dict.fromkeys([*self.cards, *in_cells]))
 
 
-def choose(
-    labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n classes']
-) -> Choice:
+def choose(labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n classes']) -> Choice:
     """Chooses the images to show; the largest cells of mistakes first, as far as the room goes.
 
     Args:
