@@ -2,9 +2,15 @@
 
 import os
 
+import numpy as np
+from jaxtyping import Int64, UInt8
+
 from tlflax.config.schema import AugmentConfig
+from tlflax.data.augment import sampling
+from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
+from tlflax.report.heat import as_seen
 from tlflax.report.page.contents import Augmented
 from tlflax.report.page.pictures import picture
 
@@ -21,8 +27,8 @@ def samples(
 ) -> list[Augmented]:
     """Returns some training images as evaluation sees them, and as the first epochs do.
 
-    They are those of `python -m tlflax.data --show`. Reads and decodes them, which imports
-    TensorFlow.
+    They are those of `python -m tlflax.data --show`. Where images are flipped and nothing else,
+    that needs no TensorFlow, which takes seconds to import.
 
     Args:
         table: The training images, of which all classes are shown in turn.
@@ -36,12 +42,9 @@ def samples(
     Raises:
         UserError: An image cannot be read any more, or `augment` contradicts itself.
     """
-    from tlflax.data.pipeline import preview
-
-    rows = preview.examples(table, seed, images)
+    rows = sampling.of_all_classes(table.labels, seed, images)
     original, *later = (
-        preview.pixels(table, rows, image_format, augment, seed, epoch)
-        for epoch in (None, *range(epochs))
+        _pixels(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
     )
     return [
         Augmented(
@@ -52,3 +55,33 @@ def samples(
         )
         for number, row in enumerate(rows)
     ]
+
+
+def _pixels(
+    table: ImageTable,
+    rows: Int64[np.ndarray, ' m'],
+    image_format: ImageFormat,
+    augment: AugmentConfig,
+    seed: int,
+    epoch: int | None,
+) -> UInt8[np.ndarray, 'm h w 3']:
+    """Returns each row's image as an epoch augments it; epoch None: as evaluation sees it."""
+    draws = sampling.draw(augment, seed, epoch or 0, len(table))
+    if not draws.keys() <= set(sampling.FLIPS) or augment.mixup or augment.cutmix:
+        from tlflax.data.pipeline import preview
+
+        return preview.pixels(table, rows, image_format, augment, seed, epoch)
+    seen = []
+    for row in rows.tolist():
+        pixels = read_image(
+            table.paths[row],
+            background=image_format.background,
+            max_pixels=image_format.max_pixels,
+        )
+        image = as_seen(pixels, image_format, augment)
+        if epoch is not None and 'horizontal_flip' in draws and draws['horizontal_flip'][row]:
+            image = image[:, ::-1]
+        if epoch is not None and 'vertical_flip' in draws and draws['vertical_flip'][row]:
+            image = image[::-1]
+        seen.append(image)
+    return np.stack(seen)

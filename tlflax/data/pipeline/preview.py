@@ -100,24 +100,12 @@ def grid(
         UserError: `augment` contradicts itself.
     """
     ranges.check(augment, image_format.image_size)
-    rows = examples(table, seed, images)
+    rows = sampling.of_all_classes(table.labels, seed, images)
     columns = [
         _column(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
     ]
     heads = ['as evaluation sees it', *(f'epoch {epoch}' for epoch in range(epochs))]
     return _draw(columns, heads)
-
-
-def examples(table: ImageTable, seed: int, count: int) -> Int64[np.ndarray, ' m']:
-    """Returns random rows, of all classes in turn."""
-    order = sampling.permutation(seed, 0, len(table))
-    seen: dict[int, int] = {}
-    turn = []
-    for label in table.labels[order].tolist():
-        seen[label] = seen.get(label, -1) + 1
-        turn.append((seen[label], label))
-    by_turn = sorted(range(len(order)), key=turn.__getitem__)
-    return order[by_turn[:count]]
 
 
 def pixels(
