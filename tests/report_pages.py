@@ -247,7 +247,7 @@ def hostile():
 def huge():
     """100 classes, 10,000 validation images, 2,000 points, and as many pictures as are allowed."""
     names = tuple(f'class {k:03}' for k in range(100))
-    return run_page(names, 10_000, 200, points=2000, own_pictures=1150, per_cell=12, noise=60)
+    return run_page(names, 10_000, 200, points=2000, own_pictures=1450, per_cell=12, noise=60)
 
 
 def bare():
