@@ -29,7 +29,7 @@ from tlflax.features.sources import (
     reordered,
     require_on_device,
 )
-from tlflax.features.views import Views, fixed_views, joined, needed, training_views
+from tlflax.features.views import Views, fixed_views, joined, needed, training_views, view_keys
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, feature_shape
 from tlflax.utils.errors import UserError
@@ -246,6 +246,13 @@ class SourceSelector:
     def keeps_features(self) -> bool:
         """Whether features of images that are not augmented are kept."""
         return self._cached(exact=True)
+
+    def kept(self, table: ImageTable) -> Bool[np.ndarray, ' n']:
+        """Returns for which images the features that `eval` reads are in the cache."""
+        if not self.keeps_features:
+            return np.zeros(len(table), bool)
+        plain = sampling.describe(sampling.plain(self.augment), self.augment)
+        return self.open_store().lookup(view_keys(table.digests, plain)) >= 0
 
     def reserve(self, store: Store, rows: int) -> None:
         """Makes room for new rows; see `quota.reserve`."""

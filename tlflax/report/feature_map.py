@@ -7,13 +7,14 @@ sums that threads share differ from run to run.
 """
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from tlflax.data.table import ImageTable
+from tlflax.report.gather.choice import places
 from tlflax.report.page.contents import Point
 
 MOST = 1000
@@ -56,12 +57,12 @@ def feature_map(splits: Sequence[Images], most: int = MOST) -> tuple[list[Point]
     if not len(rows):
         return [], 'There are no images to show.'
     vectors = np.stack([splits[number].vectors[row] for number, row in rows])
-    places, how = _places(vectors.astype(np.float64))
+    spots, how = _places(vectors.astype(np.float64))
     total = sum(len(images.table) for images in splits)
     count = f'{len(rows):,} of {total:,}' if len(rows) < total else f'all {total:,}'
     points = [
-        _point(splits[number], row, place)
-        for (number, row), place in zip(rows.tolist(), places, strict=True)
+        _point(splits[number], row, spot)
+        for (number, row), spot in zip(rows.tolist(), spots, strict=True)
     ]
     return points, how.format(count=count)
 
@@ -84,15 +85,11 @@ def _chosen(splits: Sequence[Images], most: int) -> Int64[np.ndarray, 'm 2']:
     They are ordered by split, class and digest.
     """
     rows: list[tuple[float, int, int, str, int]] = []
-    for number, images in enumerate(splits):
-        labels, digests = images.table.labels, images.table.digests
-        for label in np.unique(labels).tolist():
-            own = np.flatnonzero(labels == label)
-            own = own[np.argsort(digests[own].astype(str), kind='stable')]
-            for rank, row in enumerate(own.tolist()):
-                wrong = images.wrong is not None and bool(images.wrong[row])
-                place = -1.0 if wrong else rank / len(own)
-                rows.append((place, number, label, str(digests[row]), row))
+    for number, (_, table, _, wrong) in enumerate(splits):
+        labels, digests = table.labels.tolist(), table.digests.tolist()
+        for row, place in enumerate(places(table.labels, table.digests).tolist()):
+            first = wrong is not None and bool(wrong[row])
+            rows.append((-1.0 if first else place, number, labels[row], digests[row], row))
     shown = sorted(rows)[:most]
     ordered = [(number, row) for _, number, _, _, row in sorted(shown, key=lambda one: one[1:])]
     return np.array(ordered, np.int64).reshape(-1, 2)
@@ -100,6 +97,7 @@ def _chosen(splits: Sequence[Images], most: int) -> Int64[np.ndarray, 'm 2']:
 
 def _places(vectors: Float64[np.ndarray, 'n d']) -> tuple[Float64[np.ndarray, 'n 2'], str]:
     """Returns places in 0..1, and how they were made; '{count}' in it stands for the images."""
+    from sklearn import manifold  # takes a second; its threads exist only once it is imported
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
@@ -115,7 +113,7 @@ def _places(vectors: Float64[np.ndarray, 'n d']) -> tuple[Float64[np.ndarray, 'n
             f'{components.shape[1]} principal components of their features, which hold '
             f'{shares.sum():.0%} of the variance.'
         )
-        return _scaled(_t_sne(components)), how
+        return _scaled(_t_sne(components, manifold.TSNE)), how
 
 
 def principal_components(
@@ -143,11 +141,12 @@ def _two(components: Float64[np.ndarray, 'n k']) -> Float64[np.ndarray, 'n 2']:
     return np.pad(components[:, :2], ((0, 0), (0, max(0, 2 - components.shape[1]))))
 
 
-def _t_sne(components: Float64[np.ndarray, 'n k']) -> Float64[np.ndarray, 'n 2']:
-    from sklearn.manifold import TSNE  # takes a second
-
+def _t_sne(
+    components: Float64[np.ndarray, 'n k'], method: Callable[..., Any]
+) -> Float64[np.ndarray, 'n 2']:
+    """Returns what scikit-learn's `TSNE`, the method, makes of principal components."""
     start = _two(components)
-    model = TSNE(
+    model = method(
         perplexity=min(_PERPLEXITY, (len(start) - 1) / 3),
         init=(1e-4 * start / start[:, 0].std()).astype(np.float32),  # as 'pca' scales it
         max_iter=_STEPS,

@@ -53,24 +53,22 @@ def heat_pictures(
 
 
 def neighbors(
-    table: ImageTable,
     vectors: Float32[np.ndarray, 'n d'],
     rows: Sequence[int],
     train: ImageTable,
     train_vectors: Float32[np.ndarray, 'm d'],
     thumbnails: Thumbnails,
 ) -> dict[int, list[Neighbor]]:
-    """Returns the nearest training images of some images of a table.
+    """Returns the nearest training images of each of some images.
 
     Args:
-        table: The images.
-        vectors: Their features.
-        rows: Some of them.
+        vectors: The features of the images.
+        rows: What the images are called in the result.
         train: The training images.
         train_vectors: Their features.
         thumbnails: Makes pictures.
     """
-    found = nearest.nearest(vectors[np.array(rows, np.int64)], train_vectors, _NEIGHBORS)
+    found = nearest.nearest(vectors, train_vectors, _NEIGHBORS)
     thumbnails.prepare(train.paths[found.rows.ravel()].tolist())
     return {
         row: [

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 
 _CELL = 12  # images of a cell
 _IN_CELLS = 600  # images of all cells together
 _CARDS = 24  # mistakes, and images of low probability
+_CERTAIN, _FEWEST = 0.99, 6  # of these a few are shown even if all are certain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,12 @@ def choose(labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n cl
     by_cell: dict[tuple[int, int], list[int]] = {}
     for row in order.tolist():
         by_cell.setdefault((int(labels[row]), int(predicted[row])), []).append(row)
+    doubtful = int((confidence < _CERTAIN).sum())
     wrong = order[predicted[order] != labels[order]]
     return Choice(
         cells=dict(_within(by_cell)),
         mistakes=wrong[:_CARDS].tolist(),
-        uncertain=order[::-1][:_CARDS].tolist(),
+        uncertain=order[::-1][: max(_FEWEST, doubtful)][:_CARDS].tolist(),
     )
 
 
@@ -67,6 +69,19 @@ def _within(
         room -= len(shown)
         if room > -_IN_CELLS:
             yield cell, shown
+
+
+def places(labels: Int[np.ndarray, ' n'], digests: np.ndarray) -> Float64[np.ndarray, ' n']:
+    """Returns the place of each image in its class, by the digests of the files, in [0, 1).
+
+    The images of the lowest places are an equal share of each class, whatever their names are.
+    """
+    found = np.zeros(len(labels))
+    for label in np.unique(labels).tolist():
+        own = np.flatnonzero(labels == label)
+        own = own[np.argsort(digests[own].astype(str), kind='stable')]
+        found[own] = np.arange(len(own)) / len(own)
+    return found
 
 
 def confusion(

@@ -15,15 +15,17 @@ from tlflax.inference.restore import load
 from tlflax.inference.splits import load_split
 from tlflax.inference.trained import Trained
 from tlflax.report import audit, samples
-from tlflax.report.feature_map import feature_map
+from tlflax.report.feature_map import Images, feature_map
 from tlflax.report.gather import cards, files
-from tlflax.report.gather.choice import Choice, choose, confusion
-from tlflax.report.page.contents import Audit, RunPage
+from tlflax.report.gather.choice import Choice, choose, confusion, places
+from tlflax.report.page.contents import Audit, Augmented, Neighbor, RunPage
 from tlflax.report.page.pictures import Thumbnails
 from tlflax.report.reliability import reliability
 from tlflax.utils.errors import UserError, printable
 
 _AUDIT_BYTES = 2_000_000  # of the pictures of the audit
+_MOST_COMPUTED = 2000  # training images whose features are computed for the page
+_MOST_BYTES = 1 << 30  # of features of training images
 
 T = TypeVar('T')
 
@@ -64,30 +66,27 @@ def _with_images(
     probabilities: Float[np.ndarray, 'n classes'],
     chosen: Choice,
 ) -> RunPage:
-    """Returns a page with everything that shows images or compares them with those of training."""
+    """Returns a page with everything that shows images."""
     notes: list[str] = []
     data = trained.config.data
     thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
-    train = _unless_failing(lambda: load_split(trained, 'train'), notes)
     heats, heat_note = cards.heat_pictures(trained, table, chosen.cards)
-    near, points, map_note = {}, (), ''
-    augmented = None
+    train = _unless_failing(lambda: load_split(trained, 'train'), notes)
+    near: dict[int, list[Neighbor]] = {}
     if train is not None:
-        vectors = embeddings.of_table(trained, table)
-        train_vectors = embeddings.of_table(trained, train)
-        near = cards.neighbors(table, vectors, chosen.cards, train, train_vectors, thumbnails)
+        page = dataclasses.replace(
+            page, augmented=_unless_failing(lambda: _samples(trained, train), notes) or ()
+        )
+        part = _comparable(trained, train, notes)
+        vectors, others = (embeddings.of_table(trained, one) for one in (table, part))
+        near = cards.neighbors(
+            vectors[np.array(chosen.cards, np.int64)], chosen.cards, part, others, thumbnails
+        )
+        wrong = probabilities.argmax(1) != table.labels
         points, map_note = feature_map(
-            train, train_vectors, table, vectors, probabilities.argmax(1) != table.labels
+            [Images('train', part, others), Images('validation', table, vectors, wrong)]
         )
-        augmented = _unless_failing(
-            lambda: samples.samples(
-                train,
-                trained.sources.image_format,
-                trained.config.augment,
-                trained.config.train.seed,
-            ),
-            notes,
-        )
+        page = dataclasses.replace(page, points=points, map_note=map_note)
     return dataclasses.replace(
         page,
         examples=cards.examples(table, probabilities, chosen, thumbnails, heats=heats, near=near),
@@ -95,12 +94,32 @@ def _with_images(
         mistakes=chosen.mistakes,
         uncertain=chosen.uncertain,
         heat_note=heat_note,
-        points=points,
-        map_note=map_note,
-        augmented=augmented or (),
         audit=_unless_failing(lambda: _audit(trained), notes),
         notes=notes,
     )
+
+
+def _comparable(trained: Trained, train: ImageTable, notes: list[str]) -> ImageTable:
+    """Returns the training images that others are compared with.
+
+    All of them, unless their features have to be computed or would fill the memory.
+    """
+    most = _MOST_BYTES // (4 * embeddings.dimension(trained))
+    ready = trained.classifier.cut == trained.classifier.layer
+    if not (ready and trained.sources.kept(train).all()):
+        most = min(most, _MOST_COMPUTED)
+    if len(train) <= most:
+        return train
+    notes.append(
+        f'The map and the nearest images are of {most:,} of the {len(train):,} training images.'
+    )
+    order = np.argsort(places(train.labels, train.digests), kind='stable')
+    return train.select(np.sort(order[:most]))
+
+
+def _samples(trained: Trained, train: ImageTable) -> list[Augmented]:
+    config, image_format = trained.config, trained.sources.image_format
+    return samples.samples(train, image_format, config.augment, config.train.seed)
 
 
 def _audit(trained: Trained) -> Audit:
