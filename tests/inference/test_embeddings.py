@@ -7,17 +7,15 @@ import os
 import jax
 import numpy as np
 import pytest
-from helpers import TESTS, make_folders, picture, scan_folder, small_config
+from helpers import make_folders, picture, scan_folder, toy_config, untrained
 from PIL import Image
 from pyarrow import parquet
 
-import tlflax
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline import tf_data
 from tlflax.inference import embedding_files, embeddings, splits
 from tlflax.models.base.backbone import IMAGE
 from tlflax.models.weights.preprocess import PREPROCESS
-from tlflax.train import train_and_evaluate
 from tlflax.utils.errors import UserError
 
 RUNS = {
@@ -31,26 +29,31 @@ RUNS = {
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-    """A folder with images, a cache of its own and a finished run of each kind."""
+    """A folder with images and a cache of its own."""
     root = tmp_path_factory.mktemp('embeddings')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TLFLAX_CACHE', str(root / 'cache'))
         make_folders(root / 'Train', 6, seed=1)
         make_folders(root / 'Test', 3, seed=2)
-        for name, changes in RUNS.items():
-            train_and_evaluate(own_config(root, **changes), root / name)
     return root
-
-
-def own_config(root, **changes):
-    toy = f'py:{TESTS / "toy_backbone.py"}:toy'
-    changes = {'train__epochs': 1, 'features__layer': 'block2', **changes}
-    return small_config(root, model__backbone=toy, **changes)
 
 
 @pytest.fixture(autouse=True)
 def _cache(place, monkeypatch):
     monkeypatch.setenv('TLFLAX_CACHE', str(place / 'cache'))
+
+
+@pytest.fixture(scope='module')
+def classifiers(place):
+    """A classifier of each kind, none of which is trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TLFLAX_CACHE', str(place / 'cache'))
+        return {run: untrained(toy_config(place, **changes)) for run, changes in RUNS.items()}
+
+
+@pytest.fixture
+def trained(classifiers):
+    return classifiers['frozen']
 
 
 def by_hand(trained, table):
@@ -67,8 +70,8 @@ def by_hand(trained, table):
 
 
 @pytest.mark.parametrize('run', RUNS)
-def test_vectors_are_what_the_head_reads(place, run):
-    trained = tlflax.load(place / run)
+def test_vectors_are_what_the_head_reads(classifiers, run):
+    trained = classifiers[run]
     table = splits.load_split(trained, 'train')
     maps = by_hand(trained, table)
     means = [one.mean((1, 2)) for one in maps]
@@ -85,8 +88,8 @@ def test_vectors_are_what_the_head_reads(place, run):
 
 
 @pytest.mark.parametrize('run', RUNS)
-def test_a_loose_file_has_the_vector_of_the_table(place, run, tmp_path):
-    trained = tlflax.load(place / run)
+def test_a_loose_file_has_the_vector_of_the_table(classifiers, run, tmp_path):
+    trained = classifiers[run]
     Image.fromarray(picture((50, 30))).save(tmp_path / 'new.png')
     table = splits.load_split(trained, 'validation')
     paths = [*table.paths, str(tmp_path / 'new.png'), '/nowhere']
@@ -100,11 +103,10 @@ def test_a_loose_file_has_the_vector_of_the_table(place, run, tmp_path):
     np.testing.assert_allclose(alone, vectors[7:], atol=1e-6 * np.abs(expected).max())
 
 
-def test_features_are_kept_and_not_computed_again(place, monkeypatch):
-    trained = tlflax.load(place / 'frozen')
+def test_features_are_kept_and_not_computed_again(place, trained):
     new = scan_folder(make_folders(place / 'new', 2, seed=9))
     before = embeddings.of_table(trained, new)
-    again = tlflax.load(place / 'frozen')
+    again = dataclasses.replace(trained)
     again.sources._programs[:] = [lambda images: pytest.fail('computed')]
     np.testing.assert_array_equal(embeddings.of_table(again, new), before)
     assert embeddings.of_table(again, new.select(np.zeros(0, int))).shape == (0, 16)
@@ -113,8 +115,7 @@ def test_features_are_kept_and_not_computed_again(place, monkeypatch):
 # Splits
 
 
-def test_splits_are_those_of_the_run_and_a_change_is_said(place, caplog):
-    trained = tlflax.load(place / 'frozen')
+def test_splits_are_those_of_the_run_and_a_change_is_said(place, trained, caplog):
     caplog.clear()
     for split, root in (('train', 'Train'), ('validation', 'Test')):
         table = splits.load_split(trained, split)
@@ -130,11 +131,10 @@ def test_splits_are_those_of_the_run_and_a_change_is_said(place, caplog):
     assert line.endswith('are not those of the run any more')
 
 
-def test_held_out_parts_are_those_of_the_run(place, tmp_path):
-    config = own_config(place, data__val='', data__val_fraction=0.3)
+def test_held_out_parts_are_those_of_the_run(place):
+    config = toy_config(place, data__val='', data__val_fraction=0.3)
     config.data.test = str(place / 'Test')
-    train_and_evaluate(config, tmp_path / 'w')
-    trained = tlflax.load(tmp_path / 'w')
+    trained = untrained(config)
     for split, name in splits.NAMES.items():
         assert splits.load_split(trained, split).digest == trained.split_digests[name]
     assert len(splits.load_split(trained, 'train')) == 12
@@ -165,9 +165,9 @@ def read_back(path):
 
 @pytest.mark.parametrize('form', embedding_files.FORMATS)
 @pytest.mark.parametrize('full', [False, True], ids=['mean', 'full'])
-def test_files_hold_every_bit(place, tmp_path, form, full, monkeypatch):
+def test_files_hold_every_bit(trained, tmp_path, form, full, monkeypatch):
     monkeypatch.setattr(embedding_files, '_GROUP', 200)  # several row groups
-    trained, path = tlflax.load(place / 'frozen'), tmp_path / f'x.{form}'
+    path = tmp_path / f'x.{form}'
     said = embedding_files.save(trained, str(path), form, 'train', full=full)
     assert said == f'{path} has {1024 if full else 16} features of each of 18 images'
     table, columns = splits.load_split(trained, 'train'), read_back(path)
@@ -180,19 +180,19 @@ def test_files_hold_every_bit(place, tmp_path, form, full, monkeypatch):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_other_images_of_other_classes(place, tmp_path):
+def test_other_images_of_other_classes(trained, tmp_path):
     for name in ('one', 'two'):
         (tmp_path / 'd' / name).mkdir(parents=True)
         Image.fromarray(picture((9, 9))).save(tmp_path / 'd' / name / 'ü.png')
-    trained, path = tlflax.load(place / 'frozen'), tmp_path / 'x.npz'
+    path = tmp_path / 'x.npz'
     embedding_files.save(trained, str(path), 'npz', 'train', str(tmp_path / 'd'))
     assert read_back(path)['label'].tolist() == ['one', 'two']
     with pytest.raises(UserError, match='--data'):
         embedding_files.save(trained, str(path), 'npz', 'train', str(tmp_path / 'none'))
 
 
-def test_a_file_is_whole_or_not_there(place, tmp_path, monkeypatch):
-    trained, path = tlflax.load(place / 'frozen'), tmp_path / 'x.parquet'
+def test_a_file_is_whole_or_not_there(trained, tmp_path, monkeypatch):
+    path = tmp_path / 'x.parquet'
     real = embeddings.batches
 
     def broken(*args, **settings):

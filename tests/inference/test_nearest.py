@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import TESTS, make_folders, run_module, small_config
+from helpers import make_folders, run_module, toy_config
 from sklearn.neighbors import NearestNeighbors
 
 import tlflax
@@ -69,9 +69,7 @@ def place(tmp_path_factory):
         patch.setenv('TLFLAX_CACHE', str(root / 'cache'))
         make_folders(root / 'Train', 6, seed=1)
         make_folders(root / 'Test', 2, seed=2)
-        toy = f'py:{TESTS / "toy_backbone.py"}:toy'
-        config = small_config(root, train__epochs=1, model__backbone=toy, features__layer='block2')
-        train_and_evaluate(config, root / 'run')
+        train_and_evaluate(toy_config(root), root / 'run')
     return root
 
 
