@@ -21,6 +21,7 @@ from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
 from tlflax.workdir import provenance
 from tlflax.workdir.loggers import pictures
+from tlflax.workdir.loggers.base import Pictures
 
 _LONG = 60.0  # seconds of a run whose augmentation is drawn in any case
 _FOLDS = 5  # of the validation images, for the quality of the temperature
@@ -70,16 +71,16 @@ def _show(
     loggers, sources, splits = fit.workdir.loggers, run.sources, run.splits
     matrix = val['confusion_matrix']
     counts = np.array(matrix, int) if isinstance(matrix, list) else None
-    loggers.pictures(
-        lambda: pictures.of_predictions(splits.val, probabilities, counts, sources.image_format)
-    )
-    # It takes a second or two, and TensorFlow, which a run from the cache does without.
-    if fit.clock() > _LONG or {'wandb', 'mlflow'} & {*loggers.names}:
-        loggers.pictures(
-            lambda: pictures.of_augmentation(
-                splits.train, sources.image_format, sources.augment, run.config.train.seed
-            )
-        )
+    # The augmentation takes a second, and TensorFlow, which a run from the cache does without.
+    whole = fit.clock() > _LONG or bool({'wandb', 'mlflow'} & {*loggers.names})
+
+    def draw() -> Pictures:
+        form, augment, seed = sources.image_format, sources.augment, run.config.train.seed
+        drawn = pictures.of_predictions(splits.val, probabilities, counts, form)
+        more = pictures.of_augmentation(splits.train, form, augment, seed) if whole else {}
+        return {**drawn, **more}
+
+    loggers.pictures(draw)
 
 
 def calibrate(

@@ -57,5 +57,5 @@ def headline(result: JsonObject) -> dict[str, float]:
         f'{prefix}{name}': float(value)
         for prefix, part in parts.items()
         for name, value in (part or {}).items()
-        if isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(value, int | float) and math.isfinite(value) and name != 'step'
     }

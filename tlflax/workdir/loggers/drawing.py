@@ -13,6 +13,7 @@ from tlflax.utils.errors import printable
 _TEXT, _LINE, _MARGIN = 13, 16, 8  # pixels; _TEXT is the height of the font
 _SIDE = 160  # pixels of the longer side of a mistake
 _COLUMNS = 3
+_TITLE = 'rows: true class, columns: predicted class'
 _NAMED = 60  # most classes whose names are beside a matrix
 _BLUE, _RED = np.array([33, 102, 172.0]), np.array([178, 24, 43.0])
 
@@ -63,11 +64,12 @@ def confusion_matrix(
     left = int(max((font.getlength(name) for name in names), default=0)) + 2 * _MARGIN + _LINE
     top = 2 * _MARGIN + 2 * _LINE
     below = int(max((font.getlength(name) for name in names), default=0)) + _MARGIN
-    size = (left + n * side + _MARGIN, top + n * side + below + _MARGIN)
+    width = max(left + n * side, int(font.getlength(_TITLE)) + _MARGIN) + _MARGIN
+    size = (width, top + n * side + below + _MARGIN)
     image = Image.new('RGB', size, 'white')
     image.paste(Image.fromarray(cells.repeat(side, 0).repeat(side, 1)), (left, top))
     canvas = ImageDraw.Draw(image)
-    canvas.text((_MARGIN, _MARGIN), 'rows: true class, columns: predicted class', 'black', font)
+    canvas.text((_MARGIN, _MARGIN), _TITLE, 'black', font)
     for number, name in enumerate(names):
         middle = number * side + side // 2
         canvas.text((left - _MARGIN, top + middle), name, 'black', font, anchor='rm')
@@ -112,7 +114,7 @@ def mistakes(shown: Sequence[Mistake]) -> UInt8[np.ndarray, '_ _ 3']:
         left = _MARGIN + number % _COLUMNS * width
         top = _MARGIN + number // _COLUMNS * height
         grid.paste(_fitted(one.pixels), (left, top))
-        lines = f'true {one.true}', f'{one.probability:.2f} {one.predicted}'
+        lines = f'true {one.true}', f'{one.probability:.2f} for {one.predicted}'
         for line, text in enumerate(lines):
             canvas.text((left, top + _SIDE + line * _LINE), _short(text, 24), 'black', font)
     return np.asarray(grid)

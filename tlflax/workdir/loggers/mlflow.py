@@ -95,8 +95,7 @@ class MLflow:
                 self._client.log_artifact(self.run_id, str(path))
 
     def finish(self, result: JsonObject) -> None:
-        told = headline(result)
-        self.scalars(int(told.get('step', 0)), told)
+        self.scalars(int(result.get('step', 0)), headline(result))
         with _environment():
             self._client.log_text(self.run_id, dump_json(result, indent=2) + '\n', 'result.json')
 

@@ -42,21 +42,38 @@ def check() -> None:
     """
     import wandb
 
-    given = wandb.setup(_settings()).settings
-    if given.mode in ('offline', 'disabled', 'dryrun'):
-        return
+    alone = wandb.run is None
+    with _hooks_kept():
+        given = wandb.setup(_settings()).settings  # starts its process
     try:
-        from wandb.sdk.lib.wbauth import authenticate_session as login
-
-        known = login(host=given.base_url, source='tlflax', prompt=False, update_session=False)
-    except (ImportError, TypeError):  # another version: it says so itself
-        return
-    if known is None:
+        known = given.mode in ('offline', 'disabled', 'dryrun') or _login(given.base_url)
+    finally:
+        if alone:
+            _teardown()
+    if not known:
         raise UserError(
             'W&B has no API key',
             where='config.train.loggers',
             fix='run `wandb login`, or set WANDB_MODE=offline',
         )
+
+
+def _login(host: str) -> bool:
+    """Returns whether W&B finds a key without asking; or True where it cannot be told."""
+    try:
+        from wandb.sdk.lib.wbauth import authenticate_session as login
+
+        return login(host=host, source='tlflax', prompt=False, update_session=False) is not None
+    except (ImportError, TypeError):  # another version
+        return True
+
+
+def _teardown() -> None:
+    """Ends W&B's process and threads."""
+    import wandb
+
+    with contextlib.suppress(SystemExit):  # it wants to end us where its process has failed
+        wandb.teardown()
 
 
 class WeightsAndBiases:
@@ -108,7 +125,7 @@ class WeightsAndBiases:
             self._run.finish(exit_code=_EXIT_CODES[status])
         finally:
             if self._alone:
-                self._wandb.teardown()
+                _teardown()
 
 
 @contextlib.contextmanager
