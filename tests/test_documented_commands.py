@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import documents
 import numpy as np
@@ -145,9 +144,9 @@ def written(words):
 def test_command(command, place):
     words = [REPLACED.get(word, word) for word in shlex.split(command)]
     words = [word for word in words if word]
-    if words[2] in ('tlflax.train', 'tlflax.sweep', 'tlflax.probe'):
-        if '--config=runs/traffic/config.json' not in words:
-            shutil.rmtree(place / 'runs')  # each begins as in a folder without runs
+    trains = words[2] in ('tlflax.train', 'tlflax.sweep', 'tlflax.probe')
+    if trains and '--config=runs/traffic/config.json' not in words:
+        shutil.rmtree(place / 'runs')  # each begins as in a folder without runs
     done = run(words, place)
     # An audit that finds something exits with 1, and generated images look alike.
     assert done.returncode in ((0, 1) if words[2] == 'tlflax.data' else (0,)), done.stderr
@@ -213,7 +212,7 @@ if __name__ == '__main__':
         assert len(table) == len(images) and table.class_names == ('cat', 'dog')
     print('all of it ran')
 """
-OTHERS = [block for block in documents.blocks('README.md', '## Extend')]  # test_documents.py
+OTHERS = list(documents.blocks('README.md', '## Extend'))  # test_documents.py
 OTHERS += documents.blocks('docs/research.md')
 BLOCKS = [
     block
