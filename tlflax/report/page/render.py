@@ -38,6 +38,7 @@ def render_run(page: RunPage) -> str:
         map=('Map of the features', page.points),
         augmentation=('Augmentation', page.augmented),
         tried=('What was tried', page.tried),
+        folds=('Folds', page.folds),
         audit=('Data', page.audit),
         config=('Configuration', page.config),
         cost=('Time and environment', True),
@@ -45,7 +46,7 @@ def render_run(page: RunPage) -> str:
     )
     return _render(
         'run.html',
-        kind='A run of tlflax',
+        kind='A cross-validation by tlflax' if page.folds else 'A run of tlflax',
         title=page.name,
         titles=titles,
         page=page,
