@@ -97,6 +97,15 @@ def said(monkeypatch):
     lines = []
     for level in ('info', 'warning'):
         monkeypatch.setattr(
-            logging, level, lambda text, *args, level=level: lines.append(f'{level} {text % args}')
+            logging,
+            level,
+            lambda text, *args, level=level: lines.append(f'{level} {_formatted(text, args)}'),
         )
     return lines
+
+
+def _formatted(text, args):
+    """As logging does it, where one mapping gives the values by name."""
+    if not args:
+        return str(text)
+    return text % (args[0] if len(args) == 1 and isinstance(args[0], dict) else args)
