@@ -40,6 +40,8 @@ def main(arguments: Arguments) -> None:
     names = [name.rstrip('/') or name for name in asked]
     if not names:
         raise flags.UsageError('no run is given', where='command line')
+    if arguments.differences is not None and len(names) == 1:
+        raise flags.UsageError('--differences needs several runs', where='command line')
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError('this run is given twice', where=twice[0], fix='give others')
 
@@ -51,8 +53,6 @@ def main(arguments: Arguments) -> None:
         check_writable(path)
     if len(names) > 1:
         run(names, arguments.output or 'comparison.html', arguments.differences)
-    elif arguments.differences is not None:
-        raise flags.UsageError('--differences needs several runs', where='command line')
     else:
         print(write_run(names[0], arguments.output))
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import html
 import json
 from pathlib import Path
 
@@ -172,9 +173,11 @@ def place(tmp_path_factory):
 def test_two_runs_from_the_command_line(place):
     file = place / 'differences.csv'
     runs = [str(place / name) for name in ('one', 'two')]
-    done = run_module('report', *runs, f'--differences={file}')
+    output = place / 'compared.html'
+    done = run_module('report', *runs, f'--differences={file}', f'--output={output}')
     assert done.returncode == 0, done.stderr
-    *text, last = done.stdout.splitlines()
+    *text, name, last = done.stdout.splitlines()
+    assert name == str(output)
     found = json.loads(last)
     loaded = [tlflax.load(run) for run in runs]
     for row, run, one in zip(found['runs'], runs, loaded, strict=True):
@@ -190,6 +193,9 @@ def test_two_runs_from_the_command_line(place):
         assert row['parameters'] == 3 * (256 * 4 * 4 + 1)
     (pair,) = found['pairs']
     assert pair['verdict'] in text[4]
+    page = output.read_text()
+    assert html.escape(pair['verdict'], quote=False) in page
+    assert page.count('data:image/webp') == found['num_differences']
     with open(file, newline='') as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) == found['num_differences'] > 0
@@ -232,7 +238,9 @@ def test_what_cannot_be_reported(place, tmp_path):
     (tmp_path / 'begun').mkdir()
     (tmp_path / 'begun' / 'config.json').write_text('{}')
     for arguments, message in (
-        ([one], 'only one run is given; for example: python -m tlflax.report '),
+        ([], 'no run is given; for example: python -m tlflax.report '),
+        ([one, '--differences=d.csv'], '--differences needs several runs'),
+        ([one, f'--workdir={one}'], f'{one}: this run is given twice'),
         ([one, f'{one}/'], f'{one}: this run is given twice'),
         ([one, str(tmp_path / 'begun')], f'{tmp_path}/begun: the run is not finished'),
         ([one, str(tmp_path / 'nowhere')], f'{tmp_path}/nowhere'),
