@@ -36,7 +36,9 @@ from tlflax.utils import trees
 from tlflax.workdir.checkpoints import Checkpoints
 
 MODES = ('cached', 'extracting', 'live', 'sweeping')
-TIMES = ('epoch_seconds', 'images_per_second', 'wall_seconds', 'seconds', 'sha256')
+TIMES = (
+    'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes', 'seconds', 'sha256',
+)  # fmt: skip
 
 CONFIG = """
 from tlflax.config import default_config

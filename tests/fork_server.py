@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 COMMANDS = ('__main__', 'evaluate', 'predict')  # run as `__main__`, hence not imported before
-LIBRARIES = ('onnx', 'orbax.checkpoint', 'tensorboardX', 'tensorflow', 'tensorflow_datasets')
+LIBRARIES = ('onnx', 'orbax.checkpoint', 'tensorflow', 'tensorflow_datasets')
 READ_AT_IMPORT = ('PYTHON', 'JAX_', 'TF_', 'OMP_', 'OPENBLAS_', 'MKL_', 'LD_')
 
 _NUMBER = struct.Struct('q')  # a reply: the process's number, then its status

@@ -179,3 +179,46 @@ def same_leaves(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
         x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def untrained(config, noise: float = 0.1):
+    """Returns what a run starts with as a classifier, and random numbers for what is trained.
+
+    Args:
+        config: The configuration, a ConfigDict.
+        noise: Deviation of what is added to every trained parameter.
+    """
+    import jax
+
+    from tlflax.inference.trained import Trained
+    from tlflax.train import setup
+    from tlflax.utils.sharding import replicate
+
+    inputs = setup.load(setup.configure(config))
+    run = setup.build(setup.configure(config), inputs)
+    rng = np.random.default_rng(0)
+
+    def moved(leaf):
+        return np.asarray(leaf + noise * rng.standard_normal(leaf.shape), np.float32)
+
+    trainable, mesh = run.learner.trainable, run.runner.mesh
+    trainable = trainable._replace(params=jax.tree.map(moved, trainable.params))
+    return Trained(
+        config=run.config,
+        class_names=inputs.splits.train.class_names,
+        step=0,
+        weights_digest=run.sources.weights_digest,
+        split_digests={name: table.digest for name, table in inputs.splits.by_name.items()},
+        temperature=None,
+        classifier=run.runner.classifier,
+        trainable=replicate(trainable, mesh),
+        frozen=run.runner.frozen,
+        mesh=mesh,
+    )
+
+
+def toy_config(root: Path, **changes):
+    """As `small_config`, with the toy backbone, which compiles in no time."""
+    toy = f'py:{TESTS / "toy_backbone.py"}:toy'
+    defaults = {'model__backbone': toy, 'features__layer': 'block2', 'train__epochs': 1}
+    return small_config(root, **{**defaults, **changes})

@@ -1,20 +1,24 @@
-"""The code of README and docs is executed."""
+"""README and docs: what they link to and name exists, and their longer code is executed.
 
+`test_documented_commands.py` executes their commands and their other code.
+"""
+
+import dataclasses
+import importlib
 import re
+import shlex
+from urllib.parse import urlsplit
 
+import documents
 import numpy as np
 import pytest
 from helpers import COLORS, ROOT, make_folders, run_code, run_module, small_config
 
 import tlflax
+from tlflax.config import flags, resolve
+from tlflax.config.schema import Config
+from tlflax.train.__main__ import COMMAND
 from tlflax.train.run import train_and_evaluate
-
-
-def blocks(path, heading=''):
-    """Returns (language, code) of the fenced blocks of a document from a heading on."""
-    text = (ROOT / path).read_text()
-    text = text[text.index(heading) :]
-    return re.findall(r'^```(\w+)\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
 
 
 def test_what_extends_tlflax(tmp_path, monkeypatch):
@@ -25,13 +29,13 @@ def test_what_extends_tlflax(tmp_path, monkeypatch):
     colors = np.array(list(COLORS.values()))[labels][:, None, None]
     images = np.clip(colors + rng.normal(0, 20, (40, 24, 24, 3)), 0, 255).astype(np.uint8)
     np.savez('arrays.npz', images=images, labels=labels)
-    found = blocks('README.md', '## Extend')
-    python = [code for kind, code in found if kind == 'python']
+    found = documents.blocks('README.md', '## Extend')
+    python = [block.code for block in found if block.language == 'python']
     files = {code.splitlines()[0].removeprefix('# '): code for code in python}
     assert set(files) == {'my_head.py', 'my_backbone.py', 'my_data.py', 'my_config.py'}
     for name, code in files.items():
         (tmp_path / name).write_text(code)
-    (command,) = (code for kind, code in found if kind == 'bash')
+    (command,) = (block.code for block in found if block.language == 'bash')
     module, *arguments = command.removeprefix('python -m tlflax.').split()
     small = ['--config.data.image_size=(32,32)', '--config.train.batch_size=8']
     done = run_module(module, *arguments, *small, '--config.train.epochs=3')
@@ -55,7 +59,7 @@ def run(tmp_path_factory):
 def test_research(run, monkeypatch):
     """Every block of the page, one after another, in a new process."""
     monkeypatch.chdir(run)
-    code = '\n'.join(code for kind, code in blocks('docs/research.md') if kind == 'python')
+    code = '\n'.join(block.code for block in documents.blocks('docs/research.md'))
     check = """
 assert logits.shape == (4, 3) and saliency.shape == images.shape and np.any(saliency != 0)
 assert step == classifier.step
@@ -68,3 +72,144 @@ print('all of it ran')
     assert done.returncode == 0, done.stderr
     assert 'head/logits/kernel' in done.stdout
     assert done.stdout.endswith('all of it ran\n')
+
+
+# What is linked to
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_links(page):
+    for target in documents.links(page):
+        address = urlsplit(target)
+        if address.scheme:
+            assert address.scheme == 'https', target
+            assert re.fullmatch(r'[\w-]+(\.[\w-]+)+', address.netloc), target
+            continue
+        path = (ROOT / page).parent / address.path if address.path else ROOT / page
+        assert path.resolve().is_relative_to(ROOT), target
+        assert path.exists(), target
+        if address.fragment:
+            other = path.resolve().relative_to(ROOT).as_posix()
+            assert address.fragment in documents.headings(other), target
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_identifiers_of_papers_are_well_formed(page):
+    for found in re.findall(r'arXiv.{0,12}', documents.text(page)):
+        assert re.match(r'arXiv:\d\d(0[1-9]|1[0-2])\.\d{4,5}\b', found), found
+
+
+# What is named
+
+SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+FILES = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ('configs', 'docs', 'scripts', 'tests', 'tlflax')
+    for path in (ROOT / folder).rglob('*.*')
+]
+
+
+def keys(section):
+    """Returns the names of the keys of a section of the configuration."""
+    return {field.name for field in dataclasses.fields(SECTIONS[section])}
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_keys_exist(page):
+    pattern = rf'(?:config\.)?({"|".join(SECTIONS)})\.(\w+|\*)(?![\w/.(])'
+    for span in documents.spans(page):
+        if found := re.match(pattern, span):
+            section, key = found.groups()
+            assert key == '*' or key in keys(section), span
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_values_of_keys_are_allowed(page):
+    sections = '|'.join(SECTIONS)
+    for span in documents.spans(page):
+        if re.search(r'\.\.\.|KEY|=N\b|FILE', span):
+            continue
+        if re.match(rf'({sections})\.\w+=', span):
+            key, _, value = span.partition('=')
+            arguments = [f'--config.{key}={value.strip(chr(39))}']
+        elif re.match(r"'?--config\.", span):
+            arguments = shlex.split(span)
+        else:
+            continue
+        given = COMMAND.parse([f'--config={ROOT / "configs/traffic.py"}', *arguments])
+        resolve(given.config.values)
+
+
+@pytest.mark.parametrize(
+    ('page', 'heading', 'section'),
+    [
+        ('docs/data.md', '### Every key', 'data'),
+        ('docs/data.md', '### Keys of augmentation', 'augment'),
+        ('docs/data.md', '### Keys of the loss', 'loss'),
+        ('docs/optim.md', '## Keys', 'optim'),
+    ],
+)
+def test_tables_of_keys_are_complete(page, heading, section):
+    text = documents.text(page)
+    table = text[text.index(heading) :].split('\n\n')[1]
+    cells = [row.split('|')[1] for row in table.splitlines()[2:]]
+    names = [name for cell in cells for name in re.findall(r'`([\w.]+)`', cell)]
+    here = [name.removeprefix(f'{section}.') for name in names if not name.startswith('train.')]
+    assert sorted(here) == sorted(keys(section))
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_python_names_exist(page):
+    for name in set(re.findall(r'\btlflax(?:\.\w+)+', documents.text(page))):
+        parts = name.split('.')
+        for n in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module('.'.join(parts[:n]))
+            except ModuleNotFoundError:
+                continue
+            break
+        for part in parts[n:]:
+            found = getattr(found, part)
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_files_of_the_project_exist(page):
+    """Files may be named by the last parts of their path; `my_` begins those of the reader."""
+    pattern = r'(?<![\w*/.{])((?:[\w-]+/)*[\w-]+\.py)\b'
+    for path in set(re.findall(pattern, documents.text(page))):
+        if not re.search(r'(^|/)(FILE|my_)', path):
+            assert any(f'/{file}'.endswith(f'/{path}') for file in FILES), path
+    for span in documents.spans(page):
+        if found := re.match(r'(configs|docs|scripts|tests|tlflax)/[\w/]*', span):
+            assert any(file.startswith(found[0]) for file in FILES), span
+
+
+def test_functions_of_the_architecture_exist():
+    """Names between a file and what it does, or after a file in inline code."""
+    page = 'docs/architecture.md'
+    found = re.findall(r'^ +([\w/]+\.py) +([\w.]+)  ', documents.text(page), re.MULTILINE)
+    found += re.findall(r'`([\w/]+\.py) (\w+)`', documents.text(page))
+    assert len(found) > 20
+    for path, name in found:
+        files = [file for file in FILES if f'/{file}'.endswith(f'/{path}')]
+        pattern = rf'\b(def|class) {name.rpartition(".")[2]}\b'
+        assert any(re.search(pattern, (ROOT / file).read_text()) for file in files), (path, name)
+
+
+def described_flags():
+    """Returns every flag of every command."""
+    found = {'help'}
+    for file in FILES:
+        if re.fullmatch(r'tlflax/(\w+/__main__|evaluate|predict)\.py', file):
+            module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+            found |= {argument.name for argument in flags.described(module.COMMAND.arguments)}
+    return found
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_flags_exist(page):
+    known = described_flags()
+    for span in documents.spans(page):
+        if not re.search(r'\.py\b', span):
+            for flag in re.findall(r'(?<!\S)--(\w+)(?![\w.])', span):
+                assert flag in known, span

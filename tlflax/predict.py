@@ -5,10 +5,8 @@ Files that cannot be read are named on stderr, and the exit code is then 2.
 """
 
 import dataclasses
-import sys
 
 from tlflax.config import cli, flags
-from tlflax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,22 +41,13 @@ def main(arguments: Arguments) -> None:
 
     classifier = load(arguments.workdir, arguments.step)
     show = prediction.printer(arguments.format, classifier.class_names)
-    done = faults = 0
-    for one in classifier.predict_each(
+    found = classifier.predict_each(
         arguments.images,
         tta=arguments.tta,
         keep_features=arguments.keep_features,
         calibrated=arguments.calibrated,
-    ):
-        if isinstance(one, UserError):
-            faults += 1
-            print(f'error: {one}', file=sys.stderr)
-        else:
-            done += 1
-            show(one)
-    if faults:
-        what = f'{faults} of {faults + done} files could not be classified'
-        raise UserError(what, where='command line', fix='see the lines above')
+    )
+    prediction.print_each(found, show, 'classified')
 
 
 _EXAMPLE = '--workdir=runs/traffic photo.jpg folder/'

@@ -258,8 +258,8 @@ def test_predictions_are_what_evaluation_counts(place, run, tta):
 def counting(place):
     """A classifier, and the sizes of the batches that its backbone computes from now on."""
     restored = tlflax.load(place / 'cached')
-    program, calls = restored._sources.program(), []
-    restored._sources._programs[0] = lambda images: calls.append(len(images)) or program(images)
+    program, calls = restored.sources.program(), []
+    restored.sources._programs[0] = lambda images: calls.append(len(images)) or program(images)
     return restored, calls
 
 
@@ -406,7 +406,7 @@ def test_features_are_kept_by_the_command_too(place, tmp_path):
     Image.fromarray(picture((30, 31), 8)).save(tmp_path / 'new.png')
     assert classify(place, '--keep_features', tmp_path / 'new.png').returncode == 0
     restored = tlflax.load(place / 'cached')
-    restored._sources._programs[:] = [lambda images: pytest.fail('computed')]
+    restored.sources._programs[:] = [lambda images: pytest.fail('computed')]
     restored.predict(tmp_path / 'new.png')
 
 

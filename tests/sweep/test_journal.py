@@ -17,7 +17,7 @@ from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
 
 SETTINGS = [{'optim.learning_rate': rate} for rate in (1e-5, 1e-3, 1e-4, 1e-2)]
-TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'sha256'}
+TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes', 'sha256'}
 
 
 @pytest.fixture(scope='module')

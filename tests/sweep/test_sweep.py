@@ -20,7 +20,7 @@ from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.workdir.files import Workdir
 
-TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds'}
+TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes'}
 
 
 @pytest.fixture(scope='module')

@@ -20,7 +20,7 @@ from tlflax.utils.errors import UserError
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.lock import locked
 
-TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'sha256'}
+TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes', 'sha256'}
 
 
 @pytest.fixture(scope='module')

@@ -32,9 +32,9 @@ RECORD = {
 }  # fmt: skip
 RESULT = {
     'best_epoch', 'best_val_accuracy', 'best_val_loss', 'stopped_early', 'epochs_run',
-    'wall_seconds', 'weights_digest', 'data_digest', 'versions',
+    'wall_seconds', 'peak_memory_bytes', 'weights_digest', 'data_digest', 'versions',
 }  # fmt: skip
-TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds'}
+TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes'}
 
 
 @pytest.fixture(scope='module')

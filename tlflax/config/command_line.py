@@ -13,7 +13,7 @@ from tlflax.config.parse import default_config, takes_words
 from tlflax.utils.errors import UserError, did_you_mean, located
 from tlflax.utils.files import expand
 
-_PATHS = ('DIR', 'FILE', 'FILE.png')  # in the place of a value
+_PATHS = ('DIR', 'FILE')  # how that begins which stands for a value that is a path
 
 
 def parse(name: str, described: Sequence[Argument], arguments: Sequence[str]) -> dict[str, object]:
@@ -38,7 +38,8 @@ def parse(name: str, described: Sequence[Argument], arguments: Sequence[str]) ->
                 values[argument.name] = ConfigFile(_name(path), parser['config'].value)
         else:
             value = parser[argument.name].value
-            if value and argument.metavar in _PATHS:  # a shell leaves the ~ in --workdir=~/runs
+            # A shell leaves the ~ in --workdir=~/runs.
+            if value and argument.metavar.startswith(_PATHS):
                 with located(f'--{argument.name}'):
                     value = expand(value)
             values[argument.name] = tuple(value) if isinstance(value, list) else value

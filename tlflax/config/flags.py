@@ -98,16 +98,19 @@ def required(metavar: str, doc: str) -> Any:
     return dataclasses.field(metadata={'argument': Argument('flag', metavar, doc, needed=True)})
 
 
-def positional(word: str, metavar: str, doc: str) -> Any:
-    """Describes the arguments that are not flags; at least one must be given.
+def positional(word: str, metavar: str, doc: str, *, needed: bool = True) -> Any:
+    """Describes the arguments that are not flags.
 
     Args:
         word: What a message calls one of them, such as 'image'.
         metavar: Stands for all of them in the help, such as 'IMAGE...'.
         doc: What they are.
+        needed: At least one must be given.
     """
-    argument = Argument('positional', metavar, doc, needed=True, word=word)
-    return dataclasses.field(metadata={'argument': argument})
+    argument = Argument('positional', metavar, doc, (), needed=needed, word=word)
+    if needed:
+        return dataclasses.field(metadata={'argument': argument})
+    return _field(argument, ())
 
 
 def config_file(*, needed: bool = True) -> Any:

@@ -182,10 +182,11 @@ def _number_or_word(key: str, words: tuple[str, ...], value: object) -> object:
 
 
 def _check(key: str, value: object, rule: Key) -> None:
-    """Checks a value, or each number in a tuple, against the choices and limits of its key."""
-    if rule.choices and value not in rule.choices:
-        hint = did_you_mean(str(value), rule.choices)
-        raise UserError(f'{shown(value)} is not one of its values', where=key, fix=hint)
+    """Checks a value, or each item of a tuple, against the choices and limits of its key."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if rule.choices and item not in rule.choices:
+            hint = did_you_mean(str(item), rule.choices)
+            raise UserError(f'{shown(item)} is not one of its values', where=key, fix=hint)
     numbers = list(_numbers(value))
     limited = rule.at_least is not None or rule.at_most is not None
     if limited and any(math.isnan(number) for number in numbers):

@@ -13,7 +13,7 @@ class Key(NamedTuple):
 
     Attributes:
         doc: Its meaning.
-        choices: The values it may have; empty if any.
+        choices: The values it may have, or each in a tuple; empty if any.
         at_least: The smallest value, or the smallest in a tuple; None: no limit.
         at_most: The largest.
     """
@@ -404,6 +404,13 @@ class TrainConfig:
     label_smoothing: float = _key(0.0, 'label smoothing of the loss', at_least=0, at_most=0.99)
     balanced_sampling: bool = _key(
         False, 'samples all classes with equal probability; the length of an epoch stays the same'
+    )
+    report: bool = _key(True, 'the training command writes report.html into the workdir')
+    loggers: tuple[str, ...] = _key(
+        ('tensorboard',),
+        'what shows the run beside metrics.jsonl: tensorboard, wandb (Weights & Biases), mlflow; '
+        '(): nothing. See docs/logging.md',
+        choices=('tensorboard', 'wandb', 'mlflow'),
     )
     phases: tuple[Phase, ...] = _key(
         (),

@@ -23,12 +23,13 @@ from tlflax.features.sources import (
     CachedFeatures,
     FeatureSource,
     OnDeviceFeatures,
+    StreamedFeatures,
     evaluating,
     feature_source,
     reordered,
     require_on_device,
 )
-from tlflax.features.views import Views, fixed_views, joined, needed, training_views
+from tlflax.features.views import Views, fixed_views, joined, needed, training_views, view_keys
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, feature_shape
 from tlflax.utils.errors import UserError
@@ -117,6 +118,13 @@ class SourceSelector:
     def eval(self, table: ImageTable, name: str) -> Source:
         """Returns the source of a split that is not augmented."""
         return self.eval_views(table, name, [sampling.plain(self.augment)])[0]
+
+    def eval_streamed(self, table: ImageTable, name: str) -> Source:
+        """Returns what `eval` does, one batch of whose features is in memory at a time."""
+        if not self._cached(exact=True):
+            return self.live(table)
+        fixed = fixed_views([sampling.plain(self.augment)], self.augment, len(table))
+        return StreamedFeatures(self._kept(table, fixed, np.ones((1, len(table)), bool), name))
 
     def eval_views(
         self, table: ImageTable, name: str, views: Sequence[sampling.View]
@@ -208,6 +216,12 @@ class SourceSelector:
         self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str
     ) -> FeatureSource:
         """Computes the features that are missing, and returns the source of all."""
+        return feature_source(self._kept(table, views, wanted, name), self.mesh)
+
+    def _kept(
+        self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str
+    ) -> CachedFeatures:
+        """Computes the features that are missing."""
         store = self.open_store()
         rows = extract.fill(
             store,
@@ -220,8 +234,7 @@ class SourceSelector:
             max_bytes=self.features.max_gb * 1e9,
             name=name,
         )
-        cached = CachedFeatures(store, table, rows, views.choose, self._order)
-        return feature_source(cached, self.mesh)
+        return CachedFeatures(store, table, rows, views.choose, self._order)
 
     @property
     def _lower(self) -> LowerLayers:
@@ -233,6 +246,13 @@ class SourceSelector:
     def keeps_features(self) -> bool:
         """Whether features of images that are not augmented are kept."""
         return self._cached(exact=True)
+
+    def kept(self, table: ImageTable) -> Bool[np.ndarray, ' n']:
+        """Returns for which images the features that `eval` reads are in the cache."""
+        if not self.keeps_features:
+            return np.zeros(len(table), bool)
+        plain = sampling.describe(sampling.plain(self.augment), self.augment)
+        return self.open_store().lookup(view_keys(table.digests, plain)) >= 0
 
     def reserve(self, store: Store, rows: int) -> None:
         """Makes room for new rows; see `quota.reserve`."""

@@ -5,14 +5,17 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
 from tlflax.data.inputs import loose_images
+from tlflax.utils.errors import UserError
 from tlflax.utils.files import dump_json
+
+T = TypeVar('T')
 
 OneImage = str | os.PathLike[str] | bytes | bytearray | Image.Image | np.ndarray | Array
 Images = OneImage | Iterable[OneImage]
@@ -77,3 +80,27 @@ def printer(form: str, class_names: Sequence[str]) -> Callable[[Prediction], Any
             )
         )
     return lambda one: print(f'{one.path}  {one.label}  {one.probability:.4f}')
+
+
+def print_each(results: Iterable[T | UserError], show: Callable[[T], Any], done: str) -> None:
+    """Prints the results of images as they come, and on stderr the files that have none.
+
+    Args:
+        results: A result for each image, or why it has none.
+        show: Prints a result.
+        done: What could not be done with the others, such as 'classified'.
+
+    Raises:
+        UserError: At the end, if some have none.
+    """
+    good = faults = 0
+    for one in results:
+        if isinstance(one, UserError):
+            faults += 1
+            print(f'error: {one}', file=sys.stderr)
+        else:
+            good += 1
+            show(one)
+    if faults:
+        what = f'{faults} of {faults + good} files could not be {done}'
+        raise UserError(what, where='command line', fix='see the lines above')

@@ -1,4 +1,4 @@
-"""Classifies images as they come: reads, decodes and computes block by block."""
+"""Runs a classifier on images as they come: reads, decodes and computes block by block."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -29,9 +30,14 @@ from tlflax.utils.sharding import pad, put_batch
 _NO_DIGEST = 64 * '0'  # of what is not a file: it is not looked up
 _SMALL = (32, 8, 1)  # sizes of batches besides the full one
 
-Probabilities = Float[np.ndarray, ' classes']
-Outcome = tuple[Given, Probabilities] | UserError
-"""An image with its class probabilities, float64, or why it has none."""
+T = TypeVar('T')
+
+Output = Callable[..., Float[Array, 'b d']]
+"""(variables, batch, classifier=) to the outputs of a batch of images, or of their features."""
+
+Values = Float[np.ndarray, ' d']
+Outcome = tuple[Given, Values] | UserError
+"""An image with its output, float64, or why it has none."""
 
 
 @dataclasses.dataclass
@@ -53,7 +59,7 @@ class _Block:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """Computes class probabilities; programs are compiled once for each of a few batch sizes.
+    """Computes outputs of images; programs are compiled once for each of a few batch sizes.
 
     Attributes:
         classifier: The static half of the model.
@@ -61,21 +67,23 @@ class Predictor:
         sources: Knows the program of the backbone, the store of its features, and how images are
             read.
         mesh: The devices.
+        output: What is computed, such as `class_probabilities`.
     """
 
     classifier: Classifier
     variables: Variables
     sources: SourceSelector
     mesh: Mesh
+    output: Output
 
-    def classify(
+    def outputs(
         self,
         images: Iterable[Given | UserError],
         views: Sequence[sampling.View],
         *,
         keep_features: bool = False,
     ) -> Iterator[Outcome]:
-        """Yields the mean of each image's probabilities over its views, in order.
+        """Yields the mean of each image's outputs over its views, in order.
 
         While one block is computed, the next is read and decoded. Features that the store holds are
         not computed, and the images of which it holds all are not decoded.
@@ -91,7 +99,7 @@ class Predictor:
                 store = stack.enter_context(self.sources.open_store())
             pool = stack.enter_context(ThreadPoolExecutor(cpu.cores()))
             before: _Block | None = None
-            for part in _blocks(images, programs.batch_size()):
+            for part in in_blocks(images, programs.batch_size()):
                 block = self._begin(part, views, store, pool)
                 if before is not None:
                     yield from self._finish(before, store, keep_features)
@@ -140,11 +148,11 @@ class Predictor:
             except UserError as error:
                 block.images[number] = error
         good = [n for n, image in enumerate(block.images) if isinstance(image, Given)]
-        means: Iterator[Probabilities] = iter(())
+        means: Iterator[Values] = iter(())
         if good:
             pixels = [block.pixels[n].result() for n in good if n in block.pixels]
             values = self._values(block.keys[good], block.rows[good], pixels, store, keep)
-            every = _in_batches(values, self._probabilities).astype(np.float64)
+            every = _in_batches(values, self._outputs).astype(np.float64)
             means = iter(every.reshape(len(good), -1, every.shape[-1]).mean(1))
         for image in block.images:
             yield image if isinstance(image, UserError) else (image, next(means))
@@ -183,16 +191,17 @@ class Predictor:
                 store.append(keys.reshape(-1, 2)[lacking], computed)
         return values
 
-    def _probabilities(self, values: Shaped[np.ndarray, 'b ...']) -> Array:
+    def _outputs(self, values: Shaped[np.ndarray, 'b ...']) -> Array:
         name = 'image' if self.classifier.cut_is_image else 'features'
         batch = put_batch({name: values}, self.mesh)
-        return _class_probabilities(self.variables, batch, classifier=self.classifier)
+        return self.output(self.variables, batch, classifier=self.classifier)
 
 
 @functools.partial(jax.jit, static_argnames=('classifier',))
-def _class_probabilities(
+def class_probabilities(
     variables: Variables, batch: dict[str, Array], *, classifier: Classifier
 ) -> Float[Array, 'b classes']:
+    """Returns the class probabilities of a batch."""
     return jax.nn.softmax(classifier(variables, batch)[0])
 
 
@@ -235,9 +244,8 @@ def batch_sizes(n: int, full: int) -> Iterator[int]:
             n -= size
 
 
-def _blocks(
-    images: Iterable[Given | UserError], size: int
-) -> Iterator[tuple[Given | UserError, ...]]:
-    rest = iter(images)
+def in_blocks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Yields tuples of `size` items; the last may be shorter."""
+    rest = iter(items)
     while block := tuple(itertools.islice(rest, size)):
         yield block

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -20,7 +20,7 @@ from tlflax.features.select import SourceSelector
 from tlflax.inference.evaluation import evaluate_views, mean_probabilities, summarize
 from tlflax.inference.mistakes import check_writable, write_mistakes
 from tlflax.inference.prediction import Images, Prediction
-from tlflax.inference.predictor import Predictor
+from tlflax.inference.predictor import Predictor, class_probabilities
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
 from tlflax.models.classifier_module import ClassifierModule
@@ -41,7 +41,7 @@ class Trained:
         class_names: In the order of the outputs.
         step: The checkpoint's step.
         weights_digest: The digest of the pretrained backbone.
-        val_digest: The digest of the run's validation images; None if it was not recorded.
+        split_digests: The digests of the run's images, by split; empty if they were not recorded.
         temperature: The one that fits the predictions of this step for the validation images; None
             if it was not recorded.
         classifier: The static half of the model.
@@ -54,7 +54,7 @@ class Trained:
     class_names: tuple[str, ...]
     step: int
     weights_digest: str
-    val_digest: str | None
+    split_digests: Mapping[str, str]
     temperature: float | None
     classifier: Classifier
     trainable: Variables = dataclasses.field(repr=False)
@@ -64,7 +64,7 @@ class Trained:
     @property
     def params(self) -> Params:
         """All parameters, {'backbone': ..., 'head': ...}: the first argument of `logits`."""
-        return self._variables.params
+        return self.variables.params
 
     def logits(
         self, params: Params, images: Shaped[Array | np.ndarray, '*b h w 3']
@@ -82,17 +82,18 @@ class Trained:
             float32, one logit for each of `class_names`.
         """
         batch = jnp.asarray(images).reshape(-1, *images.shape[-3:])
-        variables = self._variables._replace(params=params)
+        variables = self.variables._replace(params=params)
         logits, _ = self.classifier(variables, {'image': batch})
         return logits.reshape(*images.shape[:-3], -1)
 
     @property
     def module(self) -> ClassifierModule:
         """The model as a Flax NNX module, with copies of the parameters; see its class."""
-        return ClassifierModule(self.classifier, self._variables)
+        return ClassifierModule(self.classifier, self.variables)
 
     @property
-    def _variables(self) -> Variables:
+    def variables(self) -> Variables:
+        """All parameters and state, {'backbone': ..., 'head': ...}."""
         return self.trainable.merge(self.frozen)
 
     def evaluate(
@@ -137,9 +138,9 @@ class Trained:
     def evaluate_table(self, table: ImageTable, *, tta: bool = False) -> Evaluation:
         """Evaluates the images of a table, which has the classifier's classes; see `evaluate`."""
         if tta:
-            views = self._sources.eval_views(table, 'images', self._test_views())
+            views = self.sources.eval_views(table, 'images', self._test_views())
             return evaluate_views(self._runner, self.trainable, views, table)
-        source = self._sources.eval(table, 'images')
+        source = self.sources.eval(table, 'images')
         return evaluate_split(self._runner, self.trainable, source, table)
 
     def _known_temperature(self) -> float:
@@ -154,7 +155,7 @@ class Trained:
 
     def _val_table(self) -> ImageTable:
         table = load_val(self.config.data, self.class_names)
-        if self.val_digest not in (None, table.digest):
+        if self.split_digests.get('val', table.digest) != table.digest:
             raise UserError(
                 'these are not the validation images that the run was evaluated on',
                 where=f'config.data.val={self.config.data.val!r}',
@@ -173,7 +174,7 @@ class Trained:
             UserError: The images cannot be read, or are not those of the run.
         """
         table = self._val_table()
-        source = self._sources.eval(table, 'images')
+        source = self.sources.eval(table, 'images')
         return table, mean_probabilities(self._runner, self.trainable, [source])
 
     def predict(
@@ -231,7 +232,7 @@ class Trained:
         temperature = self._known_temperature() if calibrated else None
         views = self._test_views() if tta else [sampling.plain(self.config.augment)]
         given = loose_images.find(images, scale=scale)
-        for outcome in self._predictor.classify(given, views, keep_features=keep_features):
+        for outcome in self._predictor.outputs(given, views, keep_features=keep_features):
             if isinstance(outcome, UserError):
                 yield outcome
             else:
@@ -252,11 +253,12 @@ class Trained:
         return views
 
     @functools.cached_property
-    def _sources(self) -> SourceSelector:
+    def sources(self) -> SourceSelector:
+        """Knows how images are read, and the features that are kept."""
         return build_sources(
             self.config,
             self.weights_digest,
-            self._variables.branch('backbone'),
+            self.variables.branch('backbone'),
             self.classifier,
             self.mesh,
         )
@@ -274,4 +276,6 @@ class Trained:
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
-        return Predictor(self.classifier, self._variables, self._sources, self.mesh)
+        return Predictor(
+            self.classifier, self.variables, self.sources, self.mesh, class_probabilities
+        )

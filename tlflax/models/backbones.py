@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from tlflax.models.base import modules
-from tlflax.models.base.backbone import Backbone, layers_between
+from tlflax.models.base.backbone import Backbone, HeatMap, layers_between
 from tlflax.models.vgg import rows as vgg
 from tlflax.models.weights.preprocess import PREPROCESS
 from tlflax.utils import python_file
@@ -58,6 +58,7 @@ def from_layers(
     preprocess: str = 'torch',
     interpolation: str = 'bilinear',
     imagenet: Asset | None = None,
+    heat_map: HeatMap | None = None,
 ) -> Backbone:
     """Returns a backbone of NNX modules that are called one after another.
 
@@ -71,6 +72,7 @@ def from_layers(
         preprocess: See `Backbone`.
         interpolation: See `Backbone`.
         imagenet: See `Backbone`.
+        heat_map: See `Backbone`.
     """
 
     def stack(rngs: nnx.Rngs) -> nnx.Module:
@@ -97,6 +99,7 @@ def from_layers(
         preprocess=preprocess,
         interpolation=interpolation,
         imagenet=imagenet,
+        heat_map=heat_map,
     )
 
 

@@ -119,20 +119,29 @@ class Classifier:
         Returns:
             The logits, float32, and the new state.
         """
-        inside = {name: training and training.inside(name) for name in ('backbone', 'head')}
+        x, after = self.before_head(variables, batch, training)
+        state = dict(variables.state) | ({'backbone': after} if after else {})
+        inside = training and training.inside('head')
+        x, after = self.head.apply(variables.branch('head'), x, inside)
+        return x, state | ({'head': after} if after else {})
+
+    def before_head(
+        self, variables: Variables, batch: dict[str, Array], training: Training | None = None
+    ) -> tuple[Float[Array, 'b ...'], Tree]:
+        """Returns what the head reads, float32, and the backbone's new state; see `__call__`.
+
+        The state is {} where no layer of the backbone is above the cut.
+        """
         x = batch.get('features')
         if x is None and self.cut_is_image:
             x = self._preprocessed(batch['image'])
         elif x is None:
             x = self.features(variables.branch('backbone'), batch['image'])
-        state = dict(variables.state)
+        after: Tree = {}
         if self.cut != self.layer:
-            own = variables.branch('backbone')
-            x, after = self._run(own, x, self.cut, self.layer, inside['backbone'], trained=True)
-            state |= {'backbone': after} if after else {}
-        own = variables.branch('head')
-        x, after = self.head.apply(own, x.astype(jnp.float32), inside['head'])
-        return x, state | ({'head': after} if after else {})
+            own, inside = variables.branch('backbone'), training and training.inside('backbone')
+            x, after = self._run(own, x, self.cut, self.layer, inside, trained=True)
+        return x.astype(jnp.float32), after
 
     def _preprocessed(self, image: Shaped[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:
         return preprocess.PREPROCESS[self.preprocess](image)

@@ -1,9 +1,14 @@
-"""Compares finished runs on the same validation images: is B better than A?
+"""Writes a page about a run, or compares finished runs on the same validation images.
 
-Images are matched by their contents, wherever they are. Prints what each run reaches and costs, a
-sentence for each pair of runs, with a 95 % interval and an exact test, and the images on which the
-runs differ. The last line is one JSON object. A cross-validation is compared by its predictions of
-the images that each of its runs held out.
+One run: `report.html` in its workdir shows its result, learning curves, confusion matrix, mistakes,
+the nearest training images, a map of the features and the audit of the data; the last line printed
+is the name of the file.
+
+Several runs: is B better than A? Images are matched by their contents, wherever they are. Prints
+what each run reaches and costs, a sentence for each pair of runs, with a 95 % interval and an exact
+test, and the images on which the runs differ; writes the same as a page, `comparison.html`. The
+last line is one JSON object. A cross-validation is compared by its predictions of the images that
+each of its runs held out.
 """
 
 import dataclasses
@@ -16,37 +21,40 @@ from tlflax.utils.errors import UserError
 class Arguments:
     """The arguments of the command."""
 
-    runs: tuple[str, ...] = flags.positional('run', 'RUN...', 'folders of two or more runs')
+    runs: tuple[str, ...] = flags.positional('run', '[RUN...]', 'folders of runs', needed=False)
+    workdir: str | None = flags.optional(None, 'DIR', 'the same as naming this one run')
+    output: str | None = flags.optional(
+        None,
+        'FILE.html',
+        'the page to write; by default report.html in the workdir of one run, and comparison.html '
+        'for several',
+    )
     differences: str | None = flags.optional(
         None, 'FILE.csv', 'write the images on which the runs do not predict the same class'
     )
 
 
 def main(arguments: Arguments) -> None:
-    """Compares the runs and prints the comparison."""
-    names = [name.rstrip('/') or name for name in arguments.runs]
-    if len(names) < 2:
-        raise flags.UsageError('only one run is given', where='command line')
+    """Writes the page of a run, or compares the runs and prints the comparison."""
+    asked = (*arguments.runs, *filter(None, [arguments.workdir]))
+    names = [name.rstrip('/') or name for name in asked]
+    if not names:
+        raise flags.UsageError('no run is given', where='command line')
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError('this run is given twice', where=twice[0], fix='give others')
 
     from tlflax.inference.mistakes import check_writable
-    from tlflax.report import compare, text
-    from tlflax.report.predictions import read
-    from tlflax.report.shared import share
-    from tlflax.utils.files import dump_json
+    from tlflax.report import write_run
+    from tlflax.report.comparison.run import run
 
-    if arguments.differences is not None:
-        check_writable(arguments.differences)
-    runs = [read(name) for name in names]
-    shared = share(runs)
-    comparison = compare.compare(runs, shared)
-    rows = compare.differing(shared)
-    print(text.format_comparison(comparison))
-    print(text.format_differences(shared, rows, names))
-    if arguments.differences is not None:
-        text.write_differences(arguments.differences, shared, rows, names)
-    print(dump_json({**comparison, 'num_differences': len(rows)}))
+    for path in filter(None, (arguments.output, arguments.differences)):
+        check_writable(path)
+    if len(names) > 1:
+        run(names, arguments.output or 'comparison.html', arguments.differences)
+    elif arguments.differences is not None:
+        raise flags.UsageError('--differences needs several runs', where='command line')
+    else:
+        print(write_run(names[0], arguments.output))
 
 
 COMMAND = cli.Command('tlflax.report', __doc__, Arguments, main, 'runs/a runs/b')

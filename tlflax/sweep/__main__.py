@@ -33,6 +33,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains the heads and prints their ranking."""
+    from tlflax.report.write import write_after
     from tlflax.sweep.ranking import format_table
     from tlflax.sweep.run import run
     from tlflax.sweep.settings import read_settings
@@ -46,6 +47,8 @@ def main(arguments: Arguments) -> None:
     ranking = run(config, settings, Workdir(Path(workdir)), where=sweep)
     print(format_table(ranking))
     print(f'the best is the run in {workdir}/best')
+    if config.train.report:
+        write_after(Path(workdir) / 'best')
 
 
 COMMAND = cli.Command(

@@ -247,8 +247,18 @@ def _restore(
 
 def _publish(member: Member, journal: Journal, seconds: float) -> None:
     """Makes `best/` the run of a member."""
+    # It is replaced by every better one, so it is shown in its own folder only.
+    shown = {'tensorboard'} & {*member.run.config.train.loggers}
     journal.replace_best(
-        lambda work: publish(member.run, work, member.val, member.records, member.saved, seconds)
+        lambda work: publish(
+            member.run,
+            work,
+            member.val,
+            member.records,
+            member.saved,
+            seconds,
+            loggers=sorted(shown),
+        )
     )
 
 

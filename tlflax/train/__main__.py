@@ -26,6 +26,8 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains and prints the metrics of the best epoch."""
+    from tlflax.config.parse import resolve
+    from tlflax.report.write import write_after
     from tlflax.sweep import auto, auto_report, folds
     from tlflax.train.loop import Interrupted
     from tlflax.train.metrics import table
@@ -55,6 +57,8 @@ def main(arguments: Arguments) -> None:
         print(format_calibration(result['calibration']))
     if result['test']:
         print(f'test split\n{table.format_table(result["test"])}')
+    if resolve(values).train.report:
+        write_after(workdir)
 
 
 def _find(arguments: Arguments, workdir: str) -> str:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,11 +22,15 @@ from tlflax.train import losses, steps
 from tlflax.train.metrics.summary import summary
 from tlflax.train.optim.ema import Average
 from tlflax.utils.files import JsonObject
-from tlflax.utils.progress import progress
+from tlflax.utils.progress import Tick, progress
 from tlflax.utils.sharding import local_rows, put_batch, put_rows
 
 _AHEAD = 2  # dispatched steps in flight: bounds memory, hides latency
 SCAN = 256  # most steps of one compiled scan; a stop takes effect between two scans
+
+
+def _ignore(images: int, note: Callable[[], str] | None = None) -> None:
+    pass
 
 
 class Evaluation(NamedTuple):
@@ -72,7 +76,7 @@ class Runner:
         *,
         limit: int | None = None,
         stop: Callable[[], bool] = lambda: False,
-        progress: Callable[[int], None] = lambda images: None,
+        progress: Tick = _ignore,
     ) -> tuple[steps.TrainState, list[steps.Sums], int]:
         """Trains for the rest of an epoch, or until `stop` returns True.
 
@@ -83,7 +87,8 @@ class Runner:
             start_step: Completed steps of the epoch.
             limit: The most steps to take; None: no limit.
             stop: Called between steps.
-            progress: Called with the number of images of each step or scan.
+            progress: Called with the number of images of each step or scan, and a note of the
+                loss: that of the last step that has ended, for which nobody waits.
 
         Returns:
             The new state, the sums of each step, and the number of completed steps.
@@ -110,7 +115,7 @@ class Runner:
             waiting.append(step_sums)
             if len(waiting) > _AHEAD:
                 jax.block_until_ready(waiting.popleft())
-            progress(int(batch['mask'].sum()))
+            progress(int(batch['mask'].sum()), lambda: _loss(sums))
         jax.block_until_ready(state)
         return state, sums, len(sums)
 
@@ -120,7 +125,7 @@ class Runner:
         source: OnDeviceSource,
         rows: Int[np.ndarray, 'steps b'],
         stop: Callable[[], bool],
-        progress: Callable[[int], None],
+        progress: Tick,
     ) -> tuple[steps.TrainState, list[steps.Sums], int]:
         sums: list[steps.Sums] = []
         done = 0
@@ -139,7 +144,7 @@ class Runner:
             )
             sums.append(part_sums)
             done += len(part)
-            progress(int((part >= 0).sum()))
+            progress(int((part >= 0).sum()), lambda: _loss(sums))
         jax.block_until_ready(state)
         return state, sums, done
 
@@ -148,7 +153,7 @@ class Runner:
         trainable: Variables,
         source: Source,
         *,
-        progress: Callable[[int], None] = lambda images: None,
+        progress: Tick = _ignore,
     ) -> Evaluation:
         """Evaluates every example of a split exactly once."""
         variables = trainable.merge(self.frozen)
@@ -172,6 +177,17 @@ class Runner:
             progress(int(batch['mask'].sum()))
         assert counts is not None
         return Evaluation(steps.means(all_sums, counts), np.concatenate(parts))
+
+
+def _loss(sums: Sequence[steps.Sums]) -> str:
+    """Returns a note of the mean loss of the last step that has ended; does not wait."""
+    for one in reversed(sums):
+        if all(value.is_ready() for value in one):  # type: ignore[attr-defined]
+            loss, examples = (
+                float(np.asarray(value).flat[-1]) for value in (one.loss, one.examples)
+            )
+            return f'loss {loss / max(examples, 1):.4f}'
+    return ''
 
 
 def evaluate_split(

@@ -101,7 +101,10 @@ def train_epochs(
     with interrupts.deferred(_announce) as stop_requested:
         while not position.ended(fit.run.config.train.epochs):
             before = position
-            state, position, complete = _train_epoch(fit, train, state, position, stop_requested)
+            note = ', '.join(_best(rule, position) + _patience(rule, position))
+            state, position, complete = _train_epoch(
+                fit, train, state, position, stop_requested, note
+            )
             if complete:
                 position = _finish_epoch(fit, rule, state, position)
                 continue
@@ -125,12 +128,13 @@ def _train_epoch(
     state: steps.TrainState,
     position: Position,
     stop: Callable[[], bool],
+    note: str,
 ) -> tuple[steps.TrainState, Position, bool]:
     """Trains for the rest of the epoch, and tells whether it was completed."""
     began = time.perf_counter()
     start = position.step_in_epoch
     name = _number(fit.run, position)
-    with progress(name, train.num_examples - int(position.count)) as tick:
+    with progress(name, train.num_examples - int(position.count), note) as tick:
         state, sums, done = fit.run.runner.train(
             state, train, position.epoch, start, stop=stop, progress=tick
         )
@@ -188,16 +192,27 @@ def _outlook(run: Run, rule: EarlyStopping | None, after: Position, record: Reco
         after: The position after the epoch.
         record: The epoch.
     """
-    told, stopping, epochs = [], after.stopping, run.config.train.epochs
-    if rule is not None and stopping.best is not None and stopping.best_epoch is not None:
-        best = after.began + stopping.best_epoch + 1
-        told.append(f'best {rule.monitor} {stopping.best:.4f} in epoch {best}')
+    epochs, told = run.config.train.epochs, _best(rule, after)
     if not after.ended(epochs):
-        if rule is not None:
-            told.append(f'patience {max(rule.patience - stopping.wait, 0)} of {rule.patience}')
         seconds = (after.began + epochs - after.epoch) * record['epoch_seconds']
-        told.append(f'at most {seconds:.0f} s left')
+        told += [*_patience(rule, after), f'at most {seconds:.0f} s left']
     return ''.join(f', {one}' for one in told)
+
+
+def _best(rule: EarlyStopping | None, position: Position) -> list[str]:
+    """Returns what is said of the best epoch of the phase before a position."""
+    stopping = position.stopping
+    if rule is None or stopping.best is None or stopping.best_epoch is None:
+        return []
+    best = position.began + stopping.best_epoch + 1
+    return [f'best {rule.monitor} {stopping.best:.4f} in epoch {best}']
+
+
+def _patience(rule: EarlyStopping | None, position: Position) -> list[str]:
+    """Returns what is said of the patience that is left."""
+    if rule is None:
+        return []
+    return [f'patience {max(rule.patience - position.stopping.wait, 0)} of {rule.patience}']
 
 
 def _log(record: Record, name: str, after: Position, outlook: str) -> None:

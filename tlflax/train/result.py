@@ -20,7 +20,10 @@ from tlflax.train.setup import Run
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import replicate
 from tlflax.workdir import provenance
+from tlflax.workdir.loggers import pictures
+from tlflax.workdir.loggers.base import Pictures
 
+_LONG = 60.0  # seconds of a run whose augmentation is drawn in any case
 _FOLDS = 5  # of the validation images, for the quality of the temperature
 
 
@@ -42,6 +45,7 @@ def evaluate(fit: Fit, position: Position, run: Run, trained: Variables) -> Json
     if run.splits.test is not None:
         source = run.sources.eval(run.splits.test, 'test')
         test = evaluate_split(run.runner, trained, source, run.splits.test).metrics
+    _show(fit, run, val, probabilities)
     return {
         'best_epoch': best['epoch'],
         'best_val_accuracy': best['val_accuracy'],
@@ -50,6 +54,7 @@ def evaluate(fit: Fit, position: Position, run: Run, trained: Variables) -> Json
         'epochs_run': position.epoch,
         'step': checkpoints.find(run.config.early_stopping.counts),
         'wall_seconds': fit.clock(),
+        **provenance.peak_memory(),
         'weights_digest': run.pretrained.digest,
         'data_digest': run.splits.digest,
         'val': val,
@@ -57,6 +62,25 @@ def evaluate(fit: Fit, position: Position, run: Run, trained: Variables) -> Json
         'calibration': calibrate(probabilities, run.splits.val),
         'versions': provenance.versions(),
     }
+
+
+def _show(
+    fit: Fit, run: Run, val: JsonObject, probabilities: Float[np.ndarray, 'n num_classes']
+) -> None:
+    """Gives the loggers pictures of what was predicted, and of how training images were shown."""
+    loggers, sources, splits = fit.workdir.loggers, run.sources, run.splits
+    matrix = val['confusion_matrix']
+    counts = np.array(matrix, int) if isinstance(matrix, list) else None
+    # The augmentation takes a second, and TensorFlow, which a run from the cache does without.
+    whole = fit.clock() > _LONG or bool({'wandb', 'mlflow'} & {*loggers.names})
+
+    def draw() -> Pictures:
+        form, augment, seed = sources.image_format, sources.augment, run.config.train.seed
+        drawn = pictures.of_predictions(splits.val, probabilities, counts, form)
+        more = pictures.of_augmentation(splits.train, form, augment, seed) if whole else {}
+        return {**drawn, **more}
+
+    loggers.pictures(draw)
 
 
 def calibrate(

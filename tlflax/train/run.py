@@ -15,13 +15,14 @@ from tlflax.models.base.backbone import IMAGE
 from tlflax.train import losses, resume, setup, steps
 from tlflax.train import result as results
 from tlflax.train.early_stopping import stopping_rule
-from tlflax.train.loop import Fit, train_epochs
+from tlflax.train.loop import Fit, Interrupted, train_epochs
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Inputs, Run
 from tlflax.utils.files import JsonObject
 from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
+from tlflax.workdir.loggers.base import Status
 
 Sources = tuple[Source, Source]
 """The training and the validation examples."""
@@ -74,16 +75,23 @@ def train(config: Config, work: Workdir) -> JsonObject:
             if stage.state.step:
                 epoch, step = stage.position.epoch, int(stage.state.step)
                 logging.info('resuming after epoch %d, step %d', epoch, step)
-            work.rewind(stage.position.epoch)
+            shown = work.rewind(stage.position.epoch)
+            work.log_to(config.train.loggers, to_dict(first.whole), int(stage.state.step), shown)
             began -= stage.spent
             result = _train_phases(stage, ready, checkpoints, inputs, work, began)
             checkpoints.drop_former()
         result = work.write_result(result)
-    finally:
-        work.close()
+    except BaseException as error:
+        work.close(_status(error))
+        raise
+    work.close('finished')
     best, epochs = result['best_epoch'], result['epochs_run']
     logging.info('best epoch %d of %d; everything is in %s', best, epochs, work.path)
     return result
+
+
+def _status(error: BaseException) -> Status:
+    return 'interrupted' if isinstance(error, Interrupted | KeyboardInterrupt) else 'failed'
 
 
 def _compute_lowest(first: Run, inputs: Inputs) -> None:
@@ -167,6 +175,7 @@ def publish(
     saved_states: Sequence[tuple[steps.TrainState, Position]],
     seconds: float,
     asked: Config | None = None,
+    loggers: Sequence[str] | None = None,
 ) -> JsonObject:
     """Writes a workdir, as `train` leaves it, for a run that was trained elsewhere.
 
@@ -179,6 +188,7 @@ def publish(
             and the positions after them.
         seconds: Seconds that the training took.
         asked: The configuration that the workdir is bound to; None: the one asked for.
+        loggers: What shows the run; None: those of the configuration.
 
     Returns:
         The contents of `result.json`.
@@ -190,6 +200,8 @@ def publish(
             fit = Fit(
                 run=run, val=val, checkpoints=checkpoints, workdir=work, clock=lambda: seconds
             )
+            chosen = run.whole.train.loggers if loggers is None else loggers
+            work.log_to(chosen, to_dict(run.whole))
             for record in records:
                 work.append(record)
             for state, position in saved_states:
@@ -198,9 +210,12 @@ def publish(
             step = checkpoints.find(run.config.early_stopping.counts)
             trained = checkpoints.evaluated(step, run.learner.trainable)
             result = results.evaluate(fit, saved_states[-1][1], run, trained)
-        return work.write_result(result)
-    finally:
-        work.close()
+        result = work.write_result(result)
+    except BaseException as error:
+        work.close(_status(error))
+        raise
+    work.close('finished')
+    return result
 
 
 def _claim(run: Run, work: Workdir, asked: Config | None = None) -> None:

@@ -34,6 +34,7 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.sharding import default_mesh, replicate, require_one_process
 from tlflax.workdir import provenance
+from tlflax.workdir.loggers import group as loggers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +142,16 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def load(config: Config) -> Inputs:
-    """Reads images and weights, and audits the images.
+    """Reads images and weights, and audits the images; checks that the run can be logged.
 
     Args:
         config: As `configure` returns it.
 
     Raises:
         UserError: A split or the weights are missing or unfit; see `load_splits`, `load_backbone`.
+            A logger cannot be used; see `tlflax.workdir.loggers.group.check`.
     """
+    loggers.check(config.train.loggers)
     ranges.check(config.augment, config.data.image_size)
     splits = load_splits(config.data)
     if config.data.audit != 'off':

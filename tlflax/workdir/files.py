@@ -1,13 +1,13 @@
-"""The files of a workdir other than checkpoints: config, metrics, result, TensorBoard events."""
+"""The files of a workdir other than checkpoints: config, metrics, result; and its loggers."""
 
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from absl import logging
-from tensorboardX import SummaryWriter
 
 from tlflax.config import parse
 from tlflax.config.parse import to_dict
@@ -23,10 +23,16 @@ from tlflax.utils.files import (
     write_json,
 )
 from tlflax.workdir.lock import locked
+from tlflax.workdir.loggers.base import Status
+from tlflax.workdir.loggers.group import IDS, Loggers
 
 
 class Workdir:
     """The folder of one run.
+
+    Attributes:
+        path: Absolute.
+        loggers: Show the run elsewhere; see `log_to`.
 
     Args:
         path: Created if it does not exist.
@@ -41,7 +47,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        self._events: SummaryWriter | None = None
+        self.loggers = Loggers(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -120,7 +126,8 @@ class Workdir:
             self._mark.touch()
             for folder in (self.checkpoints, self.path / 'tensorboard'):
                 shutil.rmtree(folder, ignore_errors=True)
-            (self.path / 'metrics.jsonl').unlink(missing_ok=True)
+            for name in ('metrics.jsonl', IDS):
+                (self.path / name).unlink(missing_ok=True)
 
     @property
     def _mark(self) -> Path:
@@ -157,47 +164,49 @@ class Workdir:
         with writing(self.path):
             write_json(self.path / 'result.json', whole)
             self._mark.unlink(missing_ok=True)
+        self.loggers.finish(whole)
         return whole
 
     def records(self) -> list[JsonObject]:
         """Returns the epochs' records written so far; a line that is damaged is left out."""
-        path = self.path / 'metrics.jsonl'
-        records = []
-        for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
-            try:
-                record = json.loads(line)
-                record['epoch'] + record['step']
-            except (ValueError, TypeError, KeyError, RecursionError):
-                logging.warning('WARNING: %s: a line is damaged and is removed', path)
-            else:
-                records.append(record)
-        return records
+        return read_records(self.path)
 
-    def rewind(self, epochs: int) -> None:
-        """Drops the records after the first `epochs` epochs, which will be run again."""
-        kept = [record for record in self.records() if record['epoch'] <= epochs]
+    def rewind(self, epochs: int) -> int:
+        """Drops the records after the first `epochs` epochs, which will be run again.
+
+        Returns:
+            The last step that has a record, dropped ones included; -1: none has.
+        """
+        records = self.records()
+        kept = [record for record in records if record['epoch'] <= epochs]
         if lost := sorted({*range(1, epochs + 1)} - {record['epoch'] for record in kept}):
             what = f'the lines of {len(lost)} epochs, the first of them {lost[0]}, are lost'
             logging.warning('WARNING: %s: %s', self.path / 'metrics.jsonl', what)
         lines = ''.join(dump_json(record) + '\n' for record in kept)
         with writing(self.path):
             atomic_write(self.path / 'metrics.jsonl', lines)
+        return max((record['step'] for record in records), default=-1)
+
+    def log_to(
+        self, names: Sequence[str], config: JsonObject, step: int = 0, shown: int = -1
+    ) -> None:
+        """Opens loggers, to which `append` and `write_result` write too; see `Loggers`."""
+        self.loggers = Loggers(self.path, names, config, step, shown)
 
     def append(self, record: JsonObject) -> None:
-        """Adds an epoch's record to metrics.jsonl and to the TensorBoard events."""
+        """Adds an epoch's record to metrics.jsonl and shows it by the loggers."""
         with writing(self.path), open(self.path / 'metrics.jsonl', 'a') as file:
             file.write(dump_json(record) + '\n')
-        if self._events is None:
-            self._events = SummaryWriter(str(self.path / 'tensorboard'))
-        for name, value in record.items():
-            if name not in ('epoch', 'step'):
-                self._events.add_scalar(name, value, record['step'])
-        self._events.flush()
+        values = {name: value for name, value in record.items() if name not in ('epoch', 'step')}
+        self.loggers.scalars(record['step'], values)
 
-    def close(self) -> None:
-        """Closes the TensorBoard events."""
-        if self._events is not None:
-            self._events.close()
+    def close(self, status: Status) -> None:
+        """Closes the loggers.
+
+        Args:
+            status: How this process ends its part of the run.
+        """
+        self.loggers.close(status)
 
 
 def writing(
@@ -222,6 +231,21 @@ def read_result(folder: Path) -> JsonObject | None:
     if not is_signed(result, needed=False):
         raise _damaged(path)
     return result
+
+
+def read_records(folder: Path) -> list[JsonObject]:
+    """Returns the epochs' records of the run in a folder; a line that is damaged is left out."""
+    path = folder / 'metrics.jsonl'
+    records = []
+    for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            record['epoch'] + record['step']
+        except (ValueError, TypeError, KeyError, RecursionError):
+            logging.warning('WARNING: %s: a line is damaged and is left out', path)
+        else:
+            records.append(record)
+    return records
 
 
 def read_json(path: Path) -> JsonObject:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import resource
 import socket
 import subprocess
 import sys
@@ -56,6 +57,21 @@ def session(digests: JsonObject, seed: int) -> JsonObject:
             if name.startswith(('XLA_', 'JAX_'))
         },
     }
+
+
+def peak_memory() -> dict[str, int]:
+    """Returns the most memory, in bytes, that this process has had so far.
+
+    Returns:
+        `peak_memory_bytes`, of the machine; and `peak_device_memory_bytes`, the most of any
+        accelerator, where there is one that counts it.
+    """
+    unit = 1 if sys.platform == 'darwin' else 1024
+    found = {'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    counted = [(device.memory_stats() or {}).get('peak_bytes_in_use') for device in jax.devices()]
+    if known := [value for value in counted if value is not None]:
+        found['peak_device_memory_bytes'] = max(known)
+    return found
 
 
 def git_state(folder: Path) -> JsonObject | None:

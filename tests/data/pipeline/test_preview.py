@@ -35,7 +35,7 @@ def test_cells_are_what_training_sees(table, tmp_path, augment):
     preview.draw_grid(table, tmp_path / 'a.png', *settings(augment), images=4, epochs=2)
     with Image.open(tmp_path / 'a.png') as file:
         grid = np.asarray(file)
-    rows = preview._examples(table, 0, 4)
+    rows = sampling.of_all_classes(table.labels, 0, 4)
     assert len(set(table.labels[rows[:3]])) == 3
     columns = [tf_data.eval_epoch(table, **FORMAT)]
     columns += [

@@ -65,6 +65,18 @@ def epoch_order(
     return order
 
 
+def of_all_classes(labels: Int[np.ndarray, ' n'], seed: int, count: int) -> Int64[np.ndarray, ' m']:
+    """Returns up to `count` random rows, of all classes in turn."""
+    order = permutation(seed, 0, len(labels))
+    seen: dict[int, int] = {}
+    turn = []
+    for label in labels[order].tolist():
+        seen[label] = seen.get(label, -1) + 1
+        turn.append((seen[label], label))
+    by_turn = sorted(range(len(order)), key=turn.__getitem__)
+    return order[by_turn[:count]]
+
+
 def batch_rows(
     order: Int64[np.ndarray, ' m'],
     batch_size: int,

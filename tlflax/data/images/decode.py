@@ -56,6 +56,7 @@ def read_image(
     background: tuple[int, int, int] = (0, 0, 0),
     max_pixels: int = MAX_PIXELS,
     name: str = 'image',
+    side: int | None = None,
 ) -> UInt8[np.ndarray, 'h w 3']:
     """Decodes an image file, or its bytes, to upright RGB.
 
@@ -64,6 +65,8 @@ def read_image(
         background: The RGB color, 0..255, behind transparent pixels.
         max_pixels: Larger images are refused before memory is spent on them.
         name: What to call `source` in an error where it is bytes.
+        side: A JPEG may be decoded at down to an eighth of its size, at least this wide and high:
+            for pictures that people look at. None: at its size.
 
     Raises:
         UserError: The file cannot be opened or decoded; names it and says what its bytes are.
@@ -71,6 +74,8 @@ def read_image(
     data, name = _bytes(source, name)
     with _decoding(data, name, max_pixels):
         image, layout, _ = _open(data)
+        if side is not None and image.format in _JPEG:
+            image.draft(None, (side, side))
         return _upright_rgb(image, layout, background)
 
 

@@ -72,13 +72,7 @@ def draw_grid(
     Raises:
         UserError: `path` cannot be written, or `augment` contradicts itself.
     """
-    ranges.check(augment, image_format.image_size)
-    rows = _examples(table, seed, images)
-    columns = [
-        _column(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
-    ]
-    heads = ['as evaluation sees it', *(f'epoch {epoch}' for epoch in range(epochs))]
-    grid = _draw(columns, heads)
+    picture = grid(table, image_format, augment, seed, images=images, epochs=epochs)
     with (
         as_user_error(
             'the picture cannot be written: {reason}',
@@ -88,19 +82,55 @@ def draw_grid(
         ),
         replacing(Path(path)) as partial,
     ):
-        grid.save(partial, format='PNG')
+        picture.save(partial, format='PNG')
 
 
-def _examples(table: ImageTable, seed: int, count: int) -> Int64[np.ndarray, ' m']:
-    """Returns random rows, of all classes in turn."""
-    order = sampling.permutation(seed, 0, len(table))
-    seen: dict[int, int] = {}
-    turn = []
-    for label in table.labels[order].tolist():
-        seen[label] = seen.get(label, -1) + 1
-        turn.append((seen[label], label))
-    by_turn = sorted(range(len(order)), key=turn.__getitem__)
-    return order[by_turn[:count]]
+def grid(
+    table: ImageTable,
+    image_format: ImageFormat,
+    augment: AugmentConfig,
+    seed: int,
+    *,
+    images: int,
+    epochs: int,
+) -> Image.Image:
+    """Returns the picture that `draw_grid` writes.
+
+    Raises:
+        UserError: `augment` contradicts itself.
+    """
+    ranges.check(augment, image_format.image_size)
+    rows = sampling.of_all_classes(table.labels, seed, images)
+    columns = [
+        _column(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
+    ]
+    heads = ['as evaluation sees it', *(f'epoch {epoch}' for epoch in range(epochs))]
+    return _draw(columns, heads)
+
+
+def pixels(
+    table: ImageTable,
+    rows: Int64[np.ndarray, ' m'],
+    image_format: ImageFormat,
+    augment: AugmentConfig,
+    seed: int,
+    epoch: int | None,
+) -> UInt8[np.ndarray, 'm h w 3']:
+    """Returns each row's image as an epoch augments it; epoch None: as evaluation sees it.
+
+    Raises:
+        UserError: An image cannot be read, or `augment` contradicts itself.
+    """
+    size = image_format.image_size
+    ranges.check(augment, size)
+    if not len(rows):
+        return np.zeros((0, *size, 3), np.uint8)
+    form: BatchFormat = {'image_format': image_format, 'batch_size': len(rows)}
+    if epoch is None:
+        (batch,) = tf_data.eval_epoch(table.select(rows), augment=augment, **form)
+    else:
+        (batch,) = tf_data.augmented(table, rows, augment=augment, seed=seed, epoch=epoch, **form)
+    return batch['image']
 
 
 def _column(
@@ -111,21 +141,19 @@ def _column(
     seed: int,
     epoch: int | None,
 ) -> list[Cell]:
-    """Returns each row's image and the lines under it; epoch None: as evaluation sees it."""
+    """Returns each row's image and the lines under it; see `pixels`."""
     size = image_format.image_size
-    form: BatchFormat = {'image_format': image_format, 'batch_size': len(rows)}
     if epoch is None:
-        (batch,) = tf_data.eval_epoch(table.select(rows), augment=augment, **form)
         texts = [[_class(table, row), _name(table, row)] for row in rows]
     else:
-        (batch,) = tf_data.augmented(table, rows, augment=augment, seed=seed, epoch=epoch, **form)
         draws = sampling.draw(augment, seed, epoch, len(table))
         mixed = mixup.draw(augment, seed, epoch, len(table), size)
         texts = [
             [*_label(table, row, mixed), *_values(table, row, _one(draws, row), size, augment)]
             for row in rows
         ]
-    return list(zip(batch['image'], texts, strict=True))
+    images = pixels(table, rows, image_format, augment, seed, epoch)
+    return list(zip(images, texts, strict=True))
 
 
 def _one(draws: sampling.Draws, row: int) -> Drawn:

@@ -29,6 +29,7 @@ IMAGE = 'image'
 
 Tensors = dict[str, np.ndarray]
 Features = Callable[[Array | np.ndarray], Array]
+HeatMap = Callable[[Callable[[Array], Array], Array, Array], Array]
 
 
 def layers_between(layers: Sequence[str], start: str, stop: str) -> tuple[str, ...]:
@@ -94,6 +95,12 @@ class Backbone:
         taps: What `model.head='auto'` reads, each 'LAYER:POOLING'; empty: the layer that feeds
             heads, pooled and whole.
         code: The digest of the file that defines it; '' for those of tlflax.
+        heat_map: Extend: which parts of an image speak for a class, in place of Grad-CAM (see
+            `tlflax.inference.heat_maps`), for features that are no maps [h, w, c], such as the
+            tokens of a transformer. (logits, features, class) to a map f[b, h, w], whose negative
+            values count as 0: `logits` is a function of features like those given, f[b, ...], that
+            `jax.grad` can differentiate, `features` the outputs of the layer that feeds the head,
+            and `class` i[b] the class of each. It is compiled by `jax.jit`.
     """
 
     name: str
@@ -111,6 +118,7 @@ class Backbone:
     corrected: Mapping[str, str] = dataclasses.field(default_factory=dict)
     taps: tuple[str, ...] = ()
     code: str = ''
+    heat_map: HeatMap | None = None
 
     def __post_init__(self) -> None:
         unique = len(set(self.layers)) == len(self.layers)

@@ -232,7 +232,7 @@ class ComparisonPage:
 
     Attributes:
         names: Of the runs, as the user names them.
-        comparison: What `tlflax.report.compare.compare` returns.
+        comparison: What `tlflax.report.comparison.compare.compare` returns.
         records: The lines of each run's `metrics.jsonl`; empty where there are none.
         best_epochs: The epoch of each run that counts, or None.
         differing: Images for which the runs differ, the most different first.

@@ -3,12 +3,15 @@
 import base64
 import dataclasses
 import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from tlflax.data.images import decode
+from tlflax.utils import cpu
 from tlflax.utils.errors import UserError
 
 _QUALITY = 70
@@ -64,18 +67,31 @@ class Thumbnails:
     def of(self, path: str) -> Picture | None:
         """Returns the picture of a file, upright; None if it cannot be read or nothing is left."""
         if path not in self._made:
-            if self._left <= 0:
-                return None
-            self._made[path] = self._make(path)
+            self._take(path, self._make(path))
         return self._made[path]
 
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Makes the pictures of many files, on all cores; the budget goes to the first of them."""
+        new = list(dict.fromkeys(path for path in paths if path not in self._made))
+        with ThreadPoolExecutor(cpu.cores()) as pool:
+            for path, made in zip(new, pool.map(self._make, new), strict=True):
+                self._take(path, made)
+
+    def _take(self, path: str, made: Picture | None) -> None:
+        if made is not None:
+            self._left -= len(made.source)
+        self._made[path] = made if self._left >= 0 else None
+
     def _make(self, path: str) -> Picture | None:
+        if self._left <= 0:
+            return None
         try:
             pixels = decode.read_image(
-                path, background=self._background, max_pixels=self._max_pixels, name=path
+                path,
+                background=self._background,
+                max_pixels=self._max_pixels,
+                side=self._side,
             )
         except UserError:
             return None
-        made = picture(pixels, self._side)
-        self._left -= len(made.source)
-        return made
+        return picture(pixels, self._side)

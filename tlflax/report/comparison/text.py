@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from tlflax.report.shared import Shared
+from tlflax.report.comparison.shared import Shared
 from tlflax.train.metrics.table import between, number
 from tlflax.utils.errors import as_user_error, printable
 from tlflax.utils.files import JsonObject, atomic_write

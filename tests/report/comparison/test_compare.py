@@ -10,10 +10,10 @@ import pytest
 from helpers import make_folders, run_module, small_config
 
 import tlflax
-from tlflax.report.compare import compare, differing
+from tlflax.report.comparison.compare import compare, differing
+from tlflax.report.comparison.shared import share
+from tlflax.report.comparison.text import format_comparison
 from tlflax.report.predictions import Predictions, read
-from tlflax.report.shared import share
-from tlflax.report.text import format_comparison
 from tlflax.train import train_and_evaluate
 from tlflax.utils.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tlflax.report.paired import exact_p_value, holm, mean_intervals
+from tlflax.report.comparison.paired import exact_p_value, holm, mean_intervals
 
 
 @pytest.mark.parametrize(

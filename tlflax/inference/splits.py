@@ -1,0 +1,43 @@
+"""The images of a trained classifier's run, read again as its configuration says."""
+
+from absl import logging
+
+from tlflax.data.splits.load import load_splits, load_train, load_val
+from tlflax.data.table import ImageTable
+from tlflax.inference.trained import Trained
+from tlflax.utils.errors import UserError
+
+NAMES = {'train': 'train', 'validation': 'val', 'test': 'test'}
+"""The splits as people name them, and the names of their keys in `config.data`."""
+
+
+def load_split(trained: Trained, split: str) -> ImageTable:
+    """Returns the images of a split, and warns where they are not those of the run any more.
+
+    Args:
+        trained: The classifier.
+        split: A key of `NAMES`.
+
+    Raises:
+        UserError: The images cannot be read, or the run has no such split.
+    """
+    name, data = NAMES[split], trained.config.data
+    if name == 'train':
+        divided = data.val_fraction or data.test_fraction or data.folds
+        table = load_splits(data).train if divided else load_train(data)
+    elif name == 'val':
+        table = load_val(data, trained.class_names)
+    elif (found := load_splits(data).test) is not None:
+        table = found
+    else:
+        raise UserError(
+            'the run has no test images',
+            where='split',
+            fix='choose train or validation, or name images of your own',
+        )
+    if trained.split_digests.get(name, table.digest) != table.digest:
+        logging.warning(
+            'WARNING: the %s images in config.data.%s=%r are not those of the run any more',
+            *(split, name, getattr(data, name) or data.train),
+        )
+    return table

@@ -1,0 +1,33 @@
+"""Compares runs: reads their predictions, prints what they come to, and writes the page."""
+
+from collections.abc import Sequence
+
+from tlflax.report.comparison import compare, page, text
+from tlflax.report.comparison.shared import share
+from tlflax.report.predictions import read
+from tlflax.report.write import write_comparison
+from tlflax.utils.files import dump_json
+
+
+def run(names: Sequence[str], output: str, differences: str | None = None) -> None:
+    """Prints the comparison of runs and writes its page.
+
+    Args:
+        names: The workdirs, two or more.
+        output: The page to write.
+        differences: A CSV file to write, with the images on which the runs differ; None: none.
+
+    Raises:
+        UserError: A run cannot be read, the runs have nothing in common, or a file cannot be
+            written.
+    """
+    runs = [read(name) for name in names]
+    shared = share(runs)
+    comparison = compare.compare(runs, shared)
+    rows = compare.differing(shared)
+    print(text.format_comparison(comparison))
+    print(text.format_differences(shared, rows, names))
+    if differences is not None:
+        text.write_differences(differences, shared, rows, names)
+    print(write_comparison(output, page.gather(names, comparison, shared, rows)))
+    print(dump_json({**comparison, 'num_differences': len(rows)}))

@@ -1,0 +1,141 @@
+"""What the page of one run shows, from its workdir, its images and their cached features."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from tlflax.data.audit import run as auditing
+from tlflax.data.table import ImageTable
+from tlflax.inference import embeddings
+from tlflax.inference.restore import load
+from tlflax.inference.splits import load_split
+from tlflax.inference.trained import Trained
+from tlflax.report import audit, samples
+from tlflax.report.feature_map import Images, feature_map
+from tlflax.report.gather import cards, files
+from tlflax.report.gather.choice import Choice, choose, confusion, places
+from tlflax.report.page.contents import Audit, Augmented, Neighbor, RunPage
+from tlflax.report.page.pictures import Thumbnails
+from tlflax.report.reliability import reliability
+from tlflax.utils.errors import UserError, printable
+
+_AUDIT_BYTES = 2_000_000  # of the pictures of the audit
+_MOST_COMPUTED = 2000  # training images whose features are computed for the page
+_MOST_BYTES = 1 << 30  # of features of training images
+
+T = TypeVar('T')
+
+
+def gather(workdir: str | Path) -> RunPage:
+    """Gathers the page of a finished run.
+
+    Args:
+        workdir: Its folder.
+
+    Raises:
+        UserError: The run is not finished, or it cannot be restored, or its validation images have
+            changed. What else cannot be shown is left out and said in the page's notes.
+    """
+    found = files.read(workdir)
+    trained = load(workdir)
+    table, probabilities = trained.predict_val()
+    labels, predicted = np.asarray(table.labels), probabilities.argmax(1)
+    page = RunPage(
+        name=printable(str(workdir)),
+        **found._asdict(),
+        class_names=[printable(name) for name in table.class_names],
+        confusion=confusion(labels, predicted, len(table.class_names)),
+        reliability=reliability(labels, probabilities),
+        examples={},
+        cells={},
+        mistakes=(),
+        uncertain=(),
+    )
+    chosen = choose(labels, probabilities)
+    return _with_images(page, trained, table, probabilities, chosen)
+
+
+def _with_images(
+    page: RunPage,
+    trained: Trained,
+    table: ImageTable,
+    probabilities: Float[np.ndarray, 'n classes'],
+    chosen: Choice,
+) -> RunPage:
+    """Returns a page with everything that shows images."""
+    notes: list[str] = []
+    data = trained.config.data
+    thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
+    heats, heat_note = cards.heat_pictures(trained, table, chosen.cards)
+    train = _unless_failing(lambda: load_split(trained, 'train'), notes)
+    near: dict[int, list[Neighbor]] = {}
+    if train is not None:
+        page = dataclasses.replace(
+            page, augmented=_unless_failing(lambda: _samples(trained, train), notes) or ()
+        )
+        part = _comparable(trained, train, notes)
+        vectors, others = (embeddings.of_table(trained, one) for one in (table, part))
+        near = cards.neighbors(
+            vectors[np.array(chosen.cards, np.int64)], chosen.cards, part, others, thumbnails
+        )
+        wrong = probabilities.argmax(1) != table.labels
+        points, map_note = feature_map(
+            [Images('train', part, others), Images('validation', table, vectors, wrong)]
+        )
+        page = dataclasses.replace(page, points=points, map_note=map_note)
+    return dataclasses.replace(
+        page,
+        examples=cards.examples(table, probabilities, chosen, thumbnails, heats=heats, near=near),
+        cells=chosen.cells,
+        mistakes=chosen.mistakes,
+        uncertain=chosen.uncertain,
+        heat_note=heat_note,
+        audit=_unless_failing(lambda: _audit(trained), notes),
+        notes=notes,
+    )
+
+
+def _comparable(trained: Trained, train: ImageTable, notes: list[str]) -> ImageTable:
+    """Returns the training images that others are compared with.
+
+    All of them, unless their features have to be computed or would fill the memory.
+    """
+    most = _MOST_BYTES // (4 * embeddings.dimension(trained))
+    ready = trained.classifier.cut == trained.classifier.layer
+    if not (ready and trained.sources.kept(train).all()):
+        most = min(most, _MOST_COMPUTED)
+    if len(train) <= most:
+        return train
+    notes.append(
+        f'The map and the nearest images are of {most:,} of the {len(train):,} training images.'
+    )
+    order = np.argsort(places(train.labels, train.digests), kind='stable')
+    return train.select(np.sort(order[:most]))
+
+
+def _samples(trained: Trained, train: ImageTable) -> list[Augmented]:
+    config, image_format = trained.config, trained.sources.image_format
+    return samples.samples(train, image_format, config.augment, config.train.seed)
+
+
+def _audit(trained: Trained) -> Audit:
+    """Returns the audit of the run's images."""
+    data = trained.config.data
+    found = auditing.run(data)
+    thumbnails = Thumbnails(
+        budget=_AUDIT_BYTES, background=data.background, max_pixels=data.max_pixels
+    )
+    return audit.gather(found.problems, found.summary, thumbnails)
+
+
+def _unless_failing(part: Callable[[], T], notes: list[str]) -> T | None:
+    """Returns a part of the page; None, and a note, where images cannot be read any more."""
+    try:
+        return part()
+    except UserError as error:
+        notes.append(printable(str(error)))
+        return None
