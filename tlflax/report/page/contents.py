@@ -163,7 +163,8 @@ class RunPage:
 
     Attributes:
         name: The workdir as the user names it.
-        result: The contents of `result.json`.
+        result: The contents of `result.json`; of a cross-validation `val`, `calibration` and
+            `wall_seconds`.
         records: The lines of `metrics.jsonl`.
         class_names: In the order of the confusion matrix.
         confusion: `[true][predicted]`, numbers of images.
@@ -180,6 +181,7 @@ class RunPage:
         audit: Of the data.
         tried: The table of candidates of `model.head='auto'`, as rows of equal keys.
         tried_note: Why the choice was made.
+        folds: The runs of a cross-validation, as rows of equal keys.
         config: The contents of `config.json`.
         environment: The last session of `provenance.json`.
         notes: Sentences about what is not shown, and why.
@@ -202,6 +204,7 @@ class RunPage:
     audit: Audit | None = None
     tried: Sequence[JsonObject] = ()
     tried_note: str = ''
+    folds: Sequence[JsonObject] = ()
     config: JsonObject
     environment: JsonObject
     notes: Sequence[str] = ()

@@ -26,7 +26,7 @@ def render_run(page: RunPage) -> str:
     val, test = result['val'], result.get('test')
     return _render(
         'run.html',
-        kind='A run of tlflax',
+        kind='A cross-validation by tlflax' if page.folds else 'A run of tlflax',
         title=page.name,
         titles=_run_titles(page),
         page=page,
@@ -71,6 +71,7 @@ def _run_titles(page: RunPage) -> dict[str, str]:
         map=('Map of the features', page.points),
         augmentation=('Augmentation', page.augmented),
         tried=('What was tried', page.tried),
+        folds=('Folds', page.folds),
         audit=('Data', page.audit),
         config=('Configuration', page.config),
         cost=('Time and environment', True),
