@@ -312,7 +312,7 @@ def test_numbers():
         '0.0 %', '100.0 %', '> 99.9 %', '< 0.1 %', '50.0 %', '–', '–',
     ]  # fmt: skip
     assert [numbers.number(v) for v in (12345, 0.25, 1e-9, math.inf, True, 0.0)] == [
-        '12,345', '0.2500', '1.00e-09', '–', '–', '0.0000',
+        '12,345', '0.2500', '1.00e-09', '–', '–', '0',
     ]  # fmt: skip
     assert [numbers.duration(v) for v in (0.61, 59.4, 59.6, 252, 7500, None)] == [
         '0.61 s', '59.4 s', '1 min 0 s', '4 min 12 s', '2 h 5 min', '–',

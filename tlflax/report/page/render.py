@@ -44,9 +44,7 @@ def render_run(page: RunPage) -> str:
         reliability=_reliability(page),
         mistakes=[page.examples[number] for number in page.mistakes],
         uncertain=[page.examples[number] for number in page.uncertain],
-        feature_map=scatter.feature_map(
-            page.points, page.class_names, f'{len(page.points):,} images by their features'
-        ),
+        feature_map=_map(page),
         config=tables.configuration(page.config),
         costs=tables.costs(result, page.records),
         environment=tables.flat(page.environment),
@@ -149,6 +147,13 @@ def _accuracy_interval(found: Mapping[str, object]) -> str:
     intervals = found.get('intervals')
     own = intervals.get('accuracy') if isinstance(intervals, Mapping) else None
     return numbers.between(own or found.get('accuracy_interval'), share=True)
+
+
+def _map(page: RunPage) -> Markup | None:
+    if not page.points:
+        return None
+    title = f'{len(page.points):,} images by their features'
+    return scatter.feature_map(page.points, page.class_names, title)
 
 
 def _reliability(page: RunPage) -> Markup | None:
