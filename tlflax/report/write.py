@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.report.gather.run import gather
+from tlflax.report.gather import cross_validation, run
 from tlflax.report.page.contents import ComparisonPage
 from tlflax.report.page.render import render_comparison, render_run
 from tlflax.utils.errors import UserError, as_user_error
@@ -15,7 +15,7 @@ FILE = 'report.html'
 
 
 def write_run(workdir: str | Path, path: str | Path | None = None) -> Path:
-    """Writes the page of a finished run, a file that needs no other.
+    """Writes the page of a finished run or cross-validation, a file that needs no other.
 
     Args:
         workdir: The folder of the run.
@@ -28,7 +28,8 @@ def write_run(workdir: str | Path, path: str | Path | None = None) -> Path:
         UserError: The run is not finished, cannot be restored, or its validation images have
             changed; or the file cannot be written.
     """
-    return _write(Path(path or Path(workdir) / FILE), render_run(gather(workdir)))
+    of = cross_validation if cross_validation.is_one(workdir) else run
+    return _write(Path(path or Path(workdir) / FILE), render_run(of.gather(workdir)))
 
 
 def write_after(workdir: str | Path) -> None:

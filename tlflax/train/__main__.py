@@ -1,17 +1,21 @@
 """Trains a classifier, or continues a training that was interrupted.
 
-Writes the configuration, metrics, checkpoints and the result to the workdir, and prints the metrics
-of the best epoch by class. The same command continues after an interruption; a finished run is not
-trained again.
+Writes configuration, metrics, checkpoints, the result and a page about it, report.html, to the
+workdir, and prints the metrics of the best epoch by class. The same command continues after an
+interruption; a finished run is not trained again.
 
 --find_lr and --find_batch_size train nothing that is kept: they suggest a learning rate or a batch
 size for the configuration.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from tlflax.config import cli, flags
 from tlflax.config.flags import ConfigFile
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,40 +29,38 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Trains and prints the metrics of the best epoch."""
+    """Trains, prints the metrics of the best epoch and writes the report."""
     from tlflax.config.parse import resolve
     from tlflax.report.write import write_after
-    from tlflax.sweep import auto, auto_report, folds
     from tlflax.train.loop import Interrupted
-    from tlflax.train.metrics import table
-    from tlflax.train.result import format_calibration
-    from tlflax.train.run import train_and_evaluate
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     if arguments.find_lr or arguments.find_batch_size:
         print(_find(arguments, workdir))
         return
     try:
-        if values.data.fold == 'all':
-            print(folds.format_report(folds.cross_validate(values, workdir)))
-            return
-        if values.model.head == 'auto':
-            result, report = auto.choose_and_evaluate(values, workdir)
-            print(auto_report.format_table(report))
-        else:
-            result = train_and_evaluate(values, workdir)
+        print(_train(values, workdir))
     except Interrupted as interrupted:
         done = (
             f'saved at step {interrupted.step} in {workdir}' if interrupted.step else 'no step done'
         )
         raise KeyboardInterrupt(f'{done}; run the same command to continue') from None
-    print(table.format_table(result['val']))
-    if 'calibration' in result:  # runs of older versions have none
-        print(format_calibration(result['calibration']))
-    if result['test']:
-        print(f'test split\n{table.format_table(result["test"])}')
     if resolve(values).train.report:
         write_after(workdir)
+
+
+def _train(values: 'ConfigDict', workdir: str) -> str:
+    """Trains, and returns what a person reads of the result."""
+    from tlflax.sweep import auto, auto_report, folds
+    from tlflax.train.result import format_result
+    from tlflax.train.run import train_and_evaluate
+
+    if values.data.fold == 'all':
+        return folds.format_report(folds.cross_validate(values, workdir))
+    if values.model.head == 'auto':
+        result, report = auto.choose_and_evaluate(values, workdir)
+        return f'{auto_report.format_table(report)}\n{format_result(result)}'
+    return format_result(train_and_evaluate(values, workdir))
 
 
 def _find(arguments: Arguments, workdir: str) -> str:

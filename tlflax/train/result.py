@@ -15,6 +15,7 @@ from tlflax.train.epoch import evaluate_split
 from tlflax.train.loop import Fit
 from tlflax.train.metrics.counts import VAL_METRICS
 from tlflax.train.metrics.scores import calibration_error
+from tlflax.train.metrics.table import format_table
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.files import JsonObject
@@ -116,6 +117,16 @@ def calibrate(
             )
         },
     }
+
+
+def format_result(result: JsonObject) -> str:
+    """Shows for people what result.json says."""
+    parts = [format_table(result['val'])]
+    if 'calibration' in result:  # runs of older versions have none
+        parts.append(format_calibration(result['calibration']))
+    if result['test']:
+        parts.append(f'test split\n{format_table(result["test"])}')
+    return '\n'.join(parts)
 
 
 def format_calibration(calibration: JsonObject | None) -> str:
