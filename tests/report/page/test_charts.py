@@ -183,12 +183,11 @@ def test_the_map_has_a_point_for_each_image():
     shown = [node for node in root.iter('use') if node.get('href') != '#ring']
     places = np.array([[float(node.get('x')), float(node.get('y'))] for node in shown])
     width, height = map(float, root.get('viewBox').split()[2:])
-    expected = [
-        [12, height - 12],
-        [width - 12, 12],
-        [12 + (width - 24) / 4, 12 + (height - 24) / 4],
-    ]
-    np.testing.assert_allclose(places, expected, atol=0.06)
+    (low, high, inner), scale = places, places[1, 0] - places[0, 0]
+    assert scale == low[1] - high[1] > 500  # one scale for both directions; up is up
+    np.testing.assert_allclose(inner, low + np.array([1, -3]) * scale / 4, atol=0.1)
+    assert (places > 8).all()
+    assert (places < [width - 8, height - 8]).all()
     assert [node.find('title').text for node in shown] == [
         'a<1>.jpg (red, train)',
         'b.jpg (green & <blue>, validation, classified wrongly)',
@@ -200,6 +199,22 @@ def test_the_map_has_a_point_for_each_image():
     groups = by_class(root, 'points')
     assert [group.get('data-class') for group in groups] == ['0', '1']
     assert ['train' in group.get('class').split() for group in groups] == [True, False]
+
+
+@pytest.mark.parametrize('spread', [(0.0, 0.0), (0.5, 0.1), (0.02, 0.9)], ids=str)
+def test_the_map_shows_the_part_that_has_points(spread):
+    ends = [(0.3, 0.05), (0.3 + spread[0], 0.05 + spread[1])]
+    points = [Point(x=x, y=y, label=0, split='train', path='a') for x, y in ends]
+    root = ET.fromstring(feature_map(points, ['red'], 't'))
+    size = np.array([float(value) for value in root.get('viewBox').split()[2:]])
+    nodes = list(root.iter('use'))
+    places = np.array([[float(node.get('x')), float(node.get('y'))] for node in nodes])
+    assert (places > 8).all()
+    assert (places < size - 8).all()
+    assert (size >= 200).all()
+    assert (size <= 640).all()
+    if max(spread):
+        assert max(abs(places[1] - places[0])) == pytest.approx(616, abs=0.2)
 
 
 def test_classes_differ_in_color_or_shape():

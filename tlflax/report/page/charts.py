@@ -175,8 +175,9 @@ def interval_chart(
         short = name if len(name) <= _NAME else f'…{name[1 - _NAME :]}'
         parts.append(f'<g class="c{place % COLORS}">')
         parts.append(text(area.left - 10, y + 4, short, 'row'))
-        shown = (percent(mean) if shares else number(mean), between(within, share=shares))
-        parts.append(f'<title>{escape(f"{name}: {shown[0]} ({shown[1]})")}</title>')
+        about = f'{name}: {percent(mean) if shares else number(mean)}'
+        about += f' ({between(within, share=shares)})' if within else ''
+        parts.append(f'<title>{escape(about)}</title>')
         if within is not None and between(within):
             parts.append(line(area.across(within[0]), y, area.across(within[1]), y, 'range'))
         if mean is not None and is_number(mean):

@@ -24,7 +24,8 @@ def epochs(records: Sequence[JsonObject]) -> list[JsonObject]:
 
 def of_run(records: Sequence[JsonObject], best_epoch: object) -> list[Chart]:
     """Returns the curves of loss and accuracy; the chosen epoch is marked."""
-    rows, charts = epochs(records), []
+    rows = epochs(records)
+    charts: list[Chart] = []
     chosen = float(best_epoch) if is_number(best_epoch) else None  # type: ignore[arg-type]
     for key, name, share in _CHARTS:
         lines = [
@@ -50,11 +51,11 @@ def of_runs(
     best_epochs: Sequence[int | None],
 ) -> list[Chart]:
     """Returns the validation curves of several runs in one chart each of loss and accuracy."""
-    charts = []
+    charts: list[Chart] = []
     for key, name, share in _CHARTS:
         lines = []
         for place, (run, rows, best) in enumerate(zip(names, records, best_epochs, strict=True)):
-            style = f'c{place % COLORS} dash{place // COLORS % _DASHES}'
+            style = f'c{place % COLORS} dash{place % _DASHES}'
             line = _line(run, style, epochs(rows), f'val_{key}', best)
             if any(map(is_number, line.y)):
                 lines.append(line)

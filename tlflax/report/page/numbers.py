@@ -29,8 +29,8 @@ def number(value: object) -> str:
     """Formats a number with four digits after the point, a whole one with none."""
     if not is_number(value):
         return MISSING
-    if isinstance(value, int):
-        return f'{value:,}'
+    if isinstance(value, int) or value == 0:
+        return f'{value:,.0f}'
     small = 0 < abs(value) < 5e-4  # type: ignore[arg-type]
     return f'{value:.2e}' if small else f'{value:,.4f}'
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from tlflax.report.page import curves, numbers, scatter, tables
 from tlflax.report.page.charts import interval_bar, interval_chart, reliability
 from tlflax.report.page.contents import Audit, ComparisonPage, Example, RunPage
-from tlflax.report.page.pictures import Picture
+from tlflax.report.page.repeats import First, Once, Pictures
 
 _FOLDER = Path(__file__).parent
 # What HTML or UTF-8 has no place for, such as the bytes of a file's name that is not UTF-8.
@@ -22,13 +22,44 @@ _UNFIT = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 
 def render_run(page: RunPage) -> str:
     """Returns the page of one run as HTML."""
-    result, once = page.result, _Once()
+    result, once = page.result, Once()
     val, test = result['val'], result.get('test')
-    titles = _titles(
+    return _render(
+        'run.html',
+        kind='A cross-validation by tlflax' if page.folds else 'A run of tlflax',
+        title=page.name,
+        titles=_run_titles(page),
+        page=page,
+        val=val,
+        test=test,
+        within=_accuracy_interval(val),
+        test_within=_accuracy_interval(test or {}),
+        metrics=tables.metrics([val, *([test] if test else [])]),
+        records=curves.epochs(page.records),
+        curves=curves.of_run(page.records, result.get('best_epoch')),
+        matrix=tables.confusion(page) if page.confusion else None,
+        first_cell=First(),
+        per_class=val.get('per_class') or {},
+        calibration=result.get('calibration'),
+        reliability=_reliability(page),
+        mistakes=[page.examples[number] for number in page.mistakes],
+        uncertain=[page.examples[number] for number in page.uncertain],
+        feature_map=_map(page),
+        config=tables.configuration(page.config),
+        costs=tables.costs(result, page.records),
+        environment=tables.flat(page.environment),
+        once=once,
+        stored=_stored(page, once),
+    )
+
+
+def _run_titles(page: RunPage) -> dict[str, str]:
+    result = page.result
+    return _titles(
         metrics=('Metrics', True),
         curves=('Learning curves', len(page.records) > 1),
         confusion=('Confusion matrix', page.confusion),
-        classes=('Classes', val.get('per_class')),
+        classes=('Classes', result['val'].get('per_class')),
         calibration=(
             'Calibration',
             result.get('calibration') or any(each.count for each in page.reliability),
@@ -43,35 +74,6 @@ def render_run(page: RunPage) -> str:
         config=('Configuration', page.config),
         cost=('Time and environment', True),
         notes=('Notes', page.notes),
-    )
-    return _render(
-        'run.html',
-        kind='A cross-validation by tlflax' if page.folds else 'A run of tlflax',
-        title=page.name,
-        titles=titles,
-        page=page,
-        val=val,
-        test=test,
-        within=_accuracy_interval(val),
-        test_within=_accuracy_interval(test or {}),
-        metrics=tables.metrics([val, *([test] if test else [])]),
-        records=curves.epochs(page.records),
-        curves=curves.of_run(page.records, result.get('best_epoch')),
-        matrix=tables.confusion(page) if page.confusion else None,
-        first_cell=_First(),
-        per_class=val.get('per_class') or {},
-        calibration=result.get('calibration'),
-        reliability=_reliability(page),
-        mistakes=[page.examples[number] for number in page.mistakes],
-        uncertain=[page.examples[number] for number in page.uncertain],
-        feature_map=scatter.feature_map(
-            page.points, page.class_names, f'{len(page.points):,} images by their features'
-        ),
-        config=tables.configuration(page.config),
-        costs=tables.costs(result, page.records),
-        environment=tables.flat(page.environment),
-        once=once,
-        stored=_stored(page, once),
     )
 
 
@@ -147,60 +149,23 @@ def _accuracy_interval(found: Mapping[str, object]) -> str:
     return numbers.between(own or found.get('accuracy_interval'), share=True)
 
 
+def _map(page: RunPage) -> Markup | None:
+    if not page.points:
+        return None
+    title = f'{len(page.points):,} images by their features'
+    return scatter.feature_map(page.points, page.class_names, title)
+
+
 def _reliability(page: RunPage) -> Markup | None:
     bins = page.reliability
     filled = any(each.count for each in bins)
     return reliability(bins, 'Reliability diagram; its bins are in the table') if filled else None
 
 
-class _Once:
-    """Says of a number whether it is asked for the first time."""
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-
-    def __call__(self, number: int) -> bool:
-        first = number not in self._seen
-        self._seen.add(number)
-        return first
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._seen
-
-
-class _First:
-    """Says of the first cell only that it is the first."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __call__(self, cell: object) -> bool:
-        first, self._asked = not self._asked, True
-        return first
-
-
-def _stored(page: RunPage, once: _Once) -> Callable[[], list[Example]]:
+def _stored(page: RunPage, once: Once) -> Callable[[], list[Example]]:
     """Returns what gives the examples that only cells show; it is asked after the others."""
     cells = [number for numbers in page.cells.values() for number in numbers]
     return lambda: [page.examples[k] for k in dict.fromkeys(cells) if k not in once]
-
-
-class _Pictures:
-    """Writes each picture of a page once; elsewhere the script puts the same one."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, str] = {}
-
-    def __call__(self, picture: Picture | None, alt: str, name: str = '') -> Markup:
-        if picture is None:
-            return Markup('')
-        shown = Markup(' class="{}"').format(name) if name else ''
-        if (place := self._places.get(picture.source)) is not None:
-            slot = Markup('<span data-same="{}" data-alt="{}"{}></span>')
-            return slot.format(place, alt, shown)
-        place = self._places[picture.source] = f'p{len(self._places)}'
-        image = Markup('<img id="{}" src="{}" width="{}" height="{}" alt="{}" loading="lazy"{}>')
-        return image.format(place, picture.source, picture.width, picture.height, alt, shown)
 
 
 def _class_counts(audit: Audit) -> list[tuple[str, Sequence[int]]]:
@@ -239,7 +204,7 @@ def _render(name: str, *, titles: Mapping[str, str], **values: object) -> str:
         .render(
             titles=titles,
             sections=list(titles.items()),
-            picture=_Pictures(),
+            picture=Pictures(),
             style=Markup(style),
             script=Markup(script),
             style_hash=_digest(style),

@@ -1,5 +1,6 @@
 """The map of features: a point for each image, with a color and a shape for each class."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -18,7 +19,40 @@ SHAPES = (
 )
 """Paths of the classes' shapes around (0, 0)."""
 
-_WIDTH, _HEIGHT, _ROOM = 640.0, 460.0, 12.0
+_SIDE, _LEAST, _ROOM = 640.0, 200.0, 12.0  # of the longer and of the shorter side; the margin
+
+
+@dataclasses.dataclass(frozen=True)
+class Area:
+    """The part of the map that has points; both directions have one scale.
+
+    Attributes:
+        left: The lowest `x` of the points.
+        bottom: The lowest `y`.
+        scale: Units of the `viewBox` for a unit of the map.
+        width: Of the `viewBox`.
+        height: The same.
+    """
+
+    left: float
+    bottom: float
+    scale: float
+    width: float
+    height: float
+
+    @classmethod
+    def of(cls, points: Sequence[Point]) -> 'Area':
+        """Returns the area of points; at least one."""
+        x, y = ([getattr(point, axis) for point in points] for axis in ('x', 'y'))
+        across, up = max(x) - min(x), max(y) - min(y)
+        scale = (_SIDE - 2 * _ROOM) / (max(across, up) or 1)
+        sizes = [max(_LEAST, scale * span + 2 * _ROOM) for span in (across, up)]
+        return cls(min(x), min(y), scale, *sizes)
+
+    def position(self, point: Point) -> tuple[float, float]:
+        """Returns where a point stands."""
+        right, up = self.scale * (point.x - self.left), self.scale * (point.y - self.bottom)
+        return _ROOM + right, self.height - _ROOM - up
 
 
 def style(label: int) -> str:
@@ -35,10 +69,11 @@ def feature_map(points: Sequence[Point], class_names: Sequence[str], title: str)
     """Returns the map; training images are faint, and what was classified wrongly has a ring.
 
     Args:
-        points: All of them.
+        points: At least one.
         class_names: In the order of the points' labels.
         title: A sentence that stands for the map.
     """
+    area = Area.of(points)
     shapes = ''.join(f'<path id="shape-{k}" d="{d}"/>' for k, d in enumerate(SHAPES))
     parts = [f'<defs>{shapes}<circle id="ring" r="7.5"/></defs>']
     groups: dict[tuple[bool, int], list[Point]] = {}
@@ -47,22 +82,16 @@ def feature_map(points: Sequence[Point], class_names: Sequence[str], title: str)
     for (evaluated, label), members in sorted(groups.items()):
         faint = '' if evaluated else ' train'
         parts.append(f'<g class="points {style(label)}{faint}" data-class="{label}">')
-        parts += [_point(point, class_names[label]) for point in members]
+        parts += [_point(area, point, class_names[label]) for point in members]
         parts.append('</g>')
     return Markup(
-        f'<svg class="map" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
+        f'<svg class="map" viewBox="0 0 {area.width:.0f} {area.height:.0f}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
 
 
-def position(point: Point) -> tuple[float, float]:
-    """Returns where a point stands on the map."""
-    across, down = _WIDTH - 2 * _ROOM, _HEIGHT - 2 * _ROOM
-    return _ROOM + point.x * across, _HEIGHT - _ROOM - point.y * down
-
-
-def _point(point: Point, label: str) -> str:
-    x, y = position(point)
+def _point(area: Area, point: Point, label: str) -> str:
+    x, y = area.position(point)
     at = f'x="{x:.1f}" y="{y:.1f}"'
     wrong = ', classified wrongly' if point.wrong else ''
     ring = f'<use href="#ring" class="wrong" {at}/>' if point.wrong else ''

@@ -93,7 +93,7 @@ def confusion(page: RunPage) -> Matrix:
     if size > MOST_CLASSES:
         errors = totals + counts.sum(0) - 2 * counts.diagonal()
         kept = np.sort(np.argsort(-errors, kind='stable')[:MOST_CLASSES])
-    names = [page.class_names[k] for k in kept]
+    names = [page.class_names[k] for k in kept.tolist()]
     rows = []
     for true in kept.tolist():
         row = []
