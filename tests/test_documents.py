@@ -1,6 +1,7 @@
 """The code of README and docs is executed."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -62,9 +63,26 @@ assert step == classifier.step
 kernel = restored['params']['head']['logits']['kernel']
 np.testing.assert_array_equal(kernel, classifier.params['head']['logits']['kernel'])
 assert restored['meta']['classes'] == list(classifier.class_names)
+assert maps.shape == (9, 4, 4) and found.rows.shape == (9, 5) and note.startswith('HiResCAM')
 print('all of it ran')
 """
     done = run_code(code + check)
     assert done.returncode == 0, done.stderr
     assert 'head/logits/kernel' in done.stdout
     assert done.stdout.endswith('all of it ran\n')
+
+
+def test_research_commands(run, monkeypatch):
+    """Those of the page, on a photograph and a folder of them."""
+    monkeypatch.chdir(run)
+    make_folders(run / 'more' / 'photos', 1, seed=5)
+    shutil.copy(run / 'Test' / 'red' / '000.jpg', 'photo.jpg')
+    found = [code for kind, code in blocks('docs/research.md') if kind == 'bash']
+    lines = ''.join(found).splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        module, *arguments = line.removeprefix('python -m tlflax.').split()
+        done = run_module(module, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(('photo.jpg\n', 'path,', 'features.'))
+    assert {path.suffix for path in run.glob('features.*')} == {'.parquet', '.npz', '.csv'}
