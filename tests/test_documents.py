@@ -66,6 +66,7 @@ assert step == classifier.step
 kernel = restored['params']['head']['logits']['kernel']
 np.testing.assert_array_equal(kernel, classifier.params['head']['logits']['kernel'])
 assert restored['meta']['classes'] == list(classifier.class_names)
+assert maps.shape == (9, 4, 4) and found.rows.shape == (9, 5) and note.startswith('HiResCAM')
 print('all of it ran')
 """
     done = run_code(code + check)

@@ -51,7 +51,7 @@ def _audit(config: Config, accepted: tuple[str, ...], path: str | None) -> int:
     found = run.run(config.data)
     print(report.text(found.problems, found.summary))
     if path:
-        from tlflax.report.audit import write
+        from tlflax.report.gather.audit import write
 
         write(path, found, config.data)
     print(dump_json(figures := found.figures(accepted)))

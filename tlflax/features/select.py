@@ -14,7 +14,7 @@ from tlflax.data.augment import mixup, sampling
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
 from tlflax.features import extract, programs, spaces
-from tlflax.features.batches import Order, Source
+from tlflax.features.batches import Order, Source, StreamedSource
 from tlflax.features.cache import quota
 from tlflax.features.cache.store import Store
 from tlflax.features.derive import LowerLayers
@@ -119,10 +119,10 @@ class SourceSelector:
         """Returns the source of a split that is not augmented."""
         return self.eval_views(table, name, [sampling.plain(self.augment)])[0]
 
-    def eval_streamed(self, table: ImageTable, name: str) -> Source:
+    def eval_streamed(self, table: ImageTable, name: str) -> StreamedSource:
         """Returns what `eval` does, one batch of whose features is in memory at a time."""
         if not self._cached(exact=True):
-            return self.live(table)
+            return self._live(table, None)
         fixed = fixed_views([sampling.plain(self.augment)], self.augment, len(table))
         return StreamedFeatures(self._kept(table, fixed, np.ones((1, len(table)), bool), name))
 
@@ -143,10 +143,13 @@ class SourceSelector:
 
     def live_views(self, table: ImageTable, views: Sequence[sampling.View | None]) -> list[Source]:
         """Returns `live` sources, each of which evaluates one view; None: the plain one."""
-        images = [self._images(table, view) for view in views]
+        return [self._live(table, view) for view in views]
+
+    def _live(self, table: ImageTable, view: sampling.View | None) -> StreamedSource:
+        images = self._images(table, view)
         if self.classifier.cut_is_image:
-            return list(images)
-        return [ComputedSource(source, self.program(len(table))) for source in images]
+            return images
+        return ComputedSource(images, self.program(len(table)))
 
     def _images(self, table: ImageTable, view: sampling.View | None = None) -> ImageSource:
         return ImageSource(table, self.image_format, self.augment, self._order, view)

@@ -64,7 +64,8 @@ def _of_some(
         rows, similarities = np.hstack([rows, new]), np.hstack([similarities, found])
         if rows.shape[1] > k:
             best = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
-            rows, similarities = (np.take_along_axis(a, best, 1) for a in (rows, similarities))
+            rows = np.take_along_axis(rows, best, 1)
+            similarities = np.take_along_axis(similarities, best, 1)
     order = np.lexsort((rows, -similarities))  # equal ones by their rows
     return Nearest(*(np.take_along_axis(a, order, 1) for a in (rows, similarities)))
 

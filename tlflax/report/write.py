@@ -1,14 +1,13 @@
-"""Writes pages: of one run, and of several that are compared."""
+"""Writes the page of a run, when it has ended or later."""
 
 from pathlib import Path
 
 from absl import logging
 
 from tlflax.report.gather import cross_validation, run
-from tlflax.report.page.contents import ComparisonPage
-from tlflax.report.page.render import render_comparison, render_run
-from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import atomic_write
+from tlflax.report.page.render import render_run
+from tlflax.report.page.write import write
+from tlflax.utils.errors import UserError
 
 FILE = 'report.html'
 """In a workdir, its page."""
@@ -29,7 +28,7 @@ def write_run(workdir: str | Path, path: str | Path | None = None) -> Path:
             changed; or the file cannot be written.
     """
     of = cross_validation if cross_validation.is_one(workdir) else run
-    return _write(Path(path or Path(workdir) / FILE), render_run(of.gather(workdir)))
+    return write(path or Path(workdir) / FILE, render_run(of.gather(workdir)))
 
 
 def write_after(workdir: str | Path) -> None:
@@ -46,23 +45,3 @@ def write_after(workdir: str | Path) -> None:
         logging.warning('WARNING: no report was written: %s', error)
     else:
         logging.info('the report is %s', path)
-
-
-def write_comparison(path: str | Path, page: ComparisonPage) -> Path:
-    """Writes the page of runs that were compared.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    return _write(Path(path), render_comparison(page))
-
-
-def _write(path: Path, page: str) -> Path:
-    with as_user_error(
-        'the report cannot be written: {reason}',
-        where=str(path),
-        fix='name another file with --output',
-        of=(OSError,),
-    ):
-        atomic_write(path, page.encode(errors='replace'))
-    return path

@@ -14,7 +14,7 @@ import tlflax
 from tlflax.report.comparison.compare import compare, differing
 from tlflax.report.comparison.shared import share
 from tlflax.report.comparison.text import format_comparison
-from tlflax.report.predictions import Predictions, read
+from tlflax.report.gather.predictions import Predictions, read
 from tlflax.train import train_and_evaluate
 from tlflax.utils.errors import UserError
 

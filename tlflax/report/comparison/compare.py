@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from tlflax.report.comparison.paired import exact_p_value, holm, mean_intervals
 from tlflax.report.comparison.shared import Shared
-from tlflax.report.predictions import Predictions
+from tlflax.report.gather.predictions import Predictions
 from tlflax.train.metrics.resampling import unit_numbers
 from tlflax.train.metrics.scores import cross_entropies
 from tlflax.train.metrics.summary import summary

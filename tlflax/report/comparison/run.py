@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from tlflax.report.comparison import compare, page, text
 from tlflax.report.comparison.shared import share
-from tlflax.report.predictions import read
-from tlflax.report.write import write_comparison
+from tlflax.report.gather.predictions import read
+from tlflax.report.page.render import render_comparison
+from tlflax.report.page.write import write
 from tlflax.utils.files import dump_json
 
 
@@ -29,5 +30,5 @@ def run(names: Sequence[str], output: str, differences: str | None = None) -> No
     print(text.format_differences(shared, rows, names))
     if differences is not None:
         text.write_differences(differences, shared, rows, names)
-    print(write_comparison(output, page.gather(names, comparison, shared, rows)))
+    print(write(output, render_comparison(page.gather(names, comparison, shared, rows))))
     print(dump_json({**comparison, 'num_differences': len(rows)}))

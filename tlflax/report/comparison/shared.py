@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
 
-from tlflax.report.predictions import Predictions
+from tlflax.report.gather.predictions import Predictions
 from tlflax.utils.errors import UserError
 
 

@@ -10,7 +10,7 @@ from tlflax.data.images.decode import read_image
 from tlflax.data.table import ImageTable
 from tlflax.inference import heat_maps, nearest
 from tlflax.inference.trained import Trained
-from tlflax.report import heat
+from tlflax.report.gather import heat
 from tlflax.report.gather.choice import Choice
 from tlflax.report.page.contents import Example, Neighbor
 from tlflax.report.page.pictures import Picture, Thumbnails

@@ -9,10 +9,10 @@ from tlflax.config import parse
 from tlflax.data.table import ImageTable
 from tlflax.report.gather import cards
 from tlflax.report.gather.choice import choose, confusion
+from tlflax.report.gather.predictions import Predictions, read
+from tlflax.report.gather.reliability import reliability
 from tlflax.report.page.contents import RunPage
 from tlflax.report.page.pictures import Thumbnails
-from tlflax.report.predictions import Predictions, read
-from tlflax.report.reliability import reliability
 from tlflax.utils.errors import UserError, printable
 from tlflax.workdir.files import read_json
 

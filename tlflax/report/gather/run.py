@@ -14,13 +14,12 @@ from tlflax.inference import embeddings
 from tlflax.inference.restore import load
 from tlflax.inference.splits import load_split
 from tlflax.inference.trained import Trained
-from tlflax.report import audit, samples
-from tlflax.report.feature_map import Images, feature_map
-from tlflax.report.gather import cards, files
+from tlflax.report.gather import audit, cards, files, samples
 from tlflax.report.gather.choice import Choice, choose, confusion, places
+from tlflax.report.gather.feature_map import Images, feature_map
+from tlflax.report.gather.reliability import reliability
 from tlflax.report.page.contents import Audit, Augmented, Neighbor, RunPage
 from tlflax.report.page.pictures import Thumbnails
-from tlflax.report.reliability import reliability
 from tlflax.utils.errors import UserError, printable
 
 _AUDIT_BYTES = 2_000_000  # of the pictures of the audit

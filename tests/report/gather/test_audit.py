@@ -12,7 +12,7 @@ from PIL import Image
 from tlflax.config.parse import resolve
 from tlflax.data.audit import run
 from tlflax.data.audit.problems import Problem
-from tlflax.report.audit import gather, write
+from tlflax.report.gather.audit import gather, write
 from tlflax.report.page.pictures import Thumbnails
 from tlflax.report.page.render import render_audit
 from tlflax.utils.errors import UserError

@@ -10,7 +10,7 @@ from tlflax.data.augment import sampling
 from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
-from tlflax.report.heat import as_seen
+from tlflax.report.gather.heat import as_seen
 from tlflax.report.page.contents import Augmented
 from tlflax.report.page.pictures import picture
 
