@@ -1,6 +1,8 @@
 """README and docs as tests read them: pages, headings, links, code blocks and inline code."""
 
 import functools
+import itertools
+import json
 import re
 import shlex
 from typing import NamedTuple
@@ -8,6 +10,7 @@ from typing import NamedTuple
 from helpers import ROOT
 
 PAGES = ('README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md')))
+NOTEBOOK = 'docs/quickstart.ipynb'
 _FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r'(?<!`)`([^`]+)`(?!`)')
 
@@ -23,8 +26,12 @@ class Block(NamedTuple):
 
 @functools.cache
 def text(page: str) -> str:
-    """Returns the text of a page."""
-    return (ROOT / page).read_text()
+    """Returns the text of a page; of a notebook, without its code."""
+    found = (ROOT / page).read_text()
+    if page.endswith('.ipynb'):
+        cells = [cell for cell in json.loads(found)['cells'] if cell['cell_type'] == 'markdown']
+        return '\n\n'.join(''.join(cell['source']) for cell in cells)
+    return found
 
 
 def prose(page: str) -> str:
@@ -42,6 +49,14 @@ def blocks(page: str, heading: str = '') -> list[Block]:
 def spans(page: str) -> list[str]:
     """Returns the inline code of a page, each on one line."""
     return [' '.join(span.split()) for span in _SPAN.findall(prose(page))]
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """Returns the cells of the first table after a heading, the header and the rule included."""
+    lines = text(page)[text(page).index(heading) :].splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith('|'))
+    rows = itertools.takewhile(lambda line: line.startswith('|'), lines[first:])
+    return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
 
 
 def headings(page: str) -> set[str]:

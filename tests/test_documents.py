@@ -16,7 +16,7 @@ from helpers import COLORS, ROOT, make_folders, run_code, run_module, small_conf
 
 import tlflax
 from tlflax.config import flags, resolve
-from tlflax.config.schema import Config
+from tlflax.config.schema import OPTIMIZERS, Config
 from tlflax.train.__main__ import COMMAND
 from tlflax.train.run import train_and_evaluate
 
@@ -78,7 +78,7 @@ print('all of it ran')
 # What is linked to
 
 
-@pytest.mark.parametrize('page', documents.PAGES)
+@pytest.mark.parametrize('page', [*documents.PAGES, documents.NOTEBOOK])
 def test_links(page):
     for target in documents.links(page):
         address = urlsplit(target)
@@ -151,12 +151,32 @@ def test_values_of_keys_are_allowed(page):
     ],
 )
 def test_tables_of_keys_are_complete(page, heading, section):
-    text = documents.text(page)
-    table = text[text.index(heading) :].split('\n\n')[1]
-    cells = [row.split('|')[1] for row in table.splitlines()[2:]]
-    names = [name for cell in cells for name in re.findall(r'`([\w.]+)`', cell)]
-    here = [name.removeprefix(f'{section}.') for name in names if not name.startswith('train.')]
+    header, _, *rows = documents.table(page, heading)
+    here = []
+    for first, second, *_ in rows:
+        names = [name.removeprefix(f'{section}.') for name in re.findall(r'`([\w.]+)`', first)]
+        names = [name for name in names if not name.startswith('train.')]
+        here += names
+        if header[1] == 'default' and names:
+            found = eval(second.replace('`', '').replace('178,956,970', '178956970'), {}, Words())
+            defaults = (
+                found if len(names) > 1 and isinstance(found, tuple) else [found] * len(names)
+            )
+            assert list(defaults) == [getattr(SECTIONS[section](), name) for name in names], first
     assert sorted(here) == sorted(keys(section))
+
+
+class Words(dict):
+    """Lets a word stand for itself."""
+
+    def __missing__(self, word):
+        return word
+
+
+def test_table_of_optimizers_is_complete():
+    _, _, *rows = documents.table('docs/optim.md', '## Optimizers')
+    names = [name for first, _ in rows for name in re.findall(r'`(\w+)`', first)]
+    assert sorted(names) == sorted(OPTIMIZERS)
 
 
 @pytest.mark.parametrize('page', documents.PAGES)

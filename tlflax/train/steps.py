@@ -175,10 +175,9 @@ def update(
     tx: optax.GradientTransformation,
     average: Average | None = None,
 ) -> tuple[TrainState, Sums]:
-    """Takes one optimizer step on the trainable parameters.
+    """Takes one optimizer step on the trainable parameters; other arguments as of `gradients`.
 
     Args:
-        state, frozen, batch, seed, loss, classifier: See `gradients`.
         tx: The optimizer of `state.params`.
         average: The moving average of them; None: there is none.
 
