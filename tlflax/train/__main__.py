@@ -9,13 +9,9 @@ size for the configuration.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from tlflax.config import cli, flags
 from tlflax.config.flags import ConfigFile
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +35,7 @@ def main(arguments: Arguments) -> None:
         print(_find(arguments, workdir))
         return
     try:
-        print(_train(values, workdir))
+        print(_train(arguments.config, workdir))
     except Interrupted as interrupted:
         done = (
             f'saved at step {interrupted.step} in {workdir}' if interrupted.step else 'no step done'
@@ -49,12 +45,13 @@ def main(arguments: Arguments) -> None:
         write_after(workdir)
 
 
-def _train(values: 'ConfigDict', workdir: str) -> str:
+def _train(config: ConfigFile, workdir: str) -> str:
     """Trains, and returns what a person reads of the result."""
     from tlflax.sweep import auto, auto_report, folds
     from tlflax.train.result import format_result
     from tlflax.train.run import train_and_evaluate
 
+    values = config.values
     if values.data.fold == 'all':
         return folds.format_report(folds.cross_validate(values, workdir))
     if values.model.head == 'auto':
