@@ -118,6 +118,7 @@ def run_tlflax(setting: Setting, epochs: int, seed: int, cache: Path) -> Run:
         'train.epochs': epochs,
         'train.seed': seed,
         'early_stopping.monitor': '',
+        'train.report': False,
     }
     command = ['-m', 'tlflax.train', f'--config={ROOT / "configs" / "traffic.py"}']
     command += [f'--config.{key}={value}' for key, value in changes.items()]

@@ -207,6 +207,7 @@ def write_problem(folder: Path, n: int, epochs: int) -> list[dict[str, float]]:
         'early_stopping.monitor': '',
         'train.epochs': epochs,
         'train.batch_size': BATCH,
+        'train.report': False,
     }
     lines = [f'    config.{key} = {value!r}\n' for key, value in changes.items()]
     (folder / 'config.py').write_text(

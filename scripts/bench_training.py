@@ -4,7 +4,7 @@
 
 Both train the recipe's head on frozen ImageNet VGG16 with random flips, for a fixed number of
 epochs, from the same photographs and weights, on the CPU of the same machine. What is timed is a
-whole process, from its start to its exit:
+whole process, from its start to its exit, without the report, which Keras does not write:
 
 - cold_10, cold_30: `python -m tlflax.train --config=configs/traffic.py` for 10 and 30 epochs, with
   a cache that holds the downloads and nothing else;
@@ -119,6 +119,7 @@ def run_tlflax(setting: Setting, cache: Path, epochs: int) -> Run:
     command = [
         *('-m', 'tlflax.train', f'--config={ROOT / "configs" / "traffic.py"}'),
         *(f'--config.train.epochs={epochs}', '--config.early_stopping.monitor='),
+        '--config.train.report=False',
         f'--workdir={workdir}',
     ]
     if setting.quick:

@@ -29,7 +29,7 @@ def get_config():
     config.features.layer = 'block3_pool'
     config.model.head = 'flatten_linear'
     config.train.epochs = {epochs}
-    config.train.batch_size = 8
+    config.train.batch_size, config.train.report = 8, False
     config.early_stopping.monitor = ''
     return config
 """

@@ -54,7 +54,7 @@ def get_config():
     config.model.head = 'flatten_linear'
     config.early_stopping.monitor = 'val_accuracy'
     config.train.epochs = {epochs}
-    config.train.batch_size = 8
+    config.train.batch_size, config.train.report = 8, False
     config.optim.learning_rate = 3e-4
     return config
 """

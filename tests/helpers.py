@@ -86,6 +86,7 @@ def write_config(path: Path, root: Path) -> Path:
         '    config.data.image_size, config.train.batch_size = (32, 32), 8\n'
         "    config.weights.source = 'random'\n"
         "    config.features.layer = 'block3_pool'\n"
+        '    config.train.report = False\n'
         '    return config\n'
     )
     return path

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,23 +70,22 @@ def _with_images(
     notes: list[str] = []
     data = trained.config.data
     thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
-    heats, heat_note = cards.heat_pictures(trained, table, chosen.cards)
     train = _unless_failing(lambda: load_split(trained, 'train'), notes)
     near: dict[int, list[Neighbor]] = {}
+    with ThreadPoolExecutor(1) as pool:  # the map takes as long as compiling the heat maps
+        if train is not None:
+            part = _comparable(trained, train, notes)
+            vectors, others = (embeddings.of_table(trained, one) for one in (table, part))
+            wrong = probabilities.argmax(1) != table.labels
+            splits = [Images('train', part, others), Images('validation', table, vectors, wrong)]
+            mapped = pool.submit(feature_map, splits)
+            of_cards = vectors[np.array(chosen.cards, np.int64)]
+            near = cards.neighbors(of_cards, chosen.cards, part, others, thumbnails)
+        heats, heat_note = cards.heat_pictures(trained, table, chosen.cards)
     if train is not None:
-        page = dataclasses.replace(
-            page, augmented=_unless_failing(lambda: _samples(trained, train), notes) or ()
-        )
-        part = _comparable(trained, train, notes)
-        vectors, others = (embeddings.of_table(trained, one) for one in (table, part))
-        near = cards.neighbors(
-            vectors[np.array(chosen.cards, np.int64)], chosen.cards, part, others, thumbnails
-        )
-        wrong = probabilities.argmax(1) != table.labels
-        points, map_note = feature_map(
-            [Images('train', part, others), Images('validation', table, vectors, wrong)]
-        )
-        page = dataclasses.replace(page, points=points, map_note=map_note)
+        points, map_note = mapped.result()
+        augmented = _unless_failing(lambda: _samples(trained, train), notes) or ()
+        page = dataclasses.replace(page, points=points, map_note=map_note, augmented=augmented)
     return dataclasses.replace(
         page,
         examples=cards.examples(table, probabilities, chosen, thumbnails, heats=heats, near=near),
