@@ -163,11 +163,13 @@ def _maps(
         head = variables.branch('head')
         return classifier.head.apply(head, rebuilt(activations))[0]
 
-    target = jnp.where(target < 0, logits(activations).argmax(-1), target)
+    found, back = jax.vjp(logits, activations)
+    target = jnp.where(target < 0, found.argmax(-1), target)
     if classifier.backbone.heat_map is not None:
         heat = classifier.backbone.heat_map(logits, activations, target)
     else:
-        heat = _grad_cam(logits, activations, target, method)
+        (gradient,) = back(jax.grad(_score)(found, target, method))
+        heat = _weighted(gradient, activations, method)
     heat = jnp.nan_to_num(jax.nn.relu(heat))
     largest = heat.max((1, 2), keepdims=True)
     return heat / jnp.where(largest > 0, largest, 1)
@@ -192,22 +194,21 @@ def _split(
     return x[:, start : start + size].reshape(-1, *place.shape), rebuilt
 
 
-def _grad_cam(
-    logits: Callable[[Float[Array, 'b h w c']], Float[Array, 'b classes']],
-    activations: Float[Array, 'b h w c'],
-    target: Int[Array, ' b'],
-    method: Method,
-) -> Float[Array, 'b h w']:
-    def score(activations: Float[Array, 'b h w c']) -> Float[Array, '']:
-        found = logits(activations)
-        own = jnp.take_along_axis(found, target[:, None], 1)[:, 0]
-        if method == 'log_odds':
-            others = jnp.where(jnp.arange(found.shape[1]) == target[:, None], -jnp.inf, found)
-            own -= jax.nn.logsumexp(others, axis=1)
-        return own.sum()  # examples do not depend on each other
+def _score(
+    logits: Float[Array, 'b classes'], target: Int[Array, ' b'], method: Method
+) -> Float[Array, '']:
+    """Returns what is explained, summed over the examples, which do not depend on each other."""
+    own = jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
+    if method == 'log_odds':
+        others = jnp.where(jnp.arange(logits.shape[1]) == target[:, None], -jnp.inf, logits)
+        own -= jax.nn.logsumexp(others, axis=1)
+    return own.sum()
 
-    gradient = jax.grad(score)(activations)
-    # That of a square root is infinite at 0, where it adds nothing.
+
+def _weighted(
+    gradient: Float[Array, 'b h w c'], activations: Float[Array, 'b h w c'], method: Method
+) -> Float[Array, 'b h w']:
+    # The gradient of a square root is infinite at 0, where it adds nothing.
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
     if method == 'grad_cam':
         gradient = gradient.mean((1, 2), keepdims=True)

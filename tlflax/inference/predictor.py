@@ -31,7 +31,6 @@ _NO_DIGEST = 64 * '0'  # of what is not a file: it is not looked up
 _SMALL = (32, 8, 1)  # sizes of batches besides the full one
 
 T = TypeVar('T')
-
 Output = Callable[..., Float[Array, 'b d']]
 """(variables, batch, classifier=) to the outputs of a batch of images, or of their features."""
 
