@@ -2,7 +2,10 @@
 
 import errno
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tlflax.config import default_config
@@ -143,3 +146,15 @@ def test_git_state_outside_of_git_is_none(tmp_path, monkeypatch):
     assert provenance.git_state(tmp_path) is None
     monkeypatch.setenv('PATH', '')
     assert provenance.git_state(files.Path.cwd()) is None
+
+
+def test_peak_memory_is_what_the_kernel_counts():
+    before = provenance.peak_memory()['peak_memory_bytes']
+    np.ones(40_000_000)  # 320 MB, for a moment
+    after = provenance.peak_memory()['peak_memory_bytes']
+    assert before <= after
+    status = Path('/proc/self/status')
+    if status.exists():  # Linux
+        peak = int(re.search(r'VmHWM:\s*(\d+) kB', status.read_text())[1]) * 1024
+        assert abs(after - peak) < 0.02 * peak
+        assert after > 300e6

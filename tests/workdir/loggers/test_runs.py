@@ -253,6 +253,27 @@ def test_server_that_is_down_stops_nothing(folders, tmp_path, monkeypatch, caplo
     assert not (tmp_path / 'w' / 'loggers.json').exists()
 
 
+def test_weights_and_biases_out_of_reach_stops_nothing(folders, tmp_path):
+    code = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(TESTS)!r})
+from helpers import small_config
+from tlflax.train import train_and_evaluate
+config = small_config(Path(sys.argv[1]), train__loggers=('wandb',), train__epochs=1)
+assert train_and_evaluate(config, sys.argv[2])['epochs_run'] == 1
+children = Path(f'/proc/self/task/{{os.getpid()}}/children')
+assert not children.exists() or not children.read_text().split(), children.read_text()
+"""
+    done = run_code(
+        code, str(folders), str(tmp_path / 'w'), WANDB_MODE='online', WANDB_API_KEY='0' * 40,
+        WANDB_BASE_URL='http://127.0.0.1:9', WANDB_INIT_TIMEOUT='1', WANDB_ERROR_REPORTING='false',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('WARNING: W&B: ') == 1
+    assert not (tmp_path / 'w' / 'loggers.json').exists()
+
+
 def test_environment_of_the_libraries_is_respected(folders, tmp_path, monkeypatch):
     from mlflow.tracking import MlflowClient
 

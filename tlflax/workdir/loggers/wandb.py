@@ -27,10 +27,10 @@ _EXIT_CODES: dict[Status, int] = {'finished': 0, 'failed': 1, 'interrupted': 130
 
 
 def _settings() -> Any:
-    """Returns our settings, those that this version of W&B knows."""
+    """Returns our settings: those that this version of W&B knows and the user has not made."""
     import wandb
 
-    known = wandb.Settings.model_fields
+    known = {n for n in wandb.Settings.model_fields if f'WANDB_{n.upper()}' not in os.environ}
     return wandb.Settings(**{name: v for name, v in _SETTINGS.items() if name in known})
 
 
@@ -93,19 +93,30 @@ class WeightsAndBiases:
         self.run_id = run_id or uuid.uuid4().hex[:8]
         self._wandb, self._workdir = wandb, workdir
         self._alone = wandb.run is None  # else a run of the caller's goes on after ours
-        with _hooks_kept():
-            self._run = wandb.init(
-                project=os.environ.get('WANDB_PROJECT') or _PROJECT,
-                name=os.environ.get('WANDB_NAME') or workdir.name,
-                dir=os.environ.get('WANDB_DIR') or str(workdir),
-                id=self.run_id,
-                resume='allow',
-                reinit='create_new',
-                config=flat(config),
-                settings=_settings(),
-            )
+        try:
+            with _hooks_kept():
+                self._run = self._start(config)
+        except Exception:
+            self._end()
+            raise
         if self._run.settings.mode == 'online':
             logging.info('W&B: %s', self._run.url)
+
+    def _start(self, config: Mapping[str, Any]) -> Any:
+        return self._wandb.init(
+            project=os.environ.get('WANDB_PROJECT') or _PROJECT,
+            name=os.environ.get('WANDB_NAME') or self._workdir.name,
+            dir=os.environ.get('WANDB_DIR') or str(self._workdir),
+            id=self.run_id,
+            resume='allow',
+            reinit='create_new',
+            config=flat(config),
+            settings=_settings(),
+        )
+
+    def _end(self) -> None:
+        if self._alone:
+            _teardown()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -124,8 +135,7 @@ class WeightsAndBiases:
         try:
             self._run.finish(exit_code=_EXIT_CODES[status])
         finally:
-            if self._alone:
-                _teardown()
+            self._end()
 
 
 @contextlib.contextmanager
