@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -69,7 +70,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Points links at pages of the site; a link to a file of the code becomes its name."""
-    place = ROOT if page.file.src_uri == 'index.md' else ROOT / 'docs' / page.file.src_uri / '..'
+    here = page.file.src_uri
+    place = ROOT if here == 'index.md' else (ROOT / 'docs' / here).parent
 
     def moved(link: re.Match[str]) -> str:
         text, target = link.groups()
@@ -79,6 +81,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[0]
         if file == ROOT / 'README.md':
             return f'[{text}](index.md{hash_}{anchor})'
+        if file == NOTEBOOK and here != 'quickstart.md':
+            return f'[{"Quick start" if text == path else text}](quickstart.md)'
         if file.is_relative_to(ROOT / 'docs'):
             if text == path and file.suffix == '.md':  # the page's title says more than its name
                 text = file.read_text().partition('\n')[0].removeprefix('# ')
@@ -105,7 +109,7 @@ def config_page() -> Iterator[str]:
     yield '# Keys of the configuration\n'
     yield 'On the command line `--config.KEY=VALUE`, in a config file `config.KEY = VALUE`.\n'
     for section in dataclasses.fields(Config):
-        kind = section.default_factory
+        kind: Any = section.default_factory
         yield f'## {section.name}\n\n{inspect.getdoc(kind)}\n'
         yield '| key | default | meaning |\n| --- | --- | --- |'
         for field in dataclasses.fields(kind):
