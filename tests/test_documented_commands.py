@@ -61,7 +61,6 @@ auto.BUDGET = 1e8
 # What stands for something of the reader's own, and what these commands take in its place.
 REPLACED = {
     '--config=...': '--config=configs/traffic.py',
-    '--config.data.train=photos': '--config.data.train=photos/Train',
     '...': None,
     'IN': 'small.npz',
 }
@@ -219,7 +218,7 @@ if __name__ == '__main__':
         assert len(table) == len(images) and table.class_names == ('cat', 'dog')
     print('all of it ran')
 """
-OTHERS = list(documents.blocks('README.md', '## Extend'))  # test_documents.py
+OTHERS = list(documents.blocks('docs/extend.md'))  # test_documents.py
 OTHERS += documents.blocks('docs/research.md')
 BLOCKS = [
     block
