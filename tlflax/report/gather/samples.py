@@ -43,6 +43,8 @@ def samples(
         UserError: An image cannot be read any more, or `augment` contradicts itself.
     """
     rows = sampling.of_all_classes(table.labels, seed, images)
+    if not len(rows):
+        return []
     original, *later = (
         _pixels(table, rows, image_format, augment, seed, epoch) for epoch in (None, *range(epochs))
     )
