@@ -29,7 +29,7 @@ class Axes:
     width: int = 440
     height: int = 270
     left: int = 56
-    right: int = 14
+    right: int = 24
     top: int = 30
     bottom: int = 44
 
