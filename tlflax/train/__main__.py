@@ -4,8 +4,7 @@ Writes configuration, metrics, checkpoints, the result and a page about it, repo
 workdir, and prints the metrics of the best epoch by class. The same command continues after an
 interruption; a finished run is not trained again.
 
---find_lr and --find_batch_size train nothing that is kept: they suggest a learning rate or a batch
-size for the configuration.
+--find_lr and --find_batch_size keep nothing: they suggest a learning rate or a batch size.
 """
 
 import dataclasses
@@ -27,7 +26,6 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Trains, prints the metrics of the best epoch and writes the report."""
     from tlflax.config.parse import resolve
-    from tlflax.report.write import write_after
     from tlflax.train.loop import Interrupted
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
@@ -36,27 +34,31 @@ def main(arguments: Arguments) -> None:
         return
     try:
         print(_train(arguments.config, workdir))
-    except Interrupted as interrupted:
-        done = (
-            f'saved at step {interrupted.step} in {workdir}' if interrupted.step else 'no step done'
-        )
+    except Interrupted as end:
+        done = f'saved at step {end.step} in {workdir}' if end.step else 'no step done'
         raise KeyboardInterrupt(f'{done}; run the same command to continue') from None
     if resolve(values).train.report:
+        from tlflax.report.write import write_after
+
         write_after(workdir)
 
 
 def _train(config: ConfigFile, workdir: str) -> str:
-    """Trains, and returns what a person reads of the result."""
-    from tlflax.sweep import auto, auto_report, folds
-    from tlflax.train.result import format_result
-    from tlflax.train.run import train_and_evaluate
-
+    """Trains, and returns what a person reads of the result; imports what that takes alone."""
     values = config.values
     if values.data.fold == 'all':
+        from tlflax.sweep import folds
+
         return folds.format_report(folds.cross_validate(values, workdir))
+    from tlflax.train.result import format_result
+
     if values.model.head == 'auto':
+        from tlflax.sweep import auto, auto_report
+
         result, report = auto.choose_and_evaluate(values, workdir)
         return f'{auto_report.format_table(report)}\n{format_result(result)}'
+    from tlflax.train.run import train_and_evaluate
+
     return format_result(train_and_evaluate(values, workdir))
 
 
@@ -68,8 +70,8 @@ def _find(arguments: Arguments, workdir: str) -> str:
         raise flags.UsageError(
             '--find_lr and --find_batch_size are two questions', where='command line', fix='ask one'
         )
-    values = arguments.config.values
-    return find_learning_rate(values, workdir) if arguments.find_lr else find_batch_size(values)
+    of = arguments.config.values
+    return find_learning_rate(of, workdir) if arguments.find_lr else find_batch_size(of)
 
 
 COMMAND = cli.Command('tlflax.train', __doc__, Arguments, main, '--config=configs/traffic.py')
