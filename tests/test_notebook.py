@@ -53,8 +53,9 @@ def test_every_cell_runs(notebook, downloads, tmp_path):
     assert accuracy > 0.95
     assert f'accuracy {accuracy:.3f} (95 % interval' in printed
     assert {kind: sum(bool(outputs(cell, kind)) for cell in cells) for kind in KINDS} == KINDS
-    (matrix, mistakes) = (text for cell in cells for text in outputs(cell, 'text/html'))
-    assert matrix.count('<td') == 9
+    (page, mistakes) = (text for cell in cells for text in outputs(cell, 'text/html'))
+    assert 'src="quickstart/mlp/report.html"' in page
+    assert 'Confusion matrix' in (place / 'quickstart' / 'mlp' / 'report.html').read_text()
     assert mistakes.count('<img src="data:image/webp;base64,') == 6
     errors = [o.text for cell in cells for o in cell.outputs if o.get('name') == 'stderr']
     assert 'Traceback' not in ''.join(errors)
@@ -62,5 +63,5 @@ def test_every_cell_runs(notebook, downloads, tmp_path):
     assert (set(ROOT.iterdir()), set((ROOT / 'docs').iterdir())) == before
 
 
-# How many cells end with a picture: of images, a curve, tables
+# How many cells end with a picture: of images, a curve, a page and a table
 KINDS = {'image/png': 1, 'image/jpeg': 1, 'image/svg+xml': 1, 'text/html': 2}
