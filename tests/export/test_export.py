@@ -144,14 +144,14 @@ def test_without_onnxruntime(workdir, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(UserError, match=r"pip install 'tlflax\[export\]'"):
         export(workdir, 'onnx')
-    assert not (workdir / 'model.onnx').exists()
+    assert not (workdir / 'classifier.onnx').exists()
 
 
 def test_command(workdir):
     done = run_module('export', f'--workdir={workdir}', '--format=onnx')
     assert done.returncode == 0, done.stderr
     *_, last = done.stdout.splitlines()
-    path = workdir / 'model.onnx'
+    path = workdir / 'classifier.onnx'
     assert json.loads(last)['file'] == str(path)
     assert json.loads(last)['bytes'] == path.stat().st_size
     path.unlink()
@@ -162,7 +162,7 @@ def test_command(workdir):
     [
         (['--workdir=nowhere'], 'nowhere'),
         (['--workdir=w', '--format=onx'], 'value should be one of <onnx|stablehlo|safetensors>'),
-        (['--workdir=w', '--output=nowhere/model.onnx'], "there is no folder 'nowhere'"),
+        (['--workdir=w', '--output=nowhere/classifier.onnx'], "there is no folder 'nowhere'"),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence):

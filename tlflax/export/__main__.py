@@ -27,8 +27,8 @@ class Arguments:
     output: str | None = flags.optional(
         None,
         'FILE',
-        'the file to write; by default model.onnx, model.stablehlo.zip or model.safetensors in the '
-        'workdir',
+        'the file to write; by default classifier.onnx, classifier.stablehlo.zip or '
+        'classifier.safetensors in the workdir',
     )
     step: str | None = flags.optional(
         None,

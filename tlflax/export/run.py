@@ -51,7 +51,7 @@ def export(
     Args:
         workdir: The folder of the run.
         name: A key of `FORMATS`.
-        output: The file to write; None: `model` with the format's ending, in the workdir.
+        output: The file to write; None: `classifier` with the format's ending, in the workdir.
         calibrated: Divide the logits by the temperature that fits the validation images.
         step: See `tlflax.inference.restore.load`.
 
@@ -67,7 +67,7 @@ def export(
     chosen = FORMATS[name]
     if name == 'onnx':
         onnx_file.require()
-    path = Path(workdir) / f'model{chosen.ending}' if output is None else Path(expand(output))
+    path = Path(workdir) / f'classifier{chosen.ending}' if output is None else Path(expand(output))
     trained = load(workdir, step)
     exported = model.exported(trained, calibrated=calibrated)
     images = verify.sample(trained, calibrated=calibrated)
