@@ -230,6 +230,9 @@ BLOCKS = [
 
 @pytest.mark.parametrize('block', BLOCKS, ids=lambda block: f'{block.page}:{block.line}')
 def test_block_of_python(block, place):
+    for name in re.findall(r'runs/traffic/classifier\.(\w+)', block.code):
+        words = f'python -m tlflax.export --workdir=runs/traffic --format={name}'.split()
+        assert run(words, place).returncode == 0
     (place / 'block.py').write_text(BEFORE + block.code + AFTER)
     done = server().run('script', str(place / 'block.py'), cwd=place, timeout=120)
     assert done.returncode == 0, done.stderr

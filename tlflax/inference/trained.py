@@ -124,8 +124,8 @@ class Trained:
             UserError: The images cannot be read, or their classes are not the classifier's; the
                 file cannot be written; or no temperature is known.
         """
-        temperature = self._known_temperature() if calibrated else None
-        table = self._val_table() if data is None else self._other_table(str(data))
+        temperature = self.known_temperature() if calibrated else None
+        table = self.val_table() if data is None else self._other_table(str(data))
         if mistakes is not None:
             check_writable(mistakes)
         found = self.evaluate_table(table, tta=tta)
@@ -143,7 +143,12 @@ class Trained:
         source = self.sources.eval(table, 'images')
         return evaluate_split(self._runner, self.trainable, source, table)
 
-    def _known_temperature(self) -> float:
+    def known_temperature(self) -> float:
+        """Returns `temperature`.
+
+        Raises:
+            UserError: It was not recorded.
+        """
         if self.temperature is None:
             raise UserError(
                 f'no temperature of step {self.step} is in result.json',
@@ -153,7 +158,12 @@ class Trained:
             )
         return self.temperature
 
-    def _val_table(self) -> ImageTable:
+    def val_table(self) -> ImageTable:
+        """Returns the validation images of the run.
+
+        Raises:
+            UserError: They cannot be read, or are not those of the run.
+        """
         table = load_val(self.config.data, self.class_names)
         if self.split_digests.get('val', table.digest) != table.digest:
             raise UserError(
@@ -173,7 +183,7 @@ class Trained:
         Raises:
             UserError: The images cannot be read, or are not those of the run.
         """
-        table = self._val_table()
+        table = self.val_table()
         source = self.sources.eval(table, 'images')
         return table, mean_probabilities(self._runner, self.trainable, [source])
 
@@ -229,7 +239,7 @@ class Trained:
         Yields:
             A prediction, or the error of an image that cannot be classified.
         """
-        temperature = self._known_temperature() if calibrated else None
+        temperature = self.known_temperature() if calibrated else None
         views = self._test_views() if tta else [sampling.plain(self.config.augment)]
         given = loose_images.find(images, scale=scale)
         for outcome in self._predictor.outputs(given, views, keep_features=keep_features):

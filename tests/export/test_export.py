@@ -1,0 +1,172 @@
+"""Exported runs: what the files hold, that they are checked, and that nothing wrong is kept."""
+
+import dataclasses
+import json
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import onnx
+import pytest
+import safetensors
+from helpers import make_folders, run_module, toy_config
+
+import tlflax
+from tlflax.export import model, stablehlo_file, verify
+from tlflax.export.run import FORMATS, export
+from tlflax.models.linear.calibration import temper
+from tlflax.train import train_and_evaluate
+from tlflax.utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    root = tmp_path_factory.mktemp('export')
+    make_folders(root / 'Train', 6, seed=1, noise=200.0)
+    make_folders(root / 'Test', 4, seed=2, noise=200.0)
+    config = toy_config(
+        root, model__head='conv', optim__learning_rate=0.01, train__report=False, data__resize='pad'
+    )
+    train_and_evaluate(config, root / 'w')
+    return root / 'w'
+
+
+def metadata(name, path):
+    """Returns the metadata of a file."""
+    if name == 'onnx':
+        return {one.key: one.value for one in onnx.load(path).metadata_props}
+    if name == 'stablehlo':
+        with zipfile.ZipFile(path) as file:
+            return json.loads(file.read(stablehlo_file.METADATA))
+    with safetensors.safe_open(path, 'numpy') as file:
+        return file.metadata()
+
+
+def run(name, workdir, path, images, **options):
+    """Returns what a file says of images."""
+    return FORMATS[name].program(model.exported(tlflax.load(workdir), **options), path)(images)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_a_file_computes_what_predict_says(name, workdir, tmp_path):
+    path, trained = tmp_path / 'file', tlflax.load(workdir)
+    found = export(workdir, name, path)
+    assert found['images'] == 12
+    assert found['labels_differ'] == 0
+    assert found['max_difference'] < 1e-5
+    assert found['bytes'] == path.stat().st_size
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    expected = [list(one.probabilities.values()) for one in trained.predict(images)]
+    np.testing.assert_allclose(run(name, workdir, path, images), expected, atol=1e-5)
+    said = metadata(name, path)
+    assert json.loads(said['classes']) == ['green', 'red', 'yellow']
+    assert (said['image_height'], said['image_width'], said['resize']) == ('32', '32', 'pad')
+    assert json.loads(said['temperature']) == trained.temperature
+    assert said['weights_digest'] == trained.weights_digest
+    assert said['calibrated'] == 'false'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
+def test_the_temperature_can_be_part_of_it(name, workdir, tmp_path):
+    path, trained = tmp_path / 'file', tlflax.load(workdir)
+    export(workdir, name, path, calibrated=True)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    plain = np.array([list(one.probabilities.values()) for one in trained.predict(images)])
+    expected = temper(plain, trained.temperature)
+    assert np.abs(expected - plain).max() > 1e-3
+    found = run(name, workdir, path, images, calibrated=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert metadata(name, path)['calibrated'] == 'true'
+
+
+def test_stablehlo_is_for_all_platforms_and_any_number_of_images(workdir, tmp_path):
+    export(workdir, 'stablehlo', tmp_path / 'file')
+    with zipfile.ZipFile(tmp_path / 'file') as file:
+        loaded = jax.export.deserialize(bytearray(file.read(stablehlo_file.MODULE)))
+    assert loaded.platforms == ('cpu', 'cuda', 'tpu')
+    for images in (1, 3, 17):
+        assert loaded.call(np.zeros((images, 32, 32, 3), np.uint8)).shape == (images, 3)
+
+
+def test_parameters_are_stored_by_path(workdir, tmp_path):
+    export(workdir, 'safetensors', tmp_path / 'file')
+    with safetensors.safe_open(tmp_path / 'file', 'numpy') as file:
+        kernel = file.get_tensor('params/head/conv1/kernel')
+        assert 'state/backbone/block1/norm/mean' in file.keys()  # noqa: SIM118
+    own = tlflax.load(workdir).params['head']['conv1']['kernel']
+    np.testing.assert_array_equal(kernel, own)
+
+
+def perturbed(trained, amount=0.05, **options):
+    what = real(trained, **options)
+    params = jax.tree.map(lambda leaf: leaf + amount, what.variables.params)
+    return dataclasses.replace(what, variables=what.variables._replace(params=params))
+
+
+real = model.exported
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_a_file_that_computes_something_else_is_not_kept(name, workdir, tmp_path, monkeypatch):
+    path = tmp_path / 'file'
+    path.write_text('the one before')
+    monkeypatch.setattr(model, 'exported', perturbed)
+    with pytest.raises(UserError, match=r'12 validation images differ .* it is not kept') as caught:
+        export(workdir, name, path)
+    assert caught.value.where == str(path)
+    assert path.read_text() == 'the one before'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_label_is_refused_however_small_the_difference():
+    sample = verify.Sample(np.zeros((1, 2, 2, 3), np.uint8), np.array([[0.50001, 0.49999]]), 1e-4)
+    with pytest.raises(UserError, match='and 1 get another class'):
+        verify.check(lambda x: np.array([[0.49999, 0.50001]]), sample, 'file')
+    assert verify.check(lambda x: np.array([[0.50002, 0.49998]]), sample, 'file').labels == 0
+    with pytest.raises(UserError, match='up to nan'):
+        verify.check(lambda x: np.full((1, 2), np.nan), sample, 'file')
+
+
+def test_many_images_are_chosen_by_their_digests(workdir, monkeypatch):
+    monkeypatch.setattr(verify, 'MOST_IMAGES', 5)
+    table = tlflax.load(workdir).val_table()
+    rows = verify.chosen(table)
+    assert sorted(table.digests)[:5] == sorted(table.digests[rows])
+    assert (np.diff(rows) > 0).all()
+    sample = verify.sample(tlflax.load(workdir), calibrated=False)
+    assert sample.pixels.shape == (5, 32, 32, 3)
+    assert sample.probabilities.shape == (5, 3)
+
+
+def test_without_onnxruntime(workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(UserError, match=r"pip install 'tlflax\[export\]'"):
+        export(workdir, 'onnx')
+    assert not (workdir / 'classifier.onnx').exists()
+
+
+def test_command(workdir):
+    done = run_module('export', f'--workdir={workdir}', '--format=onnx')
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    path = workdir / 'classifier.onnx'
+    assert json.loads(last)['file'] == str(path)
+    assert json.loads(last)['bytes'] == path.stat().st_size
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ('words', 'sentence'),
+    [
+        (['--workdir=nowhere'], 'nowhere'),
+        (['--workdir=w', '--format=onx'], 'value should be one of <onnx|stablehlo|safetensors>'),
+        (['--workdir=w', '--output=nowhere/classifier.onnx'], "there is no folder 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, sentence):
+    done = run_module('export', *words)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert 'Traceback' not in done.stderr

@@ -1,0 +1,1 @@
+"""A trained classifier as one file for other programs."""

@@ -1,0 +1,70 @@
+"""Writes a trained classifier as one file for other programs.
+
+The file takes any number of images uint8 [n, height, width, 3], RGB, of the run's image size, and
+gives class probabilities float32 [n, classes]; preprocessing is part of it. Its metadata has the
+class names, the image size, how images are resized and the temperature. A file of safetensors holds
+the parameters alone.
+
+Before the file is kept, it is run on the validation images of the run (at most 1,000) and must give
+the classifier's own probabilities. The last line is one JSON object.
+"""
+
+import dataclasses
+
+from tlflax.config import cli, flags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of the command."""
+
+    workdir: str = flags.required('DIR', 'folder of the training run')
+    format: str = flags.choice(
+        'onnx',
+        ('onnx', 'stablehlo', 'safetensors'),
+        "the format; onnx needs pip install 'tlflax[export]'",
+    )
+    output: str | None = flags.optional(
+        None,
+        'FILE',
+        'the file to write; by default classifier.onnx, classifier.stablehlo.zip or '
+        'classifier.safetensors in the workdir',
+    )
+    step: str | None = flags.optional(
+        None,
+        'STEP',
+        "checkpoint: 'best', 'last' or a step's number; by default the one in result.json",
+    )
+    calibrated: bool = flags.switch(
+        'divide the logits by the temperature that fits the validation images'
+    )
+
+
+def main(arguments: Arguments) -> None:
+    """Writes the file and prints what the check found."""
+    from tlflax.export.run import export
+    from tlflax.inference.mistakes import check_writable
+    from tlflax.utils.files import dump_json
+
+    if arguments.output is not None:
+        check_writable(arguments.output)
+    found = export(
+        arguments.workdir,
+        arguments.format,
+        arguments.output,
+        calibrated=arguments.calibrated,
+        step=arguments.step,
+    )
+    print(
+        f'{found["file"]}: {found["bytes"] / 1e6:.1f} MB; on {found["images"]} validation images '
+        f'its probabilities differ from the classifier by at most {found["max_difference"]:.2g}'
+    )
+    print(dump_json(found))
+
+
+COMMAND = cli.Command(
+    'tlflax.export', __doc__, Arguments, main, '--workdir=runs/traffic --format=onnx'
+)
+
+if __name__ == '__main__':
+    COMMAND.run()

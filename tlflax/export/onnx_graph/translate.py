@@ -1,0 +1,169 @@
+"""From a pure function of JAX to an ONNX model, by one table of primitives.
+
+The function is traced for any number of images. What depends on no image is computed now; calls are
+inlined; every other primitive has its translation in `TABLE`, or is refused by name.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from jax.extend import core
+
+from tlflax.export.onnx_graph import arrangement, elementwise, reductions
+from tlflax.export.onnx_graph.elementwise import Translation
+from tlflax.export.onnx_graph.graph import INPUT, Graph, Refused, Value, constant, is_symbolic
+from tlflax.export.onnx_graph.operation import Operation, of
+from tlflax.utils.trees import flatten
+
+TABLE: dict[str, Translation] = {**elementwise.TABLE, **arrangement.TABLE, **reductions.TABLE}
+"""The translations, by the name of JAX's primitive."""
+
+UNCHANGED = ('stop_gradient', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint')
+"""Primitives whose outputs are their inputs."""
+
+_CALLS = """
+    jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr checkpoint
+    remat2
+""".split()
+_CALLED = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where these keep what they call
+
+
+def to_model(
+    function: Callable[[Any, jax.Array], jax.Array],
+    constants: Any,
+    image_size: tuple[int, int],
+    metadata: dict[str, str],
+) -> onnx.ModelProto:
+    """Returns the model of a function of images.
+
+    Args:
+        function: (constants, image u8[b, h, w, 3]) to f32[b, n], for any b.
+        constants: A tree of arrays, which become the model's initializers, named by path.
+        image_size: (height, width) in pixels.
+        metadata: Text by name.
+
+    Raises:
+        UserError: A primitive has no translation; names it.
+    """
+    (batch,) = jax.export.symbolic_shape('b')
+    image = jax.ShapeDtypeStruct((batch, *image_size, 3), jnp.uint8)
+    closed = jax.make_jaxpr(function)(constants, image)
+    graph = Graph(batch)
+    leaves = [constant(np.asarray(leaf), path) for path, leaf in flatten(constants).items()]
+    outputs = _run(graph, closed, [*leaves, of(INPUT, image.shape)])
+    (found,) = closed.out_avals
+    graph.finish(outputs[0], found.shape)
+    return graph.model((*image_size, 3), found.shape[1], metadata)
+
+
+def _run(graph: Graph, closed: core.ClosedJaxpr, inputs: list[Value]) -> list[Value]:
+    """Translates the equations of a jaxpr, in order."""
+    jaxpr = closed.jaxpr
+    known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+    for variable, array in zip(jaxpr.constvars, closed.consts, strict=True):
+        known[variable] = constant(np.asarray(array))
+
+    def read(variable: Any) -> Value:
+        if isinstance(variable, core.Literal):
+            aval: Any = variable.aval
+            return constant(np.asarray(variable.val, aval.dtype))
+        return known[variable]
+
+    for equation in _used(jaxpr):
+        outputs = _equation(graph, equation, [read(one) for one in equation.invars])
+        known |= dict(zip(equation.outvars, outputs, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _used(jaxpr: Any) -> list[Any]:
+    """Returns the equations that outputs depend on; the keys of dropout that is off are not."""
+    needed, found = {one for one in jaxpr.outvars if isinstance(one, core.Var)}, []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed |= {one for one in equation.invars if isinstance(one, core.Var)}
+            found.append(equation)
+    return found[::-1]
+
+
+def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
+    """Translates one equation."""
+    name, params = equation.primitive.name, equation.params
+    if name in UNCHANGED:
+        return inputs
+    if name == 'platform_index':  # choose what is not made for one kind of device
+        return [constant(np.array(_default(params['platforms']), np.int32))]
+    if name == 'cond' and inputs[0].constant is not None:
+        branch = int(np.clip(inputs[0].constant, 0, len(params['branches']) - 1))
+        return _run(graph, params['branches'][branch], inputs[1:])
+    if name in _CALLS:
+        inner = next(params[key] for key in _CALLED if key in params)
+        closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+        return _run(graph, closed, inputs)
+    if any(jax.dtypes.issubdtype(one.aval.dtype, jax.dtypes.extended)
+           for one in (*equation.invars, *equation.outvars)):  # fmt: skip
+        raise _unknown(name)  # random keys
+    operation = _operation(equation, inputs)
+    if (folded := _computed(equation, operation)) is not None:
+        return folded
+    if name == 'dim_as_value':
+        return _number_of_images(graph, operation)
+    if name not in TABLE:
+        raise _unknown(name)
+    return TABLE[name](graph, operation)
+
+
+def _unknown(name: str) -> Refused:
+    return Refused(f'the model has the operation {name!r}, which is not translated to ONNX')
+
+
+def _default(platforms: tuple[Any, ...]) -> int:
+    """Returns the number of the branch that is for every platform."""
+    return next(n for n, names in enumerate(platforms) if names is None)
+
+
+def _operation(equation: Any, inputs: list[Value]) -> Operation:
+    before = [variable.aval for variable in equation.invars]
+    after = [variable.aval for variable in equation.outvars]
+    return Operation(
+        name=equation.primitive.name,
+        params=equation.params,
+        inputs=inputs,
+        in_shapes=[one.shape for one in before],
+        in_dtypes=[np.dtype(one.dtype) for one in before],
+        shapes=[one.shape for one in after],
+        dtypes=[np.dtype(one.dtype) for one in after],
+    )
+
+
+def _computed(equation: Any, operation: Operation) -> list[Value] | None:
+    """Returns the outputs of an operation that depends on no image, or None.
+
+    Where the images have a part in a shape alone, operations on elements are computed before the
+    broadcast that gives them that shape.
+    """
+    arrays = [one.constant for one in operation.inputs if one.constant is not None]
+    if not arrays or len(arrays) < len(operation.inputs) or operation.name == 'broadcast_in_dim':
+        return None
+    shapes = [*operation.in_shapes, *operation.shapes]
+    if not any(is_symbolic(size) for shape in shapes for size in shape):
+        pairs = zip(arrays, operation.in_shapes, strict=True)
+        arrays = [np.broadcast_to(array, shape) for array, shape in pairs]
+    elif operation.name in elementwise.TABLE:
+        arrays = list(np.broadcast_arrays(*arrays))
+    else:
+        return None
+    found = equation.primitive.bind(*map(jnp.asarray, arrays), **equation.params)
+    several = found if equation.primitive.multiple_results else [found]
+    labels = {one.label for one in operation.inputs} - {''}
+    label = labels.pop() if len(labels) == 1 else ''
+    return [constant(np.asarray(one), label) for one in several]
+
+
+def _number_of_images(graph: Graph, operation: Operation) -> list[Value]:
+    size = graph.sizes([operation.params['dim']])
+    name = graph.node('Cast', size, to=onnx.helper.np_dtype_to_tensor_dtype(operation.dtype))
+    return [of(graph.node('Squeeze', name, graph.integers([0])), ())]
