@@ -265,7 +265,7 @@ def place(tmp_path_factory):
         ('probe', ['CONFIG', '--workdir=probe'], '{"'),
         ('sweep', ['CONFIG', '--sweep=rates.py', '--workdir=sweep'], 'the best is the run in '),
         ('data', ['--train=Train', '--val=Test'], '{"'),
-        ('report', ['run', 'copy'], '{"'),
+        ('report', ['run', 'copy', '--output=compared.html'], '{"'),
     ],
     ids=['train', 'evaluate', 'predict', 'probe', 'sweep', 'data', 'report'],
 )
