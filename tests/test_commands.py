@@ -257,19 +257,25 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ('name', 'arguments', 'last'),
+    ('name', 'arguments', 'last', 'read'),
     [
-        ('train', [], 'calibrated by temperature '),
-        ('evaluate', ['--workdir=run'], '{"'),
-        ('predict', ['--workdir=run', 'Test'], '{root}/Test/yellow/002.jpg  '),
-        ('probe', ['CONFIG', '--workdir=probe'], '{"'),
-        ('sweep', ['CONFIG', '--sweep=rates.py', '--workdir=sweep'], 'the best is the run in '),
-        ('data', ['--train=Train', '--val=Test'], '{"'),
-        ('report', ['run', 'copy', '--output=compared.html'], '{"'),
+        ('train', [], 'calibrated by temperature ', 'Test Train'),
+        ('evaluate', ['--workdir=run'], '{"', 'Test'),
+        ('predict', ['--workdir=run', 'Test'], '{root}/Test/yellow/002.jpg  ', ''),
+        ('probe', ['CONFIG', '--workdir=probe'], '{"', 'Test Train'),
+        (
+            'sweep',
+            ['CONFIG', '--sweep=rates.py', '--workdir=sweep'],
+            'the best is the run in ',
+            'Test Train',
+        ),
+        ('data', ['--train=Train', '--val=Test'], '{"', 'Test Train'),
+        ('report', ['run'], '{root}/run/report.html', 'Test Train'),
+        ('report', ['run', 'copy', '--output=compared.html'], '{"', 'Test'),
     ],
-    ids=['train', 'evaluate', 'predict', 'probe', 'sweep', 'data', 'report'],
+    ids=['train', 'evaluate', 'predict', 'probe', 'sweep', 'data', 'report', 'comparison'],
 )
-def test_results_go_to_stdout_and_all_else_to_stderr(place, name, arguments, last):
+def test_results_go_to_stdout_and_all_else_to_stderr(place, name, arguments, last, read):
     root, config, done = place
     if name != 'train':
         given = [config if argument == 'CONFIG' else argument for argument in arguments]
@@ -279,5 +285,6 @@ def test_results_go_to_stdout_and_all_else_to_stderr(place, name, arguments, las
     lines = done.stdout.splitlines()
     assert lines[-1].startswith(last.replace('{root}', str(root)))
     assert lines[-1] not in done.stderr
+    line = re.compile(r'^(.*): \d+ images in \d+ classes \(.* files read', re.MULTILINE)
+    assert sorted(line.findall(done.stderr)) == [f'{root}/{one}' for one in read.split()]
     assert 'files read' not in done.stdout
-    assert ('files read' in done.stderr) == (name != 'predict')

@@ -2,9 +2,13 @@
 
 Prints a line for each image: its path, the most probable class and the probability of that class.
 Files that cannot be read are named on stderr, and the exit code is then 2.
+
+Images are files, folders of them, patterns in quotes ('photos/**/*.jpg'), and - for those that
+standard input names, one a line: find photos -newer list | python -m tlflax.predict ... -
 """
 
 import dataclasses
+import sys
 
 from tlflax.config import cli, flags
 
@@ -15,7 +19,7 @@ class Arguments:
 
     workdir: str = flags.required('DIR', 'folder of the training run')
     images: tuple[str, ...] = flags.positional(
-        'image', 'IMAGE...', 'image files, and folders of them'
+        'image', 'IMAGE...', 'image files, folders and patterns of them, - for standard input'
     )
     step: str | None = flags.optional(
         None,
@@ -27,6 +31,10 @@ class Arguments:
         ('text', 'json', 'csv'),
         'json: one object per line; json and csv have the probability of every class',
     )
+    top_k: str | None = flags.optional(None, 'N', 'show the N most probable classes')
+    threshold: str | None = flags.optional(
+        None, 'P', 'call predictions of a probability below P unsure'
+    )
     tta: bool = flags.switch(
         'test-time augmentation: average over mirrored copies, and crops if trained on them'
     )
@@ -36,18 +44,25 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the predictions as they come, and the files that cannot be classified."""
+    from tlflax.data.inputs import loose_images
     from tlflax.inference import prediction
+
+    style = prediction.Style.parse(arguments.format, arguments.top_k, arguments.threshold)
+
     from tlflax.inference.restore import load
 
     classifier = load(arguments.workdir, arguments.step)
-    show = prediction.printer(arguments.format, classifier.class_names)
+    lines = sys.stdin.buffer if sys.stdin else ()  # it may be closed
+    images = loose_images.of_command(arguments.images, lines)
     found = classifier.predict_each(
-        arguments.images,
+        images,
         tta=arguments.tta,
         keep_features=arguments.keep_features,
         calibrated=arguments.calibrated,
     )
-    prediction.print_each(found, show, 'classified')
+    show = prediction.printer(style, classifier.class_names)
+    total = len(images) if isinstance(images, list) else None
+    prediction.print_each(found, show, 'classified', total)
 
 
 _EXAMPLE = '--workdir=runs/traffic photo.jpg folder/'

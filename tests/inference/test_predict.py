@@ -6,23 +6,28 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fork_server import server
 from helpers import ROOT, make_folders, picture, run_module, scan_folder, small_config
 from PIL import Image
 
 import tlflax
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
+from tlflax.data.images import decode
+from tlflax.data.images import given as images_given
 from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.inputs import loose_images
 from tlflax.data.pipeline import one_image, tf_data
-from tlflax.inference import predictor
+from tlflax.features import programs
 from tlflax.train import train_and_evaluate
 from tlflax.utils.errors import UserError
 
@@ -297,10 +302,40 @@ def test_features_are_rounded_as_they_are_stored(place, tmp_path):
     np.testing.assert_array_equal(numbers(restored.predict(tmp_path / 'new.png')), numbers(before))
 
 
+def test_one_block_is_computed_while_the_next_is_read_and_decoded(counting, photo, monkeypatch):
+    restored, _ = counting
+    program, computing, decoded = restored.sources._programs[0], threading.Event(), []
+    read, show = decode.read_bytes, one_image.show
+    waited = []
+
+    def read_bytes(path):
+        if '/later/' in str(path):  # the first block is computed without waiting for these
+            waited.append(computing.wait(20))
+        return read(photo)
+
+    def compute(images):
+        computing.set()
+        patience = time.monotonic() + 20
+        while len(decoded) < 64 and time.monotonic() < patience:
+            time.sleep(0.01)
+        return program(images)
+
+    monkeypatch.setattr(decode, 'read_bytes', read_bytes)
+    monkeypatch.setattr(one_image, 'show', lambda *given: decoded.append(1) or show(*given))
+    restored.sources._programs[0] = compute
+    monkeypatch.setattr(sampling, 'describe', lambda *_: 'of no cached feature')
+    paths = [photo] * 32 + [photo.parent / '..' / 'later' / photo.name] * 32
+    given = [images_given.file(str(path)) for path in paths]
+    outputs = restored._predictor.outputs(given, [sampling.plain(restored.config.augment)])
+    assert not isinstance(next(outputs), UserError)
+    assert (waited, len(decoded)) == ([True] * 32, 64)
+    assert len(list(outputs)) == 63
+
+
 @pytest.mark.parametrize('full', [32, 256])
 def test_sizes_of_batches(full):
     for n in range(600):
-        sizes = list(predictor.batch_sizes(n, full))
+        sizes = list(programs.batch_sizes(n, full))
         assert set(sizes) <= {1, 8, 32, full}
         assert sizes == sorted(sizes, reverse=True)
         spare = sum(sizes) - n
@@ -387,6 +422,31 @@ def test_what_does_not_exist_or_holds_no_image_is_named_and_the_rest_is_done(
     assert 'error: /nowhere.jpg: no such file or folder' in done.stderr
     assert f'error: {tmp_path}/empty: no image is in this folder' in done.stderr
     assert '2 of 3 files could not be classified' in done.stderr
+
+
+def test_patterns_and_lines_of_standard_input(place, photo, tmp_path):
+    photos = sorted((place / 'Test').rglob('*.jpg'))
+    done = classify(place, f'{place}/Test/**/00[0-1].*', '--format=csv', '--top_k=2')
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row['path'] for row in rows] == [str(one) for one in photos if one.stem != '002']
+    assert all(row['probability'] >= row['probability2'] for row in rows)
+    (tmp_path / 'list').write_text(''.join(f'{one}\n' for one in photos[::-1]) + '/nowhere\n')
+    with (tmp_path / 'list').open() as lines:
+        arguments = [f'--workdir={place / "cached"}', '--threshold=1.0', '-']
+        done = server().run('module', 'tlflax.predict', *arguments, stdin=lines, timeout=120)
+    shown = [line.split('  ')[:2] for line in done.stdout.splitlines()]
+    assert shown == [[str(one), 'unsure'] for one in photos[::-1]]
+    assert done.returncode == 2
+    assert 'error: /nowhere: no such file or folder' in done.stderr
+
+
+def test_a_flag_with_a_dash_is_suggested_as_it_is_spelled(place, photo):
+    done = classify(place, '--top-k=3', photo)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert "did you mean '--top_k'?" in done.stderr
+    done = classify(place, '--top_k=none', photo)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert "--top_k: 'none' is not a whole number from 1" in done.stderr
 
 
 def test_the_true_class_is_that_of_the_nearest_folder(place, photo, tmp_path):

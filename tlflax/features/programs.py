@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,11 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.base.taps import Tap
 from tlflax.models.classifier import Classifier
 from tlflax.models.weights import preprocess
-from tlflax.utils.sharding import put_batch
+from tlflax.utils.sharding import pad, put_batch
 
 BATCH = 32  # images computed at once on a CPU: the activations of more do not fit its cache
 ACCELERATOR_BATCH = 256  # on each accelerator, to fill it
+_SMALL = (32, 8, 1)  # sizes of batches of a few images, besides the full one
 _WORTH_MEASURING = 20_000 * 224**2  # pixels, about half an hour on two cores
 Compute = Callable[[UInt8[np.ndarray, 'b h w 3']], jax.Array]
 """Turns a batch of images into features on the device, f[b, ...]."""
@@ -39,6 +40,36 @@ def batch_size() -> int:
     """Returns how many images are computed at once on the devices of this process."""
     on_cpu = jax.default_backend() == 'cpu'
     return BATCH if on_cpu else ACCELERATOR_BATCH * jax.device_count()
+
+
+def in_batches(
+    values: Shaped[np.ndarray, 'n ...'], program: Callable[[np.ndarray], Array]
+) -> Shaped[np.ndarray, 'n ...']:
+    """Runs a program on batches of few different sizes, the last one padded.
+
+    Args:
+        values: At least one.
+        program: Is compiled once for each size.
+    """
+    parts, done = [], 0
+    for size in batch_sizes(len(values), batch_size()):
+        part = values[done : done + size]
+        parts.append(np.asarray(program(pad(part, size)))[: len(part)])
+        done += len(part)
+    return np.concatenate(parts)
+
+
+def batch_sizes(n: int, full: int) -> Iterator[int]:
+    """Yields the sizes of the batches that `n` images are computed in; at most the last is padded.
+
+    Args:
+        n: Number of images.
+        full: The largest size.
+    """
+    for size in (full, *(small for small in _SMALL if small < full)):
+        while 2 * n > size and n > 0:  # half of a batch costs more in smaller ones
+            yield size
+            n -= size
 
 
 def backbone_program(

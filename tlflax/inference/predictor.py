@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from itertools import compress, islice
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -25,10 +25,10 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.utils import cpu
 from tlflax.utils.errors import UserError
-from tlflax.utils.sharding import pad, put_batch
+from tlflax.utils.sharding import put_batch
 
 _NO_DIGEST = 64 * '0'  # of what is not a file: it is not looked up
-_SMALL = (32, 8, 1)  # sizes of batches besides the full one
+_READERS = 8  # threads at least, however few cores: files may be far away
 
 T = TypeVar('T')
 Output = Callable[..., Float[Array, 'b d']]
@@ -36,7 +36,7 @@ Output = Callable[..., Float[Array, 'b d']]
 
 Values = Float[np.ndarray, ' d']
 Outcome = tuple[Given, Values] | UserError
-"""An image with its output, float64, or why it has none."""
+"""An image, without its contents, with its output, float64; or why it has none."""
 
 
 @dataclasses.dataclass
@@ -44,7 +44,7 @@ class _Block:
     """Some images on their way.
 
     Attributes:
-        images: The images; one that cannot be used is replaced by the error.
+        images: Without their contents; one that cannot be used is replaced by the error.
         keys: Of each view of each image in the store.
         rows: Of each view of each image in the store; -1: to be computed.
         pixels: By the number of an image, its views that are to be computed.
@@ -54,6 +54,23 @@ class _Block:
     keys: UInt64[np.ndarray, 'n views 2']
     rows: Int[np.ndarray, 'n views']
     pixels: dict[int, Future[UInt8[np.ndarray, '_views h w 3']]]
+
+
+class _Threads(NamedTuple):
+    """What works while a block is computed."""
+
+    begin: ThreadPoolExecutor  # one thread, which begins the next block
+    read: ThreadPoolExecutor
+    decode: ThreadPoolExecutor
+
+    @classmethod
+    def start(cls, stack: contextlib.ExitStack) -> '_Threads':
+        """Starts threads that end with `stack`: first the one that gives work to the others."""
+        read, decode, begin = (
+            stack.enter_context(ThreadPoolExecutor(count))
+            for count in (max(_READERS, cpu.cores()), cpu.cores(), 1)
+        )
+        return cls(begin, read, decode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +101,8 @@ class Predictor:
     ) -> Iterator[Outcome]:
         """Yields the mean of each image's outputs over its views, in order.
 
-        While one block is computed, the next is read and decoded. Features that the store holds are
-        not computed, and the images of which it holds all are not decoded.
+        While one block is computed, other threads read and decode the next. Features that the store
+        holds are not computed, and the images of which it holds all are not decoded.
 
         Args:
             images: Images, and errors, which are passed on.
@@ -96,25 +113,25 @@ class Predictor:
             store = None
             if self.sources.keeps_features:
                 store = stack.enter_context(self.sources.open_store())
-            pool = stack.enter_context(ThreadPoolExecutor(cpu.cores()))
-            before: _Block | None = None
+            threads = _Threads.start(stack)
+            before: Future[_Block] | None = None
             for part in in_blocks(images, programs.batch_size()):
-                block = self._begin(part, views, store, pool)
+                block = threads.begin.submit(self._begin, part, views, store, threads)
                 if before is not None:
-                    yield from self._finish(before, store, keep_features)
+                    yield from self._finish(before.result(), store, keep_features)
                 before = block
             if before is not None:
-                yield from self._finish(before, store, keep_features)
+                yield from self._finish(before.result(), store, keep_features)
 
     def _begin(
         self,
         images: Sequence[Given | UserError],
         views: Sequence[sampling.View],
         store: Store | None,
-        pool: ThreadPoolExecutor,
+        threads: _Threads,
     ) -> _Block:
         """Reads images, looks their features up, and starts to decode those that lack some."""
-        read = list(pool.map(_read, images))
+        read = list(threads.read.map(_read, images))
         digests = [digest for _, digest in read]
         names = [sampling.describe(view, self.sources.augment) for view in views]
         keys = np.stack([view_keys(digests, name) for name in names], axis=1)
@@ -123,11 +140,11 @@ class Predictor:
             known = np.array(digests) != _NO_DIGEST
             rows[known] = store.lookup(keys[known].reshape(-1, 2)).reshape(-1, len(views))
         pixels = {
-            number: pool.submit(self._show, image, [views[int(v)] for v in np.flatnonzero(lacking)])
+            number: threads.decode.submit(self._show, image, list(compress(views, lacking)))
             for number, ((image, _), lacking) in enumerate(zip(read, rows < 0, strict=True))
             if isinstance(image, Given) and lacking.any()
         }
-        return _Block([image for image, _ in read], keys, rows, pixels)
+        return _Block([_emptied(image) for image, _ in read], keys, rows, pixels)
 
     def _show(
         self, image: Given, views: Sequence[sampling.View]
@@ -151,7 +168,7 @@ class Predictor:
         if good:
             pixels = [block.pixels[n].result() for n in good if n in block.pixels]
             values = self._values(block.keys[good], block.rows[good], pixels, store, keep)
-            every = _in_batches(values, self._outputs).astype(np.float64)
+            every = programs.in_batches(values, self._outputs).astype(np.float64)
             means = iter(every.reshape(len(good), -1, every.shape[-1]).mean(1))
         for image in block.images:
             yield image if isinstance(image, UserError) else (image, next(means))
@@ -177,7 +194,7 @@ class Predictor:
         if self.classifier.cut_is_image:
             return computed
         if pixels:
-            computed = _in_batches(computed, self.sources.program())
+            computed = programs.in_batches(computed, self.sources.program())
         if store is None:
             return computed
         lacking = rows.ravel() < 0
@@ -218,33 +235,13 @@ def _read(image: Given | UserError) -> tuple[Given | UserError, str]:
     return image, hashlib.sha256(image.source).hexdigest()
 
 
-def _in_batches(
-    values: Shaped[np.ndarray, 'n ...'], program: Callable[[np.ndarray], Array]
-) -> Shaped[np.ndarray, 'n ...']:
-    """Runs a program on batches of few different sizes, the last one padded."""
-    parts, done = [], 0
-    for size in batch_sizes(len(values), programs.batch_size()):
-        part = values[done : done + size]
-        parts.append(np.asarray(program(pad(part, size)))[: len(part)])
-        done += len(part)
-    return np.concatenate(parts)
-
-
-def batch_sizes(n: int, full: int) -> Iterator[int]:
-    """Yields the sizes of the batches that `n` images are computed in; at most the last is padded.
-
-    Args:
-        n: Number of images.
-        full: The largest size.
-    """
-    for size in (full, *(small for small in _SMALL if small < full)):
-        while 2 * n > size and n > 0:  # half of a batch costs more in smaller ones
-            yield size
-            n -= size
+def _emptied(image: Given | UserError) -> Given | UserError:
+    """Returns an image without its contents, of which many would fill the memory."""
+    return image if isinstance(image, UserError) else image._replace(source=b'')
 
 
 def in_blocks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
     """Yields tuples of `size` items; the last may be shorter."""
     rest = iter(items)
-    while block := tuple(itertools.islice(rest, size)):
+    while block := tuple(islice(rest, size)):
         yield block

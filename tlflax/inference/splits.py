@@ -2,6 +2,7 @@
 
 from absl import logging
 
+from tlflax.data.inputs.listing import Announced
 from tlflax.data.splits.load import load_splits, load_train, load_val
 from tlflax.data.table import ImageTable
 from tlflax.inference.trained import Trained
@@ -11,12 +12,13 @@ NAMES = {'train': 'train', 'validation': 'val', 'test': 'test'}
 """The splits as people name them, and the names of their keys in `config.data`."""
 
 
-def load_split(trained: Trained, split: str) -> ImageTable:
+def load_split(trained: Trained, split: str, announced: Announced | None = None) -> ImageTable:
     """Returns the images of a split, and warns where they are not those of the run any more.
 
     Args:
         trained: The classifier.
         split: A key of `NAMES`.
+        announced: See `tlflax.data.inputs.listing.scan`.
 
     Raises:
         UserError: The images cannot be read, or the run has no such split.
@@ -24,10 +26,10 @@ def load_split(trained: Trained, split: str) -> ImageTable:
     name, data = NAMES[split], trained.config.data
     if name == 'train':
         divided = data.val_fraction or data.test_fraction or data.folds
-        table = load_splits(data).train if divided else load_train(data)
+        table = load_splits(data, announced).train if divided else load_train(data, announced)
     elif name == 'val':
-        table = load_val(data, trained.class_names)
-    elif (found := load_splits(data).test) is not None:
+        table = load_val(data, trained.class_names, announced)
+    elif (found := load_splits(data, announced).test) is not None:
         table = found
     else:
         raise UserError(

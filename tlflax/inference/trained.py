@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Shaped
 from tlflax.config.schema import Config
 from tlflax.data.augment import sampling
 from tlflax.data.inputs import loose_images
+from tlflax.data.inputs.listing import Announced
 from tlflax.data.splits.load import load_table, load_val
 from tlflax.data.table import ImageTable
 from tlflax.features.select import SourceSelector
@@ -158,13 +159,16 @@ class Trained:
             )
         return self.temperature
 
-    def val_table(self) -> ImageTable:
+    def val_table(self, announced: Announced | None = None) -> ImageTable:
         """Returns the validation images of the run.
+
+        Args:
+            announced: See `tlflax.data.inputs.listing.scan`.
 
         Raises:
             UserError: They cannot be read, or are not those of the run.
         """
-        table = load_val(self.config.data, self.class_names)
+        table = load_val(self.config.data, self.class_names, announced)
         if self.split_digests.get('val', table.digest) != table.digest:
             raise UserError(
                 'these are not the validation images that the run was evaluated on',
@@ -177,13 +181,18 @@ class Trained:
         with located('--data'):
             return load_table(data, data=self.config.data, class_names=self.class_names)
 
-    def predict_val(self) -> tuple[ImageTable, Float[np.ndarray, 'n classes']]:
+    def predict_val(
+        self, announced: Announced | None = None
+    ) -> tuple[ImageTable, Float[np.ndarray, 'n classes']]:
         """Returns the validation images of the run and their class probabilities, float64.
+
+        Args:
+            announced: See `tlflax.data.inputs.listing.scan`.
 
         Raises:
             UserError: The images cannot be read, or are not those of the run.
         """
-        table = self.val_table()
+        table = self.val_table(announced)
         source = self.sources.eval(table, 'images')
         return table, mean_probabilities(self._runner, self.trainable, [source])
 

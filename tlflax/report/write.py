@@ -4,6 +4,7 @@ from pathlib import Path
 
 from absl import logging
 
+from tlflax.data.inputs.listing import Announced
 from tlflax.report.gather import cross_validation, run
 from tlflax.report.page.render import render_run
 from tlflax.report.page.write import write
@@ -13,12 +14,15 @@ FILE = 'report.html'
 """In a workdir, its page."""
 
 
-def write_run(workdir: str | Path, path: str | Path | None = None) -> Path:
+def write_run(
+    workdir: str | Path, path: str | Path | None = None, announced: Announced | None = None
+) -> Path:
     """Writes the page of a finished run or cross-validation, a file that needs no other.
 
     Args:
         workdir: The folder of the run.
         path: The file; None: `report.html` in the workdir.
+        announced: Of which images the log need not tell again.
 
     Returns:
         The file.
@@ -27,8 +31,11 @@ def write_run(workdir: str | Path, path: str | Path | None = None) -> Path:
         UserError: The run is not finished, cannot be restored, or its validation images have
             changed; or the file cannot be written.
     """
-    of = cross_validation if cross_validation.is_one(workdir) else run
-    return write(path or Path(workdir) / FILE, render_run(of.gather(workdir)))
+    if cross_validation.is_one(workdir):
+        page = cross_validation.gather(workdir)
+    else:
+        page = run.gather(workdir, announced)
+    return write(path or Path(workdir) / FILE, render_run(page))
 
 
 def write_after(workdir: str | Path) -> None:
@@ -40,7 +47,7 @@ def write_after(workdir: str | Path) -> None:
     if path.exists():
         return
     try:
-        write_run(workdir)
+        write_run(workdir, announced=Announced(everything=True))  # the training has
     except UserError as error:
         logging.warning('WARNING: no report was written: %s', error)
     else:

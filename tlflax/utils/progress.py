@@ -37,12 +37,12 @@ def hide() -> None:
 
 
 @contextlib.contextmanager
-def progress(name: str, total: int, note: str = '') -> Iterator[Tick]:
+def progress(name: str, total: int | None, note: str = '') -> Iterator[Tick]:
     """Shows images per second and time left, as a bar on a terminal and as log lines elsewhere.
 
     Args:
         name: Of the work.
-        total: Images.
+        total: Images; None where their number is not known, and so no time left either.
         note: What is shown in addition, after the note of the moment.
 
     Yields:
@@ -66,7 +66,7 @@ class _Bar(tqdm.tqdm):
 
     monitor_interval = 0
 
-    def __init__(self, name: str, total: int, note: str) -> None:
+    def __init__(self, name: str, total: int | None, note: str) -> None:
         self._note: Callable[[], str] | None = None
         self._constant = note
         super().__init__(total=total, desc=name, unit='img', leave=False, delay=_DELAY)
@@ -83,7 +83,7 @@ class _Bar(tqdm.tqdm):
 class _Lines:
     """Log lines, with `_PLAIN_SECONDS` between them."""
 
-    def __init__(self, name: str, total: int, note: str) -> None:
+    def __init__(self, name: str, total: int | None, note: str) -> None:
         self._name, self._total, self._constant = name, total, note
         self._began = self._last = time.perf_counter()
         self._done = 0
@@ -91,14 +91,15 @@ class _Lines:
     def __call__(self, images: int, note: Callable[[], str] | None = None) -> None:
         self._done += images
         now = time.perf_counter()
-        if now - self._last < _PLAIN_SECONDS or self._done >= self._total:
+        left = None if self._total is None else self._total - self._done
+        if now - self._last < _PLAIN_SECONDS or (left is not None and left <= 0):
             return
         self._last = now
         rate = self._done / (now - self._began)
         told = _joined(
-            f'{self._done}/{self._total} images',
+            f'{self._done} images' if left is None else f'{self._done}/{self._total} images',
             f'{rate:.1f}/s',
-            f'{(self._total - self._done) / rate:.0f} s left',
+            '' if left is None else f'{left / rate:.0f} s left',
             note() if note else '',
             self._constant,
         )

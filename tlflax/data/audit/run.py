@@ -11,7 +11,7 @@ from tlflax.data.audit.problems import CODES, LEVELS, Problem
 from tlflax.data.audit.shortcuts import Figures
 from tlflax.data.audit.summary import SplitSummary, summarize
 from tlflax.data.inputs.class_checks import check_classes, refuse_empty
-from tlflax.data.inputs.listing import Scan
+from tlflax.data.inputs.listing import Announced, Scan
 from tlflax.data.inputs.walk import Report, located_report
 from tlflax.data.splits.conflicts import check_fractions
 from tlflax.data.splits.groups import group_by_pattern
@@ -65,8 +65,12 @@ def check_accepted(codes: Collection[str]) -> None:
             raise UserError(what, where='--accept', fix=did_you_mean(code, CODES))
 
 
-def run(data: DataConfig) -> Audit:
+def run(data: DataConfig, announced: Announced | None = None) -> Audit:
     """Reads every split that `data` names, and audits them.
+
+    Args:
+        data: Names them.
+        announced: See `tlflax.data.inputs.listing.scan`.
 
     Raises:
         UserError: No training images are named, or they cannot be listed.
@@ -79,7 +83,7 @@ def run(data: DataConfig) -> Audit:
             fix='for example: python -m tlflax.data --train=photos/Train --val=photos/Test',
         )
     faults: list[UserError] = []
-    scans = read_inputs(data, strict=False, report=faults.append)
+    scans = read_inputs(data, strict=False, report=faults.append, announced=announced)
     for name, scan in scans.items():
         report = located_report(KEY[name], faults.append)
         if name == 'train':

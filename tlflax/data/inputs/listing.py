@@ -74,13 +74,40 @@ class Scan:
         yield from zip(self.listing.entries, self.listing.names, self.files, strict=True)
 
 
+@dataclasses.dataclass
+class Announced:
+    """The inputs that the log has told of: it does so again only if files had to be read.
+
+    Attributes:
+        everything: The log has told of whatever is read.
+        sources: What named the inputs.
+    """
+
+    everything: bool = False
+    sources: set[str] = dataclasses.field(default_factory=set)
+
+    def is_new(self, source: str) -> bool:
+        """Returns whether the log has not told of an input; from now on it has."""
+        new = not self.everything and source not in self.sources
+        self.sources.add(source)
+        return new
+
+
 def scan(
     listing: Listing,
     *,
     max_pixels: int = MAX_PIXELS,
     background: tuple[int, int, int] = (0, 0, 0),
+    announced: Announced | None = None,
 ) -> Scan:
-    """Reads the files of a listing that are not known yet; see `read_all`."""
+    """Reads the files of a listing that are not known yet; see `read_all`.
+
+    Args:
+        listing: The files.
+        max_pixels: See `read_all`.
+        background: See `read_all`.
+        announced: Of which inputs the log need not tell again; None: of none.
+    """
     start = time.monotonic()
     files, num_read = read_all(
         listing.root,
@@ -99,16 +126,21 @@ def scan(
     found.ignored.update(
         kind_of_stray(entry.path) for entry, _, file in found.rows() if not file.is_image
     )
+    if announced is None or announced.is_new(listing.source) or num_read:
+        _tell(found, time.monotonic() - start)
+    return found
+
+
+def _tell(found: Scan, seconds: float) -> None:
     logging.info(
         '%s: %d images in %d classes (%d files read, %.1f s)%s',
-        printable(listing.source),
-        sum(file.is_good for file in files),
-        len(listing.class_names),
-        num_read,
-        time.monotonic() - start,
+        printable(found.listing.source),
+        sum(file.is_good for file in found.files),
+        len(found.listing.class_names),
+        found.num_read,
+        seconds,
         f'; ignored: {_tally(found.ignored)}' if found.ignored else '',
     )
-    return found
 
 
 def _with_hint(root: str, path: str, file: ScannedFile) -> ScannedFile:

@@ -60,6 +60,7 @@ def list_pattern(spec: str, *, report: Report = stop) -> Listing:
     """
     base, rest = split_base(expand(spec))
     base = os.path.abspath(base)
+    _check_class(spec, rest)
     matchers = _matchers(spec, rest)
     if not os.path.isdir(base):
         raise UserError(f'no such folder: {printable(base)!r}', fix=f'fix the pattern {spec!r}')
@@ -84,11 +85,29 @@ def list_pattern(spec: str, *, report: Report = stop) -> Listing:
     )
 
 
-def _matchers(spec: str, rest: str) -> list[re.Pattern[str]]:
-    """Returns a pattern for the folders of each depth and, last, for the files.
+def files_matching(spec: str, *, report: Report = stop) -> tuple[str, list[Entry]]:
+    """Lists the files that a pattern matches, which needs no `{class}`.
 
-    From the depth of a `**` on, a folder's pattern matches everything below.
+    Args:
+        spec: The pattern.
+        report: See `list_pattern`.
+
+    Returns:
+        The folder that the files' paths start from, as it is written, and the files.
+
+    Raises:
+        UserError: It is not a pattern, or its folder does not exist.
     """
+    base, rest = split_base(expand(spec))
+    matchers = _matchers(spec, rest)
+    if not os.path.isdir(base):
+        raise UserError(f'no such folder: {printable(base)!r}', fix='fix the pattern')
+    entries = _walk(base, matchers, Ignored(), report)
+    return base, [entry for entry in entries if matchers[-1].fullmatch(entry.path)]
+
+
+def _check_class(spec: str, rest: str) -> None:
+    """Refuses a pattern that does not say where the name of the class stands."""
     if _CLASS not in rest:
         named = re.search(r'\{\w*\}', rest)
         what = f'{named.group()!r} is not known' if named else f'no {_CLASS}'
@@ -96,6 +115,13 @@ def _matchers(spec: str, rest: str) -> list[re.Pattern[str]]:
             f'{what} in the pattern {printable(spec)!r}',
             fix=f'put {_CLASS} where the name of the class stands, as in photos/{_CLASS}/*.jpg',
         )
+
+
+def _matchers(spec: str, rest: str) -> list[re.Pattern[str]]:
+    """Returns a pattern for the folders of each depth and, last, for the files.
+
+    From the depth of a `**` on, a folder's pattern matches everything below.
+    """
     parts, patterns, so_far = rest.split('/'), [], ''
     for what, count, most in (
         ('**', parts.count('**'), _MOST_ANY),

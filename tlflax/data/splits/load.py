@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from tlflax.config.schema import DataConfig
 from tlflax.data.inputs import manifest
 from tlflax.data.inputs.class_checks import check_listing
-from tlflax.data.inputs.listing import Listing, Scan, scan
+from tlflax.data.inputs.listing import Announced, Listing, Scan, scan
 from tlflax.data.inputs.walk import Report, located_report, stop
 from tlflax.data.splits.conflicts import check_fractions, check_one_fold, check_one_way
 from tlflax.data.splits.groups import check_groups, group_by_pattern
@@ -42,7 +42,12 @@ class Splits:
 
 
 def load_table(
-    spec: str, *, data: DataConfig, split: str = '', class_names: Sequence[str] | None = None
+    spec: str,
+    *,
+    data: DataConfig,
+    split: str = '',
+    class_names: Sequence[str] | None = None,
+    announced: Announced | None = None,
 ) -> ImageTable:
     """Finds and checks the images of one split.
 
@@ -52,17 +57,20 @@ def load_table(
         split: See `list_input`.
         class_names: The training split's classes, whose order decides the labels; None: this is
             the training split.
+        announced: See `tlflax.data.inputs.listing.scan`.
 
     Raises:
         UserError: See `list_input`, `check_listing` and `make_table`.
     """
     listing = list_input(spec, split=split)
     check_listing(listing, class_names)
-    return _table(_read(listing, data), data, class_names)
+    return _table(_read(listing, data, announced), data, class_names)
 
 
-def _read(listing: Listing, data: DataConfig) -> Scan:
-    return scan(listing, max_pixels=data.max_pixels, background=data.background)
+def _read(listing: Listing, data: DataConfig, announced: Announced | None) -> Scan:
+    return scan(
+        listing, max_pixels=data.max_pixels, background=data.background, announced=announced
+    )
 
 
 def _table(found: Scan, data: DataConfig, class_names: Sequence[str] | None = None) -> ImageTable:
@@ -70,7 +78,13 @@ def _table(found: Scan, data: DataConfig, class_names: Sequence[str] | None = No
     return group_by_pattern(table, data.group) if data.group else table
 
 
-def read_inputs(data: DataConfig, *, strict: bool = True, report: Report = stop) -> dict[str, Scan]:
+def read_inputs(
+    data: DataConfig,
+    *,
+    strict: bool = True,
+    report: Report = stop,
+    announced: Announced | None = None,
+) -> dict[str, Scan]:
     """Reads every split that is named, not those that are taken out of the training split.
 
     Args:
@@ -78,6 +92,7 @@ def read_inputs(data: DataConfig, *, strict: bool = True, report: Report = stop)
         strict: Refuse, before anything is read, what cannot be trained with.
         report: Takes what is wrong with an input, which is then read as far as it goes. Raises it
             by default.
+        announced: See `tlflax.data.inputs.listing.scan`.
 
     Returns:
         What 'train' and, where they are named, 'val' and 'test' hold.
@@ -110,7 +125,7 @@ def read_inputs(data: DataConfig, *, strict: bool = True, report: Report = stop)
         if strict:
             with located(KEY[name]):
                 check_listing(listings[name], train.class_names)
-    return {name: _read(listing, data) for name, listing in listings.items()}
+    return {name: _read(listing, data, announced) for name, listing in listings.items()}
 
 
 def _list(name: str, spec: str, known: Known, report: Report) -> Listing:
@@ -143,7 +158,7 @@ def _named(data: DataConfig, name: str, known: Known) -> str:
     return spec or data.train
 
 
-def load_splits(data: DataConfig) -> Splits:
+def load_splits(data: DataConfig, announced: Announced | None = None) -> Splits:
     """Returns the training, validation and test images.
 
     Raises:
@@ -151,7 +166,7 @@ def load_splits(data: DataConfig) -> Splits:
     """
     check_fractions(data)
     check_one_fold(data)
-    parts = divide(_named_tables(data), data)
+    parts = divide(_named_tables(data, announced), data)
     return Splits(parts['train'], parts['val'], parts.get('test'))
 
 
@@ -173,10 +188,10 @@ def load_folds(data: DataConfig) -> list[list[Splits]]:
         ]
 
 
-def _named_tables(data: DataConfig) -> dict[str, ImageTable]:
+def _named_tables(data: DataConfig, announced: Announced | None = None) -> dict[str, ImageTable]:
     """Returns the tables of the splits that are named, training first."""
     tables: dict[str, ImageTable] = {}
-    for name, found in read_inputs(data).items():
+    for name, found in read_inputs(data, announced=announced).items():
         class_names = tables['train'].class_names if tables else None
         with located(KEY[name]):
             tables[name] = _table(found, data, class_names)
@@ -217,7 +232,7 @@ def divide(tables: Mapping[str, ImageTable], data: DataConfig) -> dict[str, Imag
     return {name: parts[name] for name in NAMES if name in parts}
 
 
-def load_train(data: DataConfig) -> ImageTable:
+def load_train(data: DataConfig, announced: Announced | None = None) -> ImageTable:
     """Returns the images that are named for training, undivided.
 
     Raises:
@@ -226,16 +241,20 @@ def load_train(data: DataConfig) -> ImageTable:
     if not data.train:
         raise _no_training_images()
     with located(KEY['train']):
-        return load_table(data.train, data=data, split='train')
+        return load_table(data.train, data=data, split='train', announced=announced)
 
 
-def load_val(data: DataConfig, class_names: tuple[str, ...]) -> ImageTable:
+def load_val(
+    data: DataConfig, class_names: tuple[str, ...], announced: Announced | None = None
+) -> ImageTable:
     """Returns the validation images alone, labeled in the order of `class_names`.
 
     Raises:
         UserError: See `load_splits`.
     """
     if not data.val:
-        return load_splits(data).val
+        return load_splits(data, announced).val
     with located(KEY['val']):
-        return load_table(data.val, data=data, split='val', class_names=class_names)
+        return load_table(
+            data.val, data=data, split='val', class_names=class_names, announced=announced
+        )

@@ -9,6 +9,7 @@ process that asks for the same features finds them. A space is a set of segments
 """
 
 import os
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ class DamagedRows(Exception):
 
 
 class Store:
-    """One space, as one process sees it. Reading is thread-safe; appending is for one thread.
+    """One space, as one process sees it. Several threads may use it.
 
     Row numbers are valid as long as the object, and other processes never remove their rows. Use it
     as a context manager, or call `close`; a store that is garbage-collected releases its files too.
@@ -80,6 +81,7 @@ class Store:
         self._segments: list[Segment] = []
         self._gone: set[int] = set()  # positions in _segments; row numbers stay what they are
         self._index: Index | None = None
+        self._lock = threading.RLock()  # held while the index or the list of segments changes
         self._writing: int | None = None
         self._synced = time.monotonic()
         weakref.finalize(self, _release, self._segments).atexit = False
@@ -135,12 +137,13 @@ class Store:
             verify: Whether to check the rows found that were not checked before, and to treat
                 damaged ones as missing. Otherwise `read` checks them.
         """
-        while True:
-            self._index = self._index or self._sorted()
-            rows = self._index.find(keys)
-            found = rows[rows >= 0]
-            if self._pin(found) and not (verify and len(self._damaged(found))):
-                return rows
+        with self._lock:
+            while True:
+                self._index = self._index or self._sorted()
+                rows = self._index.find(keys)
+                found = rows[rows >= 0]
+                if self._pin(found) and not (verify and len(self._damaged(found))):
+                    return rows
 
     def append(
         self, keys: UInt64[np.ndarray, 'n 2'], values: Shaped[np.ndarray, 'n ...']
@@ -158,17 +161,18 @@ class Store:
         stored = self._stored(values)
         rows = np.empty(len(keys), np.int64)
         done = 0
-        try:
-            with _storing(self.folder):
-                while done < len(keys):
-                    number = self._writer()
-                    slots = self._segments[number].append(keys[done:], stored[done:])
-                    rows[done : done + len(slots)] = number * self._layout.capacity + slots
-                    done += len(slots)
-        finally:
-            self._index = None
-        if time.monotonic() > self._synced + _SYNC_SECONDS:
-            self.flush()
+        with self._lock:
+            try:
+                with _storing(self.folder):
+                    while done < len(keys):
+                        number = self._writer()
+                        slots = self._segments[number].append(keys[done:], stored[done:])
+                        rows[done : done + len(slots)] = number * self._layout.capacity + slots
+                        done += len(slots)
+            finally:
+                self._index = None
+            if time.monotonic() > self._synced + _SYNC_SECONDS:
+                self.flush()
         return rows
 
     def read(
@@ -281,7 +285,8 @@ class Store:
         ]
         if not damaged:
             return np.zeros(0, np.int64)
-        self._index = None
+        with self._lock:
+            self._index = None
         found = np.unique(np.concatenate(damaged))
         logging.warning(
             '%d features in %s are damaged and will not be used', len(found), self.folder

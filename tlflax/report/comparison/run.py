@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tlflax.data.inputs.listing import Announced
 from tlflax.report.comparison import compare, page, text
 from tlflax.report.comparison.shared import share
 from tlflax.report.gather.predictions import read
@@ -22,7 +23,8 @@ def run(names: Sequence[str], output: str, differences: str | None = None) -> No
         UserError: A run cannot be read, the runs have nothing in common, or a file cannot be
             written.
     """
-    runs = [read(name) for name in names]
+    announced = Announced()
+    runs = [read(name, announced) for name in names]
     shared = share(runs)
     comparison = compare.compare(runs, shared)
     rows = compare.differing(shared)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from tlflax.data.inputs.listing import Announced
 from tlflax.data.splits.stratify import units
 from tlflax.inference.restore import load
 from tlflax.utils import trees
@@ -48,7 +49,7 @@ class Predictions:
     cost: JsonObject
 
 
-def read(name: str) -> Predictions:
+def read(name: str, announced: Announced | None = None) -> Predictions:
     """Returns the predictions of a run for its validation images, or of a cross-validation.
 
     The run is restored, and features come from the cache. Of a cross-validation, the file of its
@@ -56,6 +57,7 @@ def read(name: str) -> Predictions:
 
     Args:
         name: The workdir.
+        announced: Of which images the log need not tell again.
 
     Raises:
         UserError: The run is not finished, cannot be restored, or its images have changed; or the
@@ -70,7 +72,7 @@ def read(name: str) -> Predictions:
             'the run is not finished', where=name, fix='finish it by the command that began it'
         )
     classifier = load(folder)
-    table, probabilities = classifier.predict_val()
+    table, probabilities = classifier.predict_val(announced)
     trained = trees.flatten(classifier.trainable.params).values()
     return Predictions(
         name=name,

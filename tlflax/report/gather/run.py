@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tlflax.data.audit import run as auditing
+from tlflax.data.inputs.listing import Announced
 from tlflax.data.table import ImageTable
 from tlflax.inference import embeddings
 from tlflax.inference.restore import load
@@ -30,19 +31,21 @@ _MOST_BYTES = 1 << 30  # of features of training images
 T = TypeVar('T')
 
 
-def gather(workdir: str | Path) -> RunPage:
+def gather(workdir: str | Path, announced: Announced | None = None) -> RunPage:
     """Gathers the page of a finished run.
 
     Args:
         workdir: Its folder.
+        announced: Of which images the log need not tell again.
 
     Raises:
         UserError: The run is not finished, or it cannot be restored, or its validation images have
             changed. What else cannot be shown is left out and said in the page's notes.
     """
+    announced = announced or Announced()
     found = files.read(workdir)
     trained = load(workdir)
-    table, probabilities = trained.predict_val()
+    table, probabilities = trained.predict_val(announced)
     labels, predicted = np.asarray(table.labels), probabilities.argmax(1)
     page = RunPage(
         name=printable(str(workdir)),
@@ -56,7 +59,7 @@ def gather(workdir: str | Path) -> RunPage:
         uncertain=(),
     )
     chosen = choose(labels, probabilities)
-    return _with_images(page, trained, table, probabilities, chosen)
+    return _with_images(page, trained, table, probabilities, chosen, announced)
 
 
 def _with_images(
@@ -65,12 +68,13 @@ def _with_images(
     table: ImageTable,
     probabilities: Float[np.ndarray, 'n classes'],
     chosen: Choice,
+    announced: Announced,
 ) -> RunPage:
     """Returns a page with everything that shows images."""
     notes: list[str] = []
     data = trained.config.data
     thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
-    train = _unless_failing(lambda: load_split(trained, 'train'), notes)
+    train = _unless_failing(lambda: load_split(trained, 'train', announced), notes)
     near: dict[int, list[Neighbor]] = {}
     with ThreadPoolExecutor(1) as pool:  # the map takes as long as compiling the heat maps
         if train is not None:
@@ -93,7 +97,7 @@ def _with_images(
         mistakes=chosen.mistakes,
         uncertain=chosen.uncertain,
         heat_note=heat_note,
-        audit=_unless_failing(lambda: _audit(trained), notes),
+        audit=_unless_failing(lambda: _audit(trained, announced), notes),
         notes=notes,
     )
 
@@ -121,10 +125,10 @@ def _samples(trained: Trained, train: ImageTable) -> list[Augmented]:
     return samples.samples(train, image_format, config.augment, config.train.seed)
 
 
-def _audit(trained: Trained) -> Audit:
+def _audit(trained: Trained, announced: Announced) -> Audit:
     """Returns the audit of the run's images."""
     data = trained.config.data
-    found = auditing.run(data)
+    found = auditing.run(data, announced)
     thumbnails = Thumbnails(
         budget=_AUDIT_BYTES, background=data.background, max_pixels=data.max_pixels
     )
