@@ -67,7 +67,7 @@ def _with_images(
     chosen: Choice,
 ) -> RunPage:
     """Returns a page with everything that shows images."""
-    notes: list[str] = []
+    notes = list(page.notes)
     data = trained.config.data
     thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
     train = _unless_failing(lambda: load_split(trained, 'train'), notes)
