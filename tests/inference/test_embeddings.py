@@ -215,6 +215,7 @@ def test_a_file_is_whole_or_not_there(trained, tmp_path, monkeypatch):
         ('x.npz', 'json', "--format: 'json' is not a format of features"),
         ('none/x.npz', '', 'there is no folder'),
         ('.', 'csv', 'it is a folder'),
+        (f'{"x" * 300}.npz', '', 'File name too long'),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_first(tmp_path, name, form, words):

@@ -166,6 +166,7 @@ def test_save_writes_and_says_so(place, tmp_path):
     [
         (['nearest'], 'no --workdir is given'),
         (['nearest', 'x.jpg'], 'no --workdir is given'),
+        (['nearest', '--workdir=/nowhere'], 'no image is given'),
         (['save', '--workdir=/nowhere'], '--output: no file is named'),
         (['save', 'x.jpg', '--workdir=/nowhere'], "'save x.jpg' is not an action"),
         (['save', '--workdir=/nowhere', '--output=/nowhere/x.npz'], 'there is no folder'),

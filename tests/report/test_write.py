@@ -128,7 +128,18 @@ def test_what_is_missing_is_said(root, workdir, tmp_path, said):
         shutil.move(moved, root / 'Train')
     assert found.points == ()
     assert found.mistakes
-    assert any('config.data.train' in note for note in found.notes)
+    (note,) = found.notes  # once, although the audit misses them too
+    assert note.startswith('config.data.train: no such folder')
+
+
+def test_training_images_that_changed_are_said(root, workdir, tmp_path):
+    one = next((root / 'Train' / 'red').iterdir())
+    shutil.move(one, tmp_path)
+    try:
+        found = gather(workdir)
+    finally:
+        shutil.move(tmp_path / one.name, one)
+    assert found.notes == ['The training images are not those of the run any more.']
 
 
 def test_a_report_that_fails_leaves_the_command_alone(root, workdir, tmp_path, said):
@@ -147,6 +158,40 @@ def test_a_report_that_fails_leaves_the_command_alone(root, workdir, tmp_path, s
     before = (workdir / 'report.html').stat().st_mtime_ns
     write_after(workdir)
     assert (workdir / 'report.html').stat().st_mtime_ns == before
+
+
+def test_a_mistake_of_the_page_is_logged(workdir, monkeypatch, said):
+    def broken(_):
+        raise MemoryError
+
+    monkeypatch.setattr('tlflax.report.write.render_run', broken)
+    (workdir / 'report.html').unlink(missing_ok=True)
+    write_after(workdir)
+    again = f'`python -m tlflax.report --workdir={workdir}` shows where'
+    assert said[-1].endswith(f'no report was written (MemoryError: MemoryError); {again}')
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['', '[]', '{"candidates": 5, "why": ""}', '{"candidates": [1], "why": ""}',
+     '{"candidates": [{"a": 1}, {"b": 2}], "why": ""}', '{"candidates": [], "why": 3}'],
+)  # fmt: skip
+def test_a_damaged_choice_is_a_note(workdir, text):
+    (workdir / 'auto.json').write_text(text)
+    try:
+        found = gather(workdir)
+    finally:
+        (workdir / 'auto.json').unlink()
+    assert found.notes == [f'{workdir}/auto.json is damaged: what was tried is not shown.']
+    assert (found.tried, found.tried_note) == ((), '')
+
+
+@pytest.mark.parametrize('text', ['{}', '{"val": 3}'])
+def test_a_result_of_nothing_is_refused(workdir, tmp_path, text):
+    shutil.copy(workdir / 'config.json', tmp_path)
+    (tmp_path / 'result.json').write_text(text)  # as of released versions, without a digest
+    with pytest.raises(UserError, match=r'result.json: it has no result of the validation'):
+        write_run(tmp_path)
 
 
 def test_a_run_that_is_not_finished(workdir, tmp_path):

@@ -26,6 +26,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ['a.txt']
 
 
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_replaced(tmp_path, make):
+    path = tmp_path / 'there'
+    make(path)
+    before = path.stat().st_ino
+    for target in path, tmp_path / 'link':
+        if target != path:
+            target.symlink_to(path)
+        with pytest.raises(OSError, match='not a file'):
+            atomic_write(target, 'text')
+    assert path.stat().st_ino == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ['link', 'there']
+
+
 def test_the_new_file_has_the_mode_that_open_gives(tmp_path):
     (tmp_path / 'plain').write_text('')
     atomic_write(tmp_path / 'ours', b'\x00\xff')

@@ -69,6 +69,13 @@ def test_damaged_lines_of_metrics_are_left_out(work, caplog):
     assert any('the lines of 2 epochs, the first of them 2, are lost' in m for m in caplog.messages)
 
 
+def test_a_file_that_cannot_be_read_is_an_error(work):
+    for name, read in (('metrics.jsonl', work.records), ('result.json', work.result)):
+        (work.path / name).mkdir()
+        with pytest.raises(UserError, match=f'{name}: cannot be read: Is a directory'):
+            read()
+
+
 def test_metrics_that_are_gone_stop_nothing(work, caplog):
     work.rewind(0)
     assert not caplog.messages

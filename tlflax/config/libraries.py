@@ -11,7 +11,7 @@ import absl.flags
 import absl.logging
 
 from tlflax.config import tensorflow_notices
-from tlflax.utils import assets, progress
+from tlflax.utils import assets, interrupts, progress
 
 _RAISED = tuple(f'{os.sep}{name}{os.sep}' for name in ('orbax', 'asyncio'))
 _PACKAGE = str(Path(__file__).parents[1])
@@ -47,8 +47,14 @@ def _say_unless_closed(
 
 
 def _say_ignored_unless_closed(ignored: 'sys.UnraisableHookArgs') -> None:
-    """Does the same where nobody can catch the exception."""
-    if not (ignored.exc_type is RuntimeError and str(ignored.exc_value) == 'Event loop is closed'):
+    """Does the same where nobody can catch the exception; an interrupt comes again.
+
+    JAX is called at each collection of garbage, where an interrupt would be lost.
+    """
+    kind, error = ignored.exc_type, ignored.exc_value
+    if issubclass(kind, KeyboardInterrupt):
+        interrupts.again()
+    elif not (kind is RuntimeError and str(error) == 'Event loop is closed'):
         sys.__unraisablehook__(ignored)
 
 

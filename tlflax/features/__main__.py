@@ -35,16 +35,14 @@ def main(arguments: Arguments) -> None:
             _cache(*arguments.action)
         case ['nearest' | 'save', *_] if not arguments.workdir:
             raise flags.UsageError('no --workdir is given', where='command line')
-        case ['nearest', image, *more]:
-            _nearest(arguments, (image, *more))
+        case ['nearest', *images]:
+            _nearest(arguments, tuple(images))
         case ['save']:
             _save(arguments)
         case _:
-            raise flags.UsageError(
-                f'{" ".join(arguments.action)!r} is not an action',
-                where='command line',
-                fix='info, clear, clear NAME, nearest IMAGE... and save are, as --help says',
-            )
+            what = f'{" ".join(arguments.action)!r} is not an action'
+            fix = 'info, clear, clear NAME, nearest IMAGE... and save are, as --help says'
+            raise flags.UsageError(what, where='command line', fix=fix)
 
 
 def _cache(action: str, *names: str) -> None:
@@ -61,8 +59,10 @@ def _cache(action: str, *names: str) -> None:
 def _nearest(arguments: Arguments, images: tuple[str, ...]) -> None:
     from tlflax.inference import nearest, restore
 
-    count, form = nearest.check(arguments.k, arguments.format)
-    nearest.show(restore.load(arguments.workdir, arguments.step), images, count, form)
+    if not images:
+        raise flags.UsageError('no image is given', where='command line')
+    asked = nearest.check(arguments.k, arguments.format)
+    nearest.show(restore.load(arguments.workdir, arguments.step), images, *asked)
 
 
 def _save(arguments: Arguments) -> None:

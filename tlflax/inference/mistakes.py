@@ -15,7 +15,7 @@ from jaxtyping import Float
 from tlflax.data.table import ImageTable
 from tlflax.train.metrics.scores import cross_entropies
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import atomic_write
+from tlflax.utils.files import atomic_write, check_replaceable
 
 _COLUMNS = ('path', 'class', 'predicted', 'probability', 'loss')
 
@@ -24,16 +24,19 @@ def check_writable(path: str | Path) -> None:
     """Checks, before anything is computed, that a file can be written.
 
     Raises:
-        UserError: Its folder does not exist or cannot be written, or it is a folder.
+        UserError: Its folder does not exist or cannot be written, or it is a folder or a device.
     """
-    path = Path(path)
-    why = 'it is a folder' if path.is_dir() else ''
+    path, why = Path(path), ''
     if not path.parent.is_dir():
         why = f'there is no folder {str(path.parent)!r}'
     elif not os.access(path.parent, os.W_OK):
         why = f'the folder {str(path.parent)!r} cannot be written'
     if why:
         raise UserError(f'cannot be written: {why}', where=str(path), fix='name another file')
+    with as_user_error(
+        'cannot be written: {reason}', where=str(path), fix='name another file', of=(OSError,)
+    ):
+        check_replaceable(path)
 
 
 def write_mistakes(

@@ -37,9 +37,14 @@ def load_split(trained: Trained, split: str, announced: Announced | None = None)
             where='split',
             fix='choose train or validation, or name images of your own',
         )
-    if trained.split_digests.get(name, table.digest) != table.digest:
+    if is_changed(trained, split, table):
         logging.warning(
             'WARNING: the %s images in config.data.%s=%r are not those of the run any more',
             *(split, name, getattr(data, name) or data.train),
         )
     return table
+
+
+def is_changed(trained: Trained, split: str, table: ImageTable) -> bool:
+    """Returns whether the images of a split are others than those of the run."""
+    return trained.split_digests.get(NAMES[split], table.digest) != table.digest

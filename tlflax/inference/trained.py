@@ -173,7 +173,7 @@ class Trained:
             raise UserError(
                 'these are not the validation images that the run was evaluated on',
                 where=f'config.data.val={self.config.data.val!r}',
-                fix='put them back, or name the images to evaluate with --data',
+                fix='put them back, or evaluate others: `python -m tlflax.evaluate --data=IMAGES`',
             )
         return table
 

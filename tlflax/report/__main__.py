@@ -12,6 +12,7 @@ each of its runs held out.
 """
 
 import dataclasses
+import os
 
 from tlflax.config import cli, flags
 from tlflax.utils.errors import UserError
@@ -42,8 +43,12 @@ def main(arguments: Arguments) -> None:
         raise flags.UsageError('no run is given', where='command line')
     if arguments.differences is not None and len(names) == 1:
         raise flags.UsageError('--differences needs several runs', where='command line')
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError('this run is given twice', where=twice[0], fix='give others')
+    places = [os.path.realpath(name) for name in names]
+    if twice := [name for name, at in zip(names, places, strict=True) if places.count(at) > 1]:
+        raise UserError('this run is given twice', where=twice[-1], fix='give others')
+    files = [os.path.realpath(path) for path in (arguments.output, arguments.differences) if path]
+    if len(set(files)) < len(files):
+        raise UserError('this file is to be both', where=files[0], fix='name two')
 
     from tlflax.inference.mistakes import check_writable
     from tlflax.report import write_run

@@ -8,7 +8,7 @@ from tlflax.data.inputs.listing import Announced
 from tlflax.report.gather import cross_validation, run
 from tlflax.report.page.render import render_run
 from tlflax.report.page.write import write
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, reason
 
 FILE = 'report.html'
 """In a workdir, its page."""
@@ -41,7 +41,7 @@ def write_run(
 def write_after(workdir: str | Path) -> None:
     """Writes the page of a run that has ended, unless it is there; what hinders it is logged.
 
-    A run is finished without its page, so nothing that is wrong with that may end the command.
+    A run is finished without its page, so nothing that is wrong with that may fail the command.
     """
     path = Path(workdir) / FILE
     if path.exists():
@@ -50,5 +50,9 @@ def write_after(workdir: str | Path) -> None:
         write_run(workdir, announced=Announced(everything=True))  # the training has
     except UserError as error:
         logging.warning('WARNING: no report was written: %s', error)
+    except Exception as error:  # memory, or a mistake of the page's: a run is worth more
+        what = f'{type(error).__name__}: {reason(error)}'
+        again = f'python -m tlflax.report --workdir={workdir}'
+        logging.warning('WARNING: no report was written (%s); `%s` shows where', what, again)
     else:
         logging.info('the report is %s', path)

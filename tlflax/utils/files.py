@@ -69,13 +69,27 @@ def _check(path: str, status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, f'it is {kind}, not a file', path)
 
 
+def check_replaceable(path: Path) -> None:
+    """Checks that what is at a path, if anything, is a file; /dev/null must not become one.
+
+    Raises:
+        OSError: It is a pipe, a socket, a device or a folder, or it cannot be asked for.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _check(str(path), os.stat(path))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` when the block ends.
 
     A reader sees the old file or the new one, never a part of it. If the block raises, `path` stays
     unchanged and the temporary file is deleted.
+
+    Raises:
+        OSError: See `check_replaceable`.
     """
+    check_replaceable(path)
     # Whoever opens it creates it, with the mode that the user's umask gives.
     partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
     try:

@@ -2,9 +2,11 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+_LATER = 0.05  # seconds: the callback has returned by then
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], object]
 
@@ -47,6 +49,14 @@ def deferred(announce: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
 def raised() -> None:
     """Lets SIGTERM raise KeyboardInterrupt in this process, as SIGINT does."""
     signal.signal(signal.SIGTERM, _raise)
+
+
+def again() -> None:
+    """Repeats, soon, an interrupt that came where none can be raised, as in a callback."""
+    main = threading.main_thread().ident or 0
+    timer = threading.Timer(_LATER, signal.pthread_kill, (main, signal.SIGINT))
+    timer.daemon = True
+    timer.start()
 
 
 def ignored() -> None:

@@ -234,10 +234,16 @@ def read_result(folder: Path) -> JsonObject | None:
 
 
 def read_records(folder: Path) -> list[JsonObject]:
-    """Returns the epochs' records of the run in a folder; a line that is damaged is left out."""
+    """Returns the epochs' records of the run in a folder; a line that is damaged is left out.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     path = folder / 'metrics.jsonl'
     records = []
-    for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
+    with _reading(path):
+        lines = path.read_text(errors='replace').splitlines() if path.exists() else ()
+    for line in lines:
         try:
             record = json.loads(line)
             record['epoch'] + record['step']
@@ -252,7 +258,7 @@ def read_json(path: Path) -> JsonObject:
     """Reads a JSON object from a file of a workdir.
 
     Raises:
-        UserError: It does not exist, or does not hold an object.
+        UserError: It does not exist, cannot be read, or does not hold an object.
     """
     missing = as_user_error(
         f'no {path.name} found',
@@ -260,7 +266,7 @@ def read_json(path: Path) -> JsonObject:
         fix='give a workdir in which `python -m tlflax.train` ran',
         of=(FileNotFoundError,),
     )
-    with missing:
+    with _reading(path), missing:
         text = path.read_bytes()
     try:
         found = json.loads(text)
@@ -269,6 +275,13 @@ def read_json(path: Path) -> JsonObject:
     if not isinstance(found, dict):
         raise _damaged(path)
     return found
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    """Turns what the operating system refuses, while a file is read, into a `UserError`."""
+    return as_user_error(
+        'cannot be read: {reason}', where=str(path), fix='give yourself access to it', of=(OSError,)
+    )
 
 
 def _damaged(path: Path) -> UserError:

@@ -242,6 +242,8 @@ def test_what_cannot_be_reported(place, tmp_path):
         ([one, '--differences=d.csv'], '--differences needs several runs'),
         ([one, f'--workdir={one}'], f'{one}: this run is given twice'),
         ([one, f'{one}/'], f'{one}: this run is given twice'),
+        ([one, f'{one}/../one'], f'{one}/../one: this run is given twice'),
+        ([one, 'x', '--output=both', '--differences=./both'], 'both: this file is to be both'),
         ([one, str(tmp_path / 'begun')], f'{tmp_path}/begun: the run is not finished'),
         ([one, str(tmp_path / 'nowhere')], f'{tmp_path}/nowhere'),
         ([one, str(place / 'two'), '--differences=/nowhere/d.csv'], "no folder '/nowhere'"),

@@ -63,7 +63,9 @@ def test_shares_are_shown_in_percent_between_0_and_100():
     assert min(points_of(line)[:, 1]) == 30  # 100 % is the upper end
 
 
-@pytest.mark.parametrize('gap', [None, math.nan, math.inf], ids=str)
+@pytest.mark.parametrize(
+    'gap', [None, math.nan, math.inf, 1.7e308, 10**400], ids=['none', 'nan', 'inf', 'huge', 'long']
+)
 def test_unknown_values_are_gaps(gap):
     root = chart([1.0, 2.0, gap, 3.0, gap, gap, 2.5, 2.0])
     lengths = [len(points_of(node)) for node in by_class(root, 'line')]

@@ -222,6 +222,11 @@ def test_configuration_and_cost(page, read):
     assert 'versions.jax 0.10.2' in text
 
 
+def test_heat_maps_are_explained_where_they_are(page):
+    assert render_run(page).count(page.heat_note) == 1
+    assert render_run(dataclasses.replace(page, mistakes=())).count(page.heat_note) == 1
+
+
 def test_pictures_are_written_once(page):
     text = render_run(page)
     sources = re.findall(r'src="(data:[^"]*)"', text)
@@ -311,7 +316,7 @@ def test_numbers():
     assert [numbers.percent(v) for v in (0, 1, 0.99996, 0.0001, 0.5, None, math.nan)] == [
         '0.0 %', '100.0 %', '> 99.9 %', '< 0.1 %', '50.0 %', '–', '–',
     ]  # fmt: skip
-    assert [numbers.number(v) for v in (12345, 0.25, 1e-9, math.inf, True, 0.0)] == [
+    assert [numbers.number(v) for v in (12345, 0.25, 1e-9, math.inf, True, -0.0)] == [
         '12,345', '0.2500', '1.00e-09', '–', '–', '0',
     ]  # fmt: skip
     assert [numbers.duration(v) for v in (0.61, 59.4, 59.6, 252, 7500, None)] == [

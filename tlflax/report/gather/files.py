@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, printable
 from tlflax.utils.files import JsonObject
 from tlflax.workdir.files import read_json, read_records, read_result
 
@@ -20,6 +20,7 @@ class Files(NamedTuple):
         environment: The last session of `provenance.json`; empty if there is none.
         tried: The candidates of `auto.json`; empty for a head that was named.
         tried_note: Why one was chosen.
+        notes: What cannot be shown.
     """
 
     result: JsonObject
@@ -28,6 +29,7 @@ class Files(NamedTuple):
     environment: JsonObject
     tried: Sequence[JsonObject]
     tried_note: str
+    notes: Sequence[str]
 
 
 def read(workdir: str | Path) -> Files:
@@ -44,15 +46,36 @@ def read(workdir: str | Path) -> Files:
             where=str(workdir),
             fix='finish it by the command that began it',
         )
-    auto = read_json(folder / 'auto.json') if (folder / 'auto.json').exists() else {}
+    if not isinstance(result.get('val'), dict):  # one without a digest may have been changed
+        raise UserError(
+            "it has no result of the validation images, 'val'",
+            where=str(folder / 'result.json'),
+            fix='delete it and repeat the command that wrote it',
+        )
+    tried, why, notes = _auto(folder / 'auto.json')
     return Files(
         result=result,
         records=read_records(folder),
         config=config,
         environment=_environment(folder / 'provenance.json'),
-        tried=auto.get('candidates', ()),
-        tried_note=auto.get('why', ''),
+        tried=tried,
+        tried_note=why,
+        notes=notes,
     )
+
+
+def _auto(path: Path) -> tuple[Sequence[JsonObject], str, Sequence[str]]:
+    """Returns the candidates, why one was chosen, and what is wrong with the file."""
+    try:
+        found = json.loads(path.read_bytes())
+        tried, why = found['candidates'], found['why']
+        if all(row.keys() == tried[0].keys() for row in tried) and isinstance(why, str):
+            return tried, why, ()
+    except FileNotFoundError:
+        return (), '', ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return (), '', [f'{printable(str(path))} is damaged: what was tried is not shown.']
 
 
 def _environment(path: Path) -> JsonObject:

@@ -14,7 +14,7 @@ from tlflax.data.inputs.listing import Announced
 from tlflax.data.table import ImageTable
 from tlflax.inference import embeddings
 from tlflax.inference.restore import load
-from tlflax.inference.splits import load_split
+from tlflax.inference.splits import is_changed, load_split
 from tlflax.inference.trained import Trained
 from tlflax.report.gather import audit, cards, files, samples
 from tlflax.report.gather.choice import Choice, choose, confusion, places
@@ -71,10 +71,12 @@ def _with_images(
     announced: Announced,
 ) -> RunPage:
     """Returns a page with everything that shows images."""
-    notes: list[str] = []
+    notes = list(page.notes)
     data = trained.config.data
     thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
     train = _unless_failing(lambda: load_split(trained, 'train', announced), notes)
+    if train is not None and is_changed(trained, 'train', train):
+        notes.append('The training images are not those of the run any more.')
     near: dict[int, list[Neighbor]] = {}
     with ThreadPoolExecutor(1) as pool:  # the map takes as long as compiling the heat maps
         if train is not None:
@@ -98,7 +100,7 @@ def _with_images(
         uncertain=chosen.uncertain,
         heat_note=heat_note,
         audit=_unless_failing(lambda: _audit(trained, announced), notes),
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
     )
 
 

@@ -1,16 +1,17 @@
 """Numbers as a page shows them."""
 
 import json
-import math
 
 MISSING = '–'
 """Stands for what is not known."""
 
+_LARGEST = 1e100  # beyond, sums and squares of numbers are not finite any more
+
 
 def is_number(value: object) -> bool:
-    """Returns whether a value is a finite number."""
+    """Returns whether a value is a finite number, of a magnitude that a page has room for."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and math.isfinite(value)  # type: ignore[arg-type]
+    return known and abs(value) <= _LARGEST  # type: ignore[arg-type]
 
 
 def percent(value: object, unit: str = ' %') -> str:
@@ -30,7 +31,7 @@ def number(value: object) -> str:
     if not is_number(value):
         return MISSING
     if isinstance(value, int) or value == 0:
-        return f'{value:,.0f}'
+        return f'{value or 0:,.0f}'  # -0.0 is 0
     small = 0 < abs(value) < 5e-4  # type: ignore[arg-type]
     return f'{value:.2e}' if small else f'{value:,.4f}'
 
