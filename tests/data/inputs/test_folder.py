@@ -556,6 +556,7 @@ def test_progress_shows_on_a_terminal_only(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err == ''
     put(root, {f'{name}/{n}.jpg': n + 1 for name in 'ab' for n in range(100)})
     monkeypatch.setattr(sys, 'stderr', Terminal())
+    monkeypatch.setattr('tlflax.utils.progress._DELAY', 0)
     scan_folder(root)
     assert 'reading images' in sys.stderr.getvalue()
     assert '/200' in sys.stderr.getvalue()
