@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Self
 
+import numpy as np
+from jaxtyping import UInt8
+
 from tlflax.config.schema import DataConfig
-from tlflax.data.images.decode import MAX_PIXELS
+from tlflax.data.images.decode import MAX_PIXELS, read_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +46,11 @@ class ImageFormat:
             max_pixels=data.max_pixels,
             interpolation=interpolation if data.interpolation == 'auto' else data.interpolation,
         )
+
+    def read(self, path: str) -> UInt8[np.ndarray, 'h w 3']:
+        """Decodes a file to upright RGB, not resized.
+
+        Raises:
+            UserError: See `read_image`.
+        """
+        return read_image(path, background=self.background, max_pixels=self.max_pixels)

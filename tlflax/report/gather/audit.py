@@ -77,7 +77,7 @@ def write(path: str, found: Found, data: DataConfig) -> None:
 
 
 def _write_page(path: str, found: Found, data: DataConfig) -> None:
-    thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
+    thumbnails = Thumbnails.as_read(data)
     roots = [part['root'] for part in found.summary.values() if part.get('root')]
     title = ' · '.join(dict.fromkeys(roots)) or 'Audit'
     page = render_audit(gather(found.problems, found.summary, thumbnails), title)

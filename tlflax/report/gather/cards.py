@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Float32
 
-from tlflax.data.images.decode import read_image
 from tlflax.data.table import ImageTable
 from tlflax.inference import heat_maps, nearest
 from tlflax.inference.trained import Trained
@@ -37,17 +36,14 @@ def heat_pictures(
     found = heat_maps.of_table(trained, table.select(np.array(rows, np.int64)))
     if found.maps is None:
         return {}, found.note
+    image_format = trained.sources.image_format
     pictures = {}
     for row, heat_map in zip(rows, found.maps, strict=True):
         try:
-            pixels = read_image(
-                table.paths[row],
-                background=trained.config.data.background,
-                max_pixels=trained.config.data.max_pixels,
-            )
+            pixels = image_format.read(table.paths[row])
         except UserError:
             continue
-        seen = heat.as_seen(pixels, trained.sources.image_format, trained.config.augment)
+        seen = heat.as_seen(pixels, image_format, trained.config.augment)
         pictures[row] = heat.overlay(seen, heat_map, _SIDE)
     return pictures, found.note
 

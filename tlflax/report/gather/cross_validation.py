@@ -36,7 +36,7 @@ def gather(workdir: str | Path) -> RunPage:
     table, probabilities = _table(predictions), predictions.probabilities
     chosen = choose(predictions.labels, probabilities)
     data = parse.resolve(parse.filled(config)).data
-    thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
+    thumbnails = Thumbnails.as_read(data)
     try:
         result = {
             'val': report['pooled'],

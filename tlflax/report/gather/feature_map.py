@@ -6,7 +6,6 @@ components (Kobak & Berens 2019, doi:10.1038/s41467-019-13056-x). It runs on one
 sums that threads share differ from run to run.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from tlflax.data.table import ImageTable
+from tlflax.report.gather.cards import shown_path
 from tlflax.report.gather.choice import places
 from tlflax.report.page.contents import Point
 
@@ -74,7 +74,7 @@ def _point(images: Images, row: int, place: Float64[np.ndarray, '2']) -> Point:
         y=float(place[1]),
         label=int(table.labels[row]),
         split=images.split,
-        path=os.path.relpath(table.paths[row], table.root),
+        path=shown_path(table, row),
         wrong=images.wrong is not None and bool(images.wrong[row]),
     )
 

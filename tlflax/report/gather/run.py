@@ -73,7 +73,7 @@ def _with_images(
     """Returns a page with everything that shows images."""
     notes = list(page.notes)
     data = trained.config.data
-    thumbnails = Thumbnails(background=data.background, max_pixels=data.max_pixels)
+    thumbnails = Thumbnails.as_read(data)
     train = _unless_failing(lambda: load_split(trained, 'train', announced), notes)
     if train is not None and is_changed(trained, 'train', train):
         notes.append('The training images are not those of the run any more.')
@@ -131,9 +131,7 @@ def _audit(trained: Trained, announced: Announced) -> Audit:
     """Returns the audit of the run's images."""
     data = trained.config.data
     found = auditing.run(data, announced)
-    thumbnails = Thumbnails(
-        budget=_AUDIT_BYTES, background=data.background, max_pixels=data.max_pixels
-    )
+    thumbnails = Thumbnails.as_read(data, budget=_AUDIT_BYTES)
     return audit.gather(found.problems, found.summary, thumbnails)
 
 

@@ -1,15 +1,13 @@
 """Samples of the augmentation: training images, and what the first epochs make of them."""
 
-import os
-
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from tlflax.config.schema import AugmentConfig
 from tlflax.data.augment import sampling
-from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
+from tlflax.report.gather.cards import shown_name, shown_path
 from tlflax.report.gather.heat import as_seen
 from tlflax.report.page.contents import Augmented
 from tlflax.report.page.pictures import picture
@@ -50,8 +48,8 @@ def samples(
     )
     return [
         Augmented(
-            label=table.class_names[table.labels[row]],
-            path=os.path.relpath(table.paths[row], table.root),
+            label=shown_name(table, int(table.labels[row])),
+            path=shown_path(table, int(row)),
             original=picture(original[number], side),
             epochs=[picture(epoch[number], side) for epoch in later],
         )
@@ -75,12 +73,7 @@ def _pixels(
         return preview.pixels(table, rows, image_format, augment, seed, epoch)
     seen = []
     for row in rows.tolist():
-        pixels = read_image(
-            table.paths[row],
-            background=image_format.background,
-            max_pixels=image_format.max_pixels,
-        )
-        image = as_seen(pixels, image_format, augment)
+        image = as_seen(image_format.read(table.paths[row]), image_format, augment)
         if epoch is not None and 'horizontal_flip' in draws and draws['horizontal_flip'][row]:
             image = image[:, ::-1]
         if epoch is not None and 'vertical_flip' in draws and draws['vertical_flip'][row]:

@@ -5,11 +5,13 @@ import dataclasses
 import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from tlflax.config.schema import DataConfig
 from tlflax.data.images import decode
 from tlflax.utils import cpu
 from tlflax.utils.errors import UserError
@@ -63,6 +65,11 @@ class Thumbnails:
         self._side, self._left = side, budget
         self._background, self._max_pixels = background, max_pixels
         self._made: dict[str, Picture | None] = {}
+
+    @classmethod
+    def as_read(cls, data: DataConfig, **settings: int) -> Self:
+        """Returns one that reads files as a configuration says; see the class for `settings`."""
+        return cls(background=data.background, max_pixels=data.max_pixels, **settings)
 
     def of(self, path: str) -> Picture | None:
         """Returns the picture of a file, upright; None if it cannot be read or nothing is left."""

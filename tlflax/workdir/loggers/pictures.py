@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from tlflax.config.schema import AugmentConfig
-from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.table import ImageTable
 from tlflax.utils.errors import UserError
@@ -41,11 +40,7 @@ def of_predictions(
     shown = []
     for row in wrong[np.argsort(-top[wrong], kind='stable')][:_MISTAKES]:
         with contextlib.suppress(UserError):  # it may be gone by now
-            pixels = read_image(
-                table.paths[row],
-                background=image_format.background,
-                max_pixels=image_format.max_pixels,
-            )
+            pixels = image_format.read(table.paths[row])
             true, taken = (table.class_names[i] for i in (table.labels[row], predicted[row]))
             shown.append(drawing.Mistake(pixels, true, taken, float(top[row])))
     if shown:
