@@ -14,6 +14,7 @@ from helpers import make_folders, run_module, toy_config
 
 import tlflax
 from tlflax.export import model, stablehlo_file, verify
+from tlflax.export.model import AS_PREDICT, Options
 from tlflax.export.run import FORMATS, export
 from tlflax.models.linear.calibration import temper
 from tlflax.train import train_and_evaluate
@@ -43,9 +44,9 @@ def metadata(name, path):
         return file.metadata()
 
 
-def run(name, workdir, path, images, **options):
+def run(name, workdir, path, images, options=AS_PREDICT):
     """Returns what a file says of images."""
-    return FORMATS[name].program(model.exported(tlflax.load(workdir), **options), path)(images)
+    return FORMATS[name].program(model.exported(tlflax.load(workdir), options), path)(images)
 
 
 @pytest.mark.parametrize('name', FORMATS)
@@ -71,12 +72,12 @@ def test_a_file_computes_what_predict_says(name, workdir, tmp_path):
 @pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
 def test_the_temperature_can_be_part_of_it(name, workdir, tmp_path):
     path, trained = tmp_path / 'file', tlflax.load(workdir)
-    export(workdir, name, path, calibrated=True)
+    export(workdir, name, path, Options(calibrated=True))
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     plain = np.array([list(one.probabilities.values()) for one in trained.predict(images)])
     expected = temper(plain, trained.temperature)
     assert np.abs(expected - plain).max() > 1e-3
-    found = run(name, workdir, path, images, calibrated=True)
+    found = run(name, workdir, path, images, Options(calibrated=True))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert metadata(name, path)['calibrated'] == 'true'
 
@@ -99,8 +100,8 @@ def test_parameters_are_stored_by_path(workdir, tmp_path):
     np.testing.assert_array_equal(kernel, own)
 
 
-def perturbed(trained, amount=0.05, **options):
-    what = real(trained, **options)
+def perturbed(trained, options, amount=0.05):
+    what = real(trained, options)
     params = jax.tree.map(lambda leaf: leaf + amount, what.variables.params)
     return dataclasses.replace(what, variables=what.variables._replace(params=params))
 
@@ -121,12 +122,40 @@ def test_a_file_that_computes_something_else_is_not_kept(name, workdir, tmp_path
 
 
 def test_another_label_is_refused_however_small_the_difference():
-    sample = verify.Sample(np.zeros((1, 2, 2, 3), np.uint8), np.array([[0.50001, 0.49999]]), 1e-4)
+    pixels, labels = np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, int)
+    sample = verify.Sample(pixels, labels, np.array([[0.49999, 0.50001]]), 1e-4)
     with pytest.raises(UserError, match='and 1 get another class'):
-        verify.check(lambda x: np.array([[0.49999, 0.50001]]), sample, 'file')
-    assert verify.check(lambda x: np.array([[0.50002, 0.49998]]), sample, 'file').labels == 0
-    with pytest.raises(UserError, match='up to nan'):
+        verify.check(lambda x: np.array([[0.50001, 0.49999]]), sample, 'file')
+    assert verify.check(lambda x: np.array([[0.49998, 0.50002]]), sample, 'file').labels == 0
+    with pytest.raises(UserError, match='not a number'):
         verify.check(lambda x: np.full((1, 2), np.nan), sample, 'file')
+
+
+def test_half_a_point_of_accuracy_may_be_lost():
+    labels, right = np.zeros(200, int), np.array([[0.9, 0.1]])
+    pixels, own = np.zeros((200, 2, 2, 3), np.uint8), np.repeat(right, 200, 0)
+
+    def wrong(count):
+        """A program that is wrong about so many of the first images."""
+        rows = iter(np.concatenate([1 - own[:count], own[count:]]))
+        return lambda x: np.stack([next(rows) for _ in x])
+
+    sample = verify.Sample(pixels, labels, own, np.inf)
+    found = verify.check(wrong(1), sample, 'file')
+    assert (found.labels, found.accuracy, found.classifier_accuracy) == (1, 0.995, 1)
+    with pytest.raises(UserError, match=r'99\.00% of 200 .* 100\.00%, and it may lose 0\.5 points'):
+        verify.check(wrong(2), sample, 'file')
+
+
+def test_float16_has_half_the_size(workdir, tmp_path):
+    for name in FORMATS:
+        whole, half = (
+            export(workdir, name, tmp_path / precision, Options(precision=precision))
+            for precision in ('float32', 'float16')
+        )
+        assert half['bytes'] < 0.8 * whole['bytes']  # the toy has more program than parameters
+        assert 0 < half['max_difference'] < 0.01
+        assert metadata(name, tmp_path / 'float16')['precision'] == 'float16'
 
 
 def test_many_images_are_chosen_by_their_digests(workdir, monkeypatch):
@@ -135,7 +164,7 @@ def test_many_images_are_chosen_by_their_digests(workdir, monkeypatch):
     rows = verify.chosen(table)
     assert sorted(table.digests)[:5] == sorted(table.digests[rows])
     assert (np.diff(rows) > 0).all()
-    sample = verify.sample(tlflax.load(workdir), calibrated=False)
+    sample = verify.sample(tlflax.load(workdir), Options())
     assert sample.pixels.shape == (5, 32, 32, 3)
     assert sample.probabilities.shape == (5, 3)
 

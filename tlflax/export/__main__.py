@@ -35,6 +35,11 @@ class Arguments:
         'STEP',
         "checkpoint: 'best', 'last' or a step's number; by default the one in result.json",
     )
+    precision: str = flags.choice(
+        'float32',
+        ('float32', 'float16'),
+        'float16: parameters with 16 bits, half the size',
+    )
     calibrated: bool = flags.switch(
         'divide the logits by the temperature that fits the validation images'
     )
@@ -42,6 +47,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Writes the file and prints what the check found."""
+    from tlflax.export.model import Options
     from tlflax.export.run import export
     from tlflax.inference.mistakes import check_writable
     from tlflax.utils.files import dump_json
@@ -52,7 +58,7 @@ def main(arguments: Arguments) -> None:
         arguments.workdir,
         arguments.format,
         arguments.output,
-        calibrated=arguments.calibrated,
+        Options(calibrated=arguments.calibrated, precision=arguments.precision),
         step=arguments.step,
     )
     print(

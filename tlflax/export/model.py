@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float, Shaped
+import numpy as np
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from tlflax.inference.trained import Trained
 from tlflax.models.base.modules import Variables
@@ -16,35 +17,59 @@ Function = Callable[[Variables, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+    """What a file is to be.
+
+    Attributes:
+        calibrated: Divide the logits by the temperature that fits the validation images.
+        precision: 'float32'; 'float16': parameters are stored with 16 bits; 'int8': parameters and
+            activations have 8 bits.
+    """
+
+    calibrated: bool = False
+    precision: str = 'float32'
+
+
+AS_PREDICT = Options()
+"""What computes the probabilities of `predict`, in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Exported:
     """What goes into a file.
 
     Attributes:
         function: From variables and pixels to probabilities.
-        variables: All parameters and state.
+        variables: All parameters and state; float16 where that is the precision.
         image_size: (height, width) in pixels.
         metadata: Text by name; see `describe`.
+        precision: See `Options`.
+        calibration: u8[n, height, width, 3], training images that show which numbers occur, where
+            `precision` is 'int8'.
     """
 
     function: Function
     variables: Variables = dataclasses.field(repr=False)
     image_size: tuple[int, int]
     metadata: dict[str, str]
+    precision: str = 'float32'
+    calibration: UInt8[np.ndarray, 'n h w 3'] | None = dataclasses.field(default=None, repr=False)
 
 
-def exported(trained: Trained, *, calibrated: bool = False) -> Exported:
-    """Returns what is exported of a classifier.
+def exported(trained: Trained, options: Options = AS_PREDICT) -> Exported:
+    """Returns what is exported of a classifier, without images for calibration.
 
     It is computed in float32 by plain convolutions, without the programs that are made for the
     processor of this machine.
 
     Args:
         trained: The classifier.
-        calibrated: Divide the logits by its temperature.
+        options: What the file is to be.
 
     Raises:
         UserError: No temperature is known.
     """
+    calibrated = options.calibrated
     temperature = trained.known_temperature() if calibrated else 1.0
     own = trained.classifier
     plain = dataclasses.replace(own.backbone, trained=None)
@@ -53,18 +78,33 @@ def exported(trained: Trained, *, calibrated: bool = False) -> Exported:
     def function(
         variables: Variables, image: Shaped[Array, 'b h w 3']
     ) -> Float[Array, 'b classes']:
+        variables = jax.tree.map(_as_float32, variables)
         logits, _ = classifier(variables, {'image': image})
         return jax.nn.softmax(logits / temperature if calibrated else logits)
 
     return Exported(
         function=function,
-        variables=trained.variables,
+        variables=_stored(trained.variables, options.precision),
         image_size=trained.config.data.image_size,
-        metadata=describe(trained, calibrated=calibrated),
+        metadata=describe(trained, options),
+        precision=options.precision,
     )
 
 
-def describe(trained: Trained, *, calibrated: bool) -> dict[str, str]:
+def _stored(variables: Variables, precision: str) -> Variables:
+    """Returns the numbers as a file holds them."""
+    if precision != 'float16':
+        return variables
+    most = float(np.finfo(np.float16).max)
+    return jax.tree.map(lambda leaf: leaf.clip(-most, most).astype(np.float16), variables)
+
+
+def _as_float32(leaf: Array | np.ndarray) -> Array:
+    """Traces the conversion, so that the file holds the number as it is stored."""
+    return jax.lax.convert_element_type(leaf, np.float32)
+
+
+def describe(trained: Trained, options: Options) -> dict[str, str]:
     """Returns what a program needs to know to use the file, and where it comes from."""
     form, config = trained.sources.image_format, trained.config
     height, width = form.image_size
@@ -78,7 +118,8 @@ def describe(trained: Trained, *, calibrated: bool) -> dict[str, str]:
         'background': json.dumps(list(form.background)),
         'preprocess': trained.classifier.preprocess,
         'temperature': json.dumps(trained.temperature),
-        'calibrated': json.dumps(calibrated),
+        'calibrated': json.dumps(options.calibrated),
+        'precision': options.precision,
         'backbone': config.model.backbone,
         'layer': trained.classifier.layer,
         'head': config.model.head,

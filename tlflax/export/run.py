@@ -1,5 +1,6 @@
 """Exports a classifier: writes the file, runs it, and keeps it if it computes the same."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,11 @@ from pathlib import Path
 from absl import logging
 
 from tlflax.export import model, onnx_file, safetensors_file, stablehlo_file, verify
-from tlflax.export.model import Exported
+from tlflax.export.model import AS_PREDICT, Exported, Options
 from tlflax.export.verify import Program
 from tlflax.inference.restore import load
-from tlflax.utils.errors import as_user_error
-from tlflax.utils.files import JsonObject, expand, replacing
+from tlflax.utils.errors import UserError, as_user_error
+from tlflax.utils.files import JsonObject, expand, replacing, replacing_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,19 @@ class Format:
         ending: Of file names.
         write: Writes the file.
         program: Returns what a file computes.
+        precisions: Those it has.
+        marker: Where the format is a folder, a file that each such folder has; '' otherwise.
     """
 
     ending: str
     write: Callable[[Exported, Path], None]
     program: Callable[[Exported, Path], Program]
+    precisions: tuple[str, ...] = ('float32', 'float16')
+    marker: str = ''
+
+    def replacing(self, path: Path) -> contextlib.AbstractContextManager[Path]:
+        """Yields where to write what replaces `path`; see `tlflax.utils.files.replacing`."""
+        return replacing_folder(path, self.marker) if self.marker else replacing(path)
 
 
 FORMATS = {
@@ -42,8 +51,8 @@ def export(
     workdir: str | Path,
     name: str,
     output: str | Path | None = None,
+    options: Options = AS_PREDICT,
     *,
-    calibrated: bool = False,
     step: str | None = None,
 ) -> JsonObject:
     """Exports the classifier of a run.
@@ -52,37 +61,64 @@ def export(
         workdir: The folder of the run.
         name: A key of `FORMATS`.
         output: The file to write; None: `classifier` with the format's ending, in the workdir.
-        calibrated: Divide the logits by the temperature that fits the validation images.
+        options: What the file is to be.
         step: See `tlflax.inference.restore.load`.
 
     Returns:
         `file`, `bytes`, and what the check found: `images`, how many were compared,
-        `max_difference` of a probability and `labels_differ`, how many get another class.
+        `max_difference` of a probability, `labels_differ`, how many get another class, `accuracy`
+        and `classifier_accuracy`.
 
     Raises:
-        UserError: The classifier or its validation images cannot be read, the model cannot be
-            exported, or the file does not compute the classifier's probabilities, in which case it
-            is not kept.
+        UserError: The classifier or its images cannot be read, the model cannot be exported, or the
+            file does not compute the classifier's probabilities, in which case it is not kept.
     """
     chosen = FORMATS[name]
-    if name == 'onnx':
-        onnx_file.require()
+    _check(name, options)
     path = Path(workdir) / f'classifier{chosen.ending}' if output is None else Path(expand(output))
     trained = load(workdir, step)
-    exported = model.exported(trained, calibrated=calibrated)
-    images = verify.sample(trained, calibrated=calibrated)
+    exported = model.exported(trained, options)
+    if options.precision == 'int8':
+        exported = dataclasses.replace(exported, calibration=verify.calibration(trained))
+    images = verify.sample(trained, options)
     logging.info('writing %s', path)
     with (
         as_user_error('{reason}', where=str(path), fix='name another file', of=(OSError,)),
-        replacing(path) as partial,
+        chosen.replacing(path) as partial,
     ):
         chosen.write(exported, partial)
         found = verify.check(chosen.program(exported, partial), images, str(path))
-        size = partial.stat().st_size
+        size = _size(partial)
     return {
         'file': str(path),
         'bytes': size,
         'images': found.images,
         'max_difference': found.difference,
         'labels_differ': found.labels,
+        'accuracy': found.accuracy,
+        'classifier_accuracy': found.classifier_accuracy,
     }
+
+
+def _check(name: str, options: Options) -> None:
+    """Checks that a format has what is asked for.
+
+    Raises:
+        UserError: It has not, or what it needs is not installed.
+    """
+    if options.precision not in FORMATS[name].precisions:
+        able = ', '.join(one for one in FORMATS if options.precision in FORMATS[one].precisions)
+        raise UserError(
+            f'{name} has no {options.precision}',
+            where='--precision',
+            fix=f'choose another --format ({able}) or one of '
+            + ', '.join(FORMATS[name].precisions),
+        )
+    if name == 'onnx':
+        onnx_file.require()
+
+
+def _size(path: Path) -> int:
+    """Returns the bytes of a file, or of all files of a folder."""
+    files = [path] if path.is_file() else [one for one in path.rglob('*') if one.is_file()]
+    return sum(one.stat().st_size for one in files)

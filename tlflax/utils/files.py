@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,6 +98,34 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Yields a new folder beside `path`, and puts it in the place of `path` when the block ends.
+
+    If the block raises, `path` stays unchanged and the new folder is deleted.
+
+    Args:
+        path: The folder. One that exists is replaced if it is empty or has the file `marker`.
+        marker: A file that folders of this kind have.
+
+    Raises:
+        OSError: `path` is a file, or a folder with something else.
+    """
+    if path.exists() and not (path / marker).is_file() and (path.is_file() or any(path.iterdir())):
+        raise OSError(errno.EEXIST, f'it exists, and has no {marker}', str(path))
+    unused = uuid.uuid4().hex
+    partial, before = (path.with_name(f'.{path.name}.{unused}.{end}') for end in ('new', 'old'))
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rename(before)
+        partial.rename(path)
+    finally:
+        for left in (partial, before):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

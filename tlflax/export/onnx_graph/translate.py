@@ -148,6 +148,8 @@ def _computed(equation: Any, operation: Operation) -> list[Value] | None:
     arrays = [one.constant for one in operation.inputs if one.constant is not None]
     if not arrays or len(arrays) < len(operation.inputs) or operation.name == 'broadcast_in_dim':
         return None
+    if operation.name == 'convert_element_type' and operation.in_dtypes == [np.float16]:
+        return None  # parameters of 16 bits stay so in the file
     shapes = [*operation.in_shapes, *operation.shapes]
     if not any(is_symbolic(size) for shape in shapes for size in shape):
         pairs = zip(arrays, operation.in_shapes, strict=True)
