@@ -101,11 +101,12 @@ def moved(trained):
 def test_any_number_of_images(name, root):
     trained = moved(untrained(CONFIGS[name](root)))
     what = exported(trained)
-    model = to_model(what.function, what.variables, what.image_size, what.metadata)
+    model = to_model(what.function, what.variables, what.shape, what.metadata)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    most = 17 if what.image_size == (32, 32) else 2
-    x = np.random.default_rng(0).integers(0, 256, (most, *what.image_size, 3), np.uint8)
+    size = trained.config.data.image_size
+    most = 17 if size == (32, 32) else 2
+    x = np.random.default_rng(0).integers(0, 256, (most, *size, 3), np.uint8)
     batch = {'image': x}
     own = class_probabilities(trained.variables, batch, classifier=trained.classifier)
     expected = np.asarray(own)

@@ -14,6 +14,7 @@ from tlflax.export.onnx_graph.translate import TABLE, to_model
 from tlflax.utils.errors import UserError
 
 H, W = 4, 6
+SHAPE = f'images, {H}, {W}, 3'
 RNG = np.random.default_rng(0)
 VECTOR = RNG.normal(size=3).astype(np.float32)
 KERNEL = RNG.normal(size=(3, 3, 3, 8)).astype(np.float32)
@@ -148,7 +149,7 @@ def outputs(function, x):
     def whole(constants, image):
         return function(image).astype(jnp.float32).reshape(image.shape[0], -1)
 
-    model = to_model(whole, {}, (H, W), {})
+    model = to_model(whole, {}, SHAPE, {})
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     return session.run(None, {INPUT: x})[0]
@@ -221,7 +222,7 @@ def test_transpositions_of_convolutions_cancel():
             x = nnx.max_pool(nnx.relu(conv(x)), (2, 2), (1, 1), 'SAME')
         return x.mean((1, 2))
 
-    kinds = [node.op_type for node in to_model(function, {}, (H, W), {}).graph.node]
+    kinds = [node.op_type for node in to_model(function, {}, SHAPE, {}).graph.node]
     assert kinds.count('Transpose') == 1  # of the image
     assert kinds.count('Conv') == kinds.count('MaxPool') == 3
     assert 'Expand' not in kinds
@@ -233,5 +234,5 @@ def test_equal_constants_are_stored_once_and_named_by_path():
     def function(constants, image):
         return rows(image) @ constants['one']['kernel'] + rows(image) @ constants['two']['kernel']
 
-    stored = [one.name for one in to_model(function, twice, (H, W), {}).graph.initializer]
+    stored = [one.name for one in to_model(function, twice, SHAPE, {}).graph.initializer]
     assert [name for name in stored if 'kernel' in name] == ['one/kernel']

@@ -1,7 +1,7 @@
 """Writes a trained classifier as one file for other programs.
 
-The file takes any number of images uint8 [n, height, width, 3], RGB, of the run's image size, and
-gives class probabilities float32 [n, classes]; preprocessing is part of it. Its metadata has the
+The file takes any number of images uint8 [n, height, width, 3], RGB, of the run's image size (with
+--resize, of any size), and gives class probabilities float32 [n, classes]. Its metadata has the
 class names, the image size, how images are resized and the temperature. A file of safetensors holds
 the parameters alone.
 
@@ -40,6 +40,7 @@ class Arguments:
         ('float32', 'float16'),
         'float16: parameters with 16 bits, half the size',
     )
+    resize: bool = flags.switch('take images of any size, and resize them as the run does')
     calibrated: bool = flags.switch(
         'divide the logits by the temperature that fits the validation images'
     )
@@ -54,12 +55,9 @@ def main(arguments: Arguments) -> None:
 
     if arguments.output is not None:
         check_writable(arguments.output)
+    options = Options(arguments.calibrated, arguments.resize, arguments.precision)
     found = export(
-        arguments.workdir,
-        arguments.format,
-        arguments.output,
-        Options(calibrated=arguments.calibrated, precision=arguments.precision),
-        step=arguments.step,
+        arguments.workdir, arguments.format, arguments.output, options, step=arguments.step
     )
     print(
         f'{found["file"]}: {found["bytes"] / 1e6:.1f} MB; on {found["images"]} validation images '

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
+from tlflax.data.augment import sampling
+from tlflax.export.resize import resize
 from tlflax.inference.trained import Trained
 from tlflax.models.base.modules import Variables
 
@@ -22,11 +24,13 @@ class Options:
 
     Attributes:
         calibrated: Divide the logits by the temperature that fits the validation images.
+        resize: Take images of any size, and resize them as the run does.
         precision: 'float32'; 'float16': parameters are stored with 16 bits; 'int8': parameters and
             activations have 8 bits.
     """
 
     calibrated: bool = False
+    resize: bool = False
     precision: str = 'float32'
 
 
@@ -41,7 +45,8 @@ class Exported:
     Attributes:
         function: From variables and pixels to probabilities.
         variables: All parameters and state; float16 where that is the precision.
-        image_size: (height, width) in pixels.
+        shape: Of the images, as `jax.export.symbolic_shape` takes it, such as
+            'images, 224, 224, 3'; what is a word may have any size.
         metadata: Text by name; see `describe`.
         precision: See `Options`.
         calibration: u8[n, height, width, 3], training images that show which numbers occur, where
@@ -50,7 +55,7 @@ class Exported:
 
     function: Function
     variables: Variables = dataclasses.field(repr=False)
-    image_size: tuple[int, int]
+    shape: str
     metadata: dict[str, str]
     precision: str = 'float32'
     calibration: UInt8[np.ndarray, 'n h w 3'] | None = dataclasses.field(default=None, repr=False)
@@ -75,20 +80,43 @@ def exported(trained: Trained, options: Options = AS_PREDICT) -> Exported:
     plain = dataclasses.replace(own.backbone, trained=None)
     classifier = dataclasses.replace(own, backbone=plain, dtype='float32')
 
+    shown = _resized(trained) if options.resize else lambda image: image
+
     def function(
         variables: Variables, image: Shaped[Array, 'b h w 3']
     ) -> Float[Array, 'b classes']:
         variables = jax.tree.map(_as_float32, variables)
-        logits, _ = classifier(variables, {'image': image})
+        logits, _ = classifier(variables, {'image': shown(image)})
         return jax.nn.softmax(logits / temperature if calibrated else logits)
 
+    height, width = trained.config.data.image_size
+    size = 'height, width' if options.resize else f'{height}, {width}'
     return Exported(
         function=function,
         variables=_stored(trained.variables, options.precision),
-        image_size=trained.config.data.image_size,
+        shape=f'images, {size}, 3',
         metadata=describe(trained, options),
         precision=options.precision,
     )
+
+
+def _resized(trained: Trained) -> Callable[[Shaped[Array, 'b h w 3']], Shaped[Array, 'b _ _ 3']]:
+    """Returns the function from decoded images to what the network sees of them."""
+    form, augment = trained.sources.image_format, trained.config.augment
+    if not augment.crops:
+        return lambda image: resize(image, form, form.image_size)
+    from tlflax.data.pipeline import crops  # imports TensorFlow
+
+    larger = crops.larger_size(form.image_size, augment.crop_fraction)
+    place = sampling.plain(augment)['crop']
+    top, left = crops.offsets(larger, form.image_size)[place]
+    height, width = form.image_size
+
+    def center(image: Shaped[Array, 'b h w 3']) -> Shaped[Array, 'b _ _ 3']:
+        whole = resize(image, form, larger)
+        return whole[:, top : top + height, left : left + width]
+
+    return center
 
 
 def _stored(variables: Variables, precision: str) -> Variables:
@@ -112,6 +140,7 @@ def describe(trained: Trained, options: Options) -> dict[str, str]:
         'classes': json.dumps(list(trained.class_names)),
         'image_height': str(height),
         'image_width': str(width),
+        'resized': json.dumps(options.resize),
         'resize': form.resize,
         'interpolation': form.interpolation,
         'antialias': json.dumps(form.antialias),

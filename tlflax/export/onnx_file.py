@@ -32,7 +32,7 @@ def require() -> None:
 
 
 def write(model: Exported, path: Path) -> None:
-    """Writes the model: `image` u8[images, h, w, 3] to `probabilities` f32[images, classes].
+    """Writes the model: `image` u8[images, height, width, 3] to `probabilities` f32[images, n].
 
     Args:
         model: What is exported.
@@ -41,7 +41,7 @@ def write(model: Exported, path: Path) -> None:
     Raises:
         UserError: An operation has no translation, or the file would have more than 2 GB.
     """
-    found = to_model(model.function, model.variables, model.image_size, model.metadata)
+    found = to_model(model.function, model.variables, model.shape, model.metadata)
     size = found.ByteSize()
     if size > _MOST_BYTES:
         raise UserError(

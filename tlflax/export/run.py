@@ -114,6 +114,12 @@ def _check(name: str, options: Options) -> None:
             fix=f'choose another --format ({able}) or one of '
             + ', '.join(FORMATS[name].precisions),
         )
+    if options.resize and name == 'safetensors':
+        raise UserError(
+            'a file of safetensors has no program that could resize',
+            where='--resize',
+            fix='choose another --format',
+        )
     if name == 'onnx':
         onnx_file.require()
 

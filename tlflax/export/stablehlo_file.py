@@ -18,7 +18,7 @@ MODULE, METADATA = 'module.jax_export', 'metadata.json'
 
 
 def write(model: Exported, path: Path) -> None:
-    """Writes a function of u8[images, h, w, 3] to f32[images, classes], for `PLATFORMS`.
+    """Writes a function of u8[images, height, width, 3] to f32[images, classes], for `PLATFORMS`.
 
     Args:
         model: What is exported.
@@ -27,8 +27,7 @@ def write(model: Exported, path: Path) -> None:
     Raises:
         UserError: The model cannot be traced for any number of images.
     """
-    (batch,) = jax.export.symbolic_shape('images')
-    image = jax.ShapeDtypeStruct((batch, *model.image_size, 3), jnp.uint8)
+    image = jax.ShapeDtypeStruct(jax.export.symbolic_shape(model.shape), jnp.uint8)
     # NumPy's arrays are on no device, which the program would ask for where it is loaded.
     variables = jax.tree.map(np.asarray, model.variables)
 

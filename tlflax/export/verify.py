@@ -15,6 +15,7 @@ from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.progress import progress
 
 MOST_IMAGES = 1000
+MOST_SIZES = 16
 CALIBRATION_IMAGES = 200
 TOLERANCE = 1e-4
 ROUNDED = 2e-2  # where the classifier computes, or keeps features, with fewer digits than the file
@@ -34,12 +35,22 @@ class Sample(NamedTuple):
         labels: i64[n], the true classes.
         probabilities: f64[n, classes].
         tolerance: The largest difference that is none.
+        photographs: Row, and the image as it was decoded, where the file resizes.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
     tolerance: float
+    photographs: tuple[tuple[int, np.ndarray], ...] = ()
+
+    def batches(self) -> Iterator[tuple[Int[np.ndarray, ' b'], UInt8[np.ndarray, 'b h w 3']]]:
+        """Yields rows and their images, all that are compared."""
+        for start in range(0, len(self.pixels), _BATCH):
+            part = self.pixels[start : start + _BATCH]
+            yield np.arange(start, start + len(part)), part
+        for row, image in self.photographs:
+            yield np.array([row]), image[None]
 
 
 class Checked(NamedTuple):
@@ -80,7 +91,24 @@ def sample(trained: Trained, options: Options) -> Sample:
     tolerance = TOLERANCE if exact else ROUNDED
     if options.precision != 'float32':
         tolerance = np.inf  # accuracy decides
-    return Sample(pixels(trained, table), np.asarray(table.labels), found, tolerance)
+    shown = pixels(trained, table)
+    photographs = tuple(_photographs(trained, table)) if options.resize else ()
+    if options.resize and trained.config.augment.crops:
+        shown = shown[:0]  # a part of each image, which would be cut once more
+    return Sample(shown, np.asarray(table.labels), found, tolerance, photographs)
+
+
+def _photographs(
+    trained: Trained, table: ImageTable
+) -> Iterator[tuple[int, UInt8[np.ndarray, 'h w 3']]]:
+    """Yields decoded images with their rows, of at most `MOST_SIZES` sizes, which take time."""
+    sizes = set()
+    for row, path in enumerate(table.paths):
+        image = trained.sources.image_format.read(path)
+        sizes.add(image.shape)
+        if len(sizes) > MOST_SIZES:
+            return
+        yield row, image
 
 
 def chosen(table: ImageTable, most: int | None = None) -> Int[np.ndarray, ' n']:
@@ -128,27 +156,29 @@ def check(program: Program, images: Sample, where: str) -> Checked:
     Raises:
         UserError: The file cannot be run, or computes something else.
     """
-    parts = []
+    parts, rows = [], []
     fix = 'it is not kept; please report the message, or choose another --format'
-    with progress('check', len(images.pixels)) as tick:
-        for start in range(0, len(images.pixels), _BATCH):
-            part = images.pixels[start : start + _BATCH]
+    with progress('check', len(images.pixels) + len(images.photographs)) as tick:
+        for numbers, part in images.batches():
             with as_user_error('it cannot be run: {reason}', where=where, fix=fix):
                 parts.append(np.asarray(program(part)))
+            rows.append(numbers)
             tick(len(part))
-    found = np.concatenate(parts)
-    if found.shape != images.probabilities.shape:
+    found, which = np.concatenate(parts), np.concatenate(rows)
+    expected = images.probabilities[which]
+    if found.shape != expected.shape:
         raise UserError(f'it returns the shape {found.shape}', where=where, fix=fix)
-    difference = float(np.abs(found - images.probabilities).max())
-    labels = int((found.argmax(1) != images.probabilities.argmax(1)).sum())
+    count = len(np.unique(which))
+    difference = float(np.abs(found - expected).max())
+    labels = int((found.argmax(1) != expected.argmax(1)).sum())
     accuracy, own = (
-        float((one.argmax(1) == images.labels).mean()) for one in (found, images.probabilities)
+        float((one.argmax(1) == images.labels[which]).mean()) for one in (found, expected)
     )
     if not np.isfinite(found).all():
         raise UserError('it returns what is not a number', where=where, fix=fix)
     if images.tolerance == np.inf and 100 * (own - accuracy) > MOST_POINTS + 1e-9:
         raise UserError(
-            f'it classifies {accuracy:.2%} of {len(found)} validation images correctly, the '
+            f'it classifies {accuracy:.2%} of {count} validation images correctly, the '
             f'classifier {own:.2%}, and it may lose {MOST_POINTS} points',
             where=where,
             fix='it is not kept; export with --precision=float32',
@@ -156,9 +186,9 @@ def check(program: Program, images: Sample, where: str) -> Checked:
     exact = images.tolerance == TOLERANCE
     if not difference <= images.tolerance or (exact and labels):
         raise UserError(
-            f'its probabilities of {len(found)} validation images differ from those of the '
+            f'its probabilities of {count} validation images differ from those of the '
             f'classifier by up to {difference:.2g}, and {labels} get another class',
             where=where,
             fix=fix,
         )
-    return Checked(len(found), difference, labels, accuracy, own)
+    return Checked(count, difference, labels, accuracy, own)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 from jax import lax
+from onnx import helper
 
 from tlflax.export.onnx_graph.elementwise import Translation
 from tlflax.export.onnx_graph.graph import Graph, Refused, Shape, Value, constant, is_symbolic
@@ -154,9 +155,19 @@ def _pad(graph: Graph, operation: Operation) -> list[Value]:
 def _iota(graph: Graph, operation: Operation) -> list[Value]:
     axis, shape = operation.params['dimension'], operation.shape
     if is_symbolic(shape[axis]):
-        raise Refused("'iota' over the images")
+        return [_counted(graph, operation, axis)]
     counted = [shape[axis] if one == axis else 1 for one in range(len(shape))]
     return [constant(np.arange(shape[axis], dtype=operation.dtype).reshape(counted))]
+
+
+def _counted(graph: Graph, operation: Operation, axis: int) -> Value:
+    """Returns 0, 1, ... along an axis of a size that is known when the file is run."""
+    kind = helper.np_dtype_to_tensor_dtype(operation.dtype)
+    end = graph.node('Squeeze', graph.size(operation.shape[axis]), graph.integers([0]))
+    zero, one = (graph.tensor(constant(np.array(number, operation.dtype))) for number in (0, 1))
+    numbers = graph.node('Range', zero, graph.node('Cast', end, to=kind), one)
+    shape = [operation.shape[axis] if n == axis else 1 for n in range(len(operation.shape))]
+    return of(graph.reshaped(numbers, tuple(shape)), tuple(shape))
 
 
 def _gather(graph: Graph, operation: Operation) -> list[Value]:

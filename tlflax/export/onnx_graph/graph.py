@@ -7,6 +7,8 @@ of ONNX do by themselves.
 
 import dataclasses
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ OPSET = 21
 INPUT, OUTPUT = 'image', 'probabilities'
 
 Dim = Any
-"""An integer, or an expression of the number of images, as `jax.export.symbolic_shape` has it."""
+"""An integer, or an expression of the sizes of the input, as `jax.export.symbolic_shape` has it."""
 Shape = tuple[Dim, ...]
 
 
@@ -71,17 +73,17 @@ class Graph:
     """Collects nodes and constants.
 
     Args:
-        batch: The symbol of the number of images.
+        image: The shape of the input.
     """
 
-    def __init__(self, batch: Dim) -> None:
-        self.batch = batch
+    def __init__(self, image: Shape) -> None:
+        self._image = image
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._names: dict[tuple[str, Shape, str], str] = {}
         self._used: set[str] = {INPUT, OUTPUT}
         self._transposed: dict[tuple[str, tuple[int, ...]], str] = {}
-        self._images = ''
+        self._sizes: dict[int, str] = {}
 
     def tensor(self, value: Value) -> str:
         """Returns the name of a value's tensor; a constant becomes an initializer, once."""
@@ -155,30 +157,40 @@ class Graph:
         """Returns the name of a tensor i64[n] with sizes, which may depend on the images."""
         if not any(map(is_symbolic, shape)):
             return self.integers(shape)
-        return self.node('Concat', *(self._size(one) for one in shape), axis=0)
+        return self.node('Concat', *(self.size(one) for one in shape), axis=0)
 
-    def _size(self, size: Dim) -> str:
+    def size(self, size: Dim) -> str:
         """Returns the name of a tensor i64[1] with one size."""
         if not is_symbolic(size):
             return self.integers([size])
-        if size % self.batch != 0 or is_symbolic(size // self.batch):
-            raise Refused(f'a shape has the size {size}, which is no multiple of the images')
-        self._images = self._images or self.node('Shape', INPUT, start=0, end=1)
-        factor = int(size // self.batch)
-        if factor == 1:
-            return self._images
-        return self.node('Mul', self._images, self.integers([factor]))
+        symbols = [axis for axis, one in enumerate(self._image) if is_symbolic(one)]
+        for count in range(1, len(symbols) + 1):
+            for axes in itertools.combinations(symbols, count):
+                product = math.prod(self._image[axis] for axis in axes)
+                if size % product == 0 and not is_symbolic(size // product):
+                    return self._product(axes, int(size // product))
+        raise Refused(f'a shape has the size {size}, which is no product of sizes of the images')
 
-    def model(self, input_shape: Shape, classes: int, metadata: dict[str, str]) -> onnx.ModelProto:
+    def _product(self, axes: tuple[int, ...], factor: int) -> str:
+        """Returns the name of a tensor i64[1] with sizes of the input, multiplied by a number."""
+        for axis in axes:
+            if axis not in self._sizes:
+                self._sizes[axis] = self.node('Shape', INPUT, start=axis, end=axis + 1)
+        name = self._sizes[axes[0]]
+        for axis in axes[1:]:
+            name = self.node('Mul', name, self._sizes[axis])
+        return name if factor == 1 else self.node('Mul', name, self.integers([factor]))
+
+    def model(self, classes: int, metadata: dict[str, str]) -> onnx.ModelProto:
         """Returns the graph as a model of images u8 to probabilities f32.
 
         Args:
-            input_shape: (height, width, 3).
             classes: Number of probabilities.
             metadata: Text by name.
         """
         kinds = onnx.TensorProto
-        image = helper.make_tensor_value_info(INPUT, kinds.UINT8, ['images', *input_shape])
+        sizes = [str(one) if is_symbolic(one) else one for one in self._image]
+        image = helper.make_tensor_value_info(INPUT, kinds.UINT8, sizes)
         found = helper.make_tensor_value_info(OUTPUT, kinds.FLOAT, ['images', classes])
         graph = helper.make_graph(
             self._nodes, 'tlflax', [image], [found], list(self._initializers.values())
@@ -205,5 +217,5 @@ class Graph:
 
 
 def is_symbolic(size: Dim) -> bool:
-    """Whether a size depends on the number of images."""
+    """Whether a size depends on those of the input."""
     return not isinstance(size, int | np.integer)

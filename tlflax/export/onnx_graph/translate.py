@@ -1,7 +1,8 @@
 """From a pure function of JAX to an ONNX model, by one table of primitives.
 
-The function is traced for any number of images. What depends on no image is computed now; calls are
-inlined; every other primitive has its translation in `TABLE`, or is refused by name.
+The function is traced for any number of images, and where it resizes, for any size of them. What
+depends on no image is computed now; calls are inlined; every other primitive has its translation in
+`TABLE`, or is refused by name.
 """
 
 from collections.abc import Callable
@@ -35,29 +36,28 @@ _CALLED = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where these keep what they cal
 def to_model(
     function: Callable[[Any, jax.Array], jax.Array],
     constants: Any,
-    image_size: tuple[int, int],
+    shape: str,
     metadata: dict[str, str],
 ) -> onnx.ModelProto:
     """Returns the model of a function of images.
 
     Args:
-        function: (constants, image u8[b, h, w, 3]) to f32[b, n], for any b.
+        function: (constants, image u8[b, h, w, 3]) to f32[b, n].
         constants: A tree of arrays, which become the model's initializers, named by path.
-        image_size: (height, width) in pixels.
+        shape: Of the images; see `jax.export.symbolic_shape`.
         metadata: Text by name.
 
     Raises:
         UserError: A primitive has no translation; names it.
     """
-    (batch,) = jax.export.symbolic_shape('b')
-    image = jax.ShapeDtypeStruct((batch, *image_size, 3), jnp.uint8)
+    image = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.uint8)
     closed = jax.make_jaxpr(function)(constants, image)
-    graph = Graph(batch)
+    graph = Graph(image.shape)
     leaves = [constant(np.asarray(leaf), path) for path, leaf in flatten(constants).items()]
     outputs = _run(graph, closed, [*leaves, of(INPUT, image.shape)])
     (found,) = closed.out_avals
     graph.finish(outputs[0], found.shape)
-    return graph.model((*image_size, 3), found.shape[1], metadata)
+    return graph.model(found.shape[1], metadata)
 
 
 def _run(graph: Graph, closed: core.ClosedJaxpr, inputs: list[Value]) -> list[Value]:
@@ -110,7 +110,7 @@ def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
     if (folded := _computed(equation, operation)) is not None:
         return folded
     if name == 'dim_as_value':
-        return _number_of_images(graph, operation)
+        return _size(graph, operation)
     if name not in TABLE:
         raise _unknown(name)
     return TABLE[name](graph, operation)
@@ -165,7 +165,7 @@ def _computed(equation: Any, operation: Operation) -> list[Value] | None:
     return [constant(np.asarray(one), label) for one in several]
 
 
-def _number_of_images(graph: Graph, operation: Operation) -> list[Value]:
+def _size(graph: Graph, operation: Operation) -> list[Value]:
     size = graph.sizes([operation.params['dim']])
     name = graph.node('Cast', size, to=onnx.helper.np_dtype_to_tensor_dtype(operation.dtype))
     return [of(graph.node('Squeeze', name, graph.integers([0])), ())]
