@@ -186,6 +186,21 @@ def test_a_damaged_choice_is_a_note(workdir, text):
     assert (found.tried, found.tried_note) == ((), '')
 
 
+def test_exported_files_are_shown(workdir):
+    rows = [{'format': 'onnx', 'bytes': 5}, {'format': 'tflite', 'bytes': 3}]
+    path = workdir / 'exports.json'
+    try:
+        path.write_text(json.dumps(rows))
+        assert gather(workdir).exports == rows
+        for damaged in ('', '{}', '[1]', '[{"a": 1}, {"b": 2}]'):
+            path.write_text(damaged)
+            found = gather(workdir)
+            assert found.exports == ()
+            assert found.notes == [f'{path} is damaged: what was exported is not shown.']
+    finally:
+        path.unlink()
+
+
 @pytest.mark.parametrize('text', ['{}', '{"val": 3}'])
 def test_a_result_of_nothing_is_refused(workdir, tmp_path, text):
     shutil.copy(workdir / 'config.json', tmp_path)

@@ -73,8 +73,8 @@ def read(page):
 
 
 SECTIONS = (
-    'metrics curves confusion classes calibration mistakes uncertain map augmentation tried audit '
-    'config cost notes'
+    'metrics curves confusion classes calibration mistakes uncertain map augmentation tried exports '
+    'audit config cost notes'
 ).split()
 
 
@@ -102,7 +102,16 @@ def test_every_optional_value_alone_can_be_missing(page):
             {k: page.result[k] for k in page.result if k != name},
         ):
             render_run(dataclasses.replace(page, result=result))
-    for name in ('points', 'tried', 'augmented', 'notes', 'reliability', 'records', 'mistakes'):
+    for name in (
+        'points',
+        'tried',
+        'exports',
+        'augmented',
+        'notes',
+        'reliability',
+        'records',
+        'mistakes',
+    ):
         Reader(render_run(dataclasses.replace(page, **{name: ()})))
     rest = {
         k: v for k, v in page.result['val'].items() if k in ('accuracy', 'loss', 'num_examples')

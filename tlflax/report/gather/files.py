@@ -20,6 +20,7 @@ class Files(NamedTuple):
         environment: The last session of `provenance.json`; empty if there is none.
         tried: The candidates of `auto.json`; empty for a head that was named.
         tried_note: Why one was chosen.
+        exports: The files that were exported and timed, from `exports.json`.
         notes: What cannot be shown.
     """
 
@@ -29,6 +30,7 @@ class Files(NamedTuple):
     environment: JsonObject
     tried: Sequence[JsonObject]
     tried_note: str
+    exports: Sequence[JsonObject]
     notes: Sequence[str]
 
 
@@ -53,6 +55,7 @@ def read(workdir: str | Path) -> Files:
             fix='delete it and repeat the command that wrote it',
         )
     tried, why, notes = _auto(folder / 'auto.json')
+    exports, damaged = _exports(folder / 'exports.json')
     return Files(
         result=result,
         records=read_records(folder),
@@ -60,7 +63,8 @@ def read(workdir: str | Path) -> Files:
         environment=_environment(folder / 'provenance.json'),
         tried=tried,
         tried_note=why,
-        notes=notes,
+        exports=exports,
+        notes=[*notes, *damaged],
     )
 
 
@@ -69,13 +73,29 @@ def _auto(path: Path) -> tuple[Sequence[JsonObject], str, Sequence[str]]:
     try:
         found = json.loads(path.read_bytes())
         tried, why = found['candidates'], found['why']
-        if all(row.keys() == tried[0].keys() for row in tried) and isinstance(why, str):
+        if _is_table(tried) and isinstance(why, str):
             return tried, why, ()
     except FileNotFoundError:
         return (), '', ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     return (), '', [f'{printable(str(path))} is damaged: what was tried is not shown.']
+
+
+def _exports(path: Path) -> tuple[Sequence[JsonObject], Sequence[str]]:
+    """Returns the files that were exported, and what is wrong with their list."""
+    try:
+        if _is_table(found := json.loads(path.read_bytes())):
+            return found, ()
+    except FileNotFoundError:
+        return (), ()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    return (), [f'{printable(str(path))} is damaged: what was exported is not shown.']
+
+
+def _is_table(rows: list[JsonObject]) -> bool:
+    return isinstance(rows, list) and all(row.keys() == rows[0].keys() for row in rows)
 
 
 def _environment(path: Path) -> JsonObject:

@@ -182,6 +182,7 @@ class RunPage:
         tried: The table of candidates of `model.head='auto'`, as rows of equal keys.
         tried_note: Why the choice was made.
         folds: The runs of a cross-validation, as rows of equal keys.
+        exports: Exported files with size, latency and accuracy, as rows of equal keys.
         config: The contents of `config.json`.
         environment: The last session of `provenance.json`.
         notes: Sentences about what is not shown, and why.
@@ -205,6 +206,7 @@ class RunPage:
     tried: Sequence[JsonObject] = ()
     tried_note: str = ''
     folds: Sequence[JsonObject] = ()
+    exports: Sequence[JsonObject] = ()
     config: JsonObject
     environment: JsonObject
     notes: Sequence[str] = ()

@@ -70,6 +70,7 @@ def _run_titles(page: RunPage) -> dict[str, str]:
         augmentation=('Augmentation', page.augmented),
         tried=('What was tried', page.tried),
         folds=('Folds', page.folds),
+        exports=('Exported files', page.exports),
         audit=('Data', page.audit),
         config=('Configuration', page.config),
         cost=('Time and environment', True),
