@@ -73,8 +73,8 @@ def read(page):
 
 
 SECTIONS = (
-    'metrics curves confusion classes calibration mistakes uncertain map augmentation tried exports '
-    'audit config cost notes'
+    'metrics curves confusion classes calibration mistakes uncertain map augmentation tried '
+    'exports audit config cost notes'
 ).split()
 
 
@@ -102,16 +102,8 @@ def test_every_optional_value_alone_can_be_missing(page):
             {k: page.result[k] for k in page.result if k != name},
         ):
             render_run(dataclasses.replace(page, result=result))
-    for name in (
-        'points',
-        'tried',
-        'exports',
-        'augmented',
-        'notes',
-        'reliability',
-        'records',
-        'mistakes',
-    ):
+    parts = 'points tried exports augmented notes reliability records mistakes'
+    for name in parts.split():
         Reader(render_run(dataclasses.replace(page, **{name: ()})))
     rest = {
         k: v for k, v in page.result['val'].items() if k in ('accuracy', 'loss', 'num_examples')
