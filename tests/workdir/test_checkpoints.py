@@ -5,6 +5,7 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from helpers import TESTS, run_code
 
@@ -216,6 +217,21 @@ def test_missing_folder_and_damaged_step(tmp_path):
         pytest.raises(UserError, match='step 5 cannot be read'),
     ):
         saved.evaluated(5, Variables(PARAMS, {}))
+
+
+def test_a_folder_in_which_a_training_deletes_steps_is_looked_at_again(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / 'c') as checkpoints:
+        save(checkpoints, 1, 0)
+    real, failures = ocp.CheckpointManager, iter([True, True, False])
+
+    def racing(*args, **options):
+        if next(failures):
+            raise FileNotFoundError(2, 'gone', str(tmp_path / 'c/0'))
+        return real(*args, **options)
+
+    monkeypatch.setattr(ocp, 'CheckpointManager', racing)
+    with Checkpoints(tmp_path / 'c', read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1]
 
 
 def test_another_models_parameters_are_refused(tmp_path):

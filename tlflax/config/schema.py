@@ -412,6 +412,11 @@ class TrainConfig:
         '(): nothing. See docs/logging.md',
         choices=('tensorboard', 'wandb', 'mlflow'),
     )
+    profile: str = _key(
+        '',
+        "steps of the run, counted from 0, that jax.profiler traces into the workdir's folder "
+        "profile, such as '10:20' for ten of them",
+    )
     phases: tuple[Phase, ...] = _key(
         (),
         'trainings one after another, each {key: value} of the keys of optim, train.epochs and the '

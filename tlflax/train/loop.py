@@ -1,6 +1,8 @@
 """The loop over epochs: training, validation, early stopping, checkpoints, interruptions."""
 
+import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 
@@ -12,9 +14,10 @@ from tlflax.train.early_stopping import EarlyStopping
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
 from tlflax.utils import interrupts
-from tlflax.utils.progress import progress
+from tlflax.utils.progress import Tick, progress
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
+from tlflax.workdir.profiling import Profile
 
 
 class Interrupted(Exception):
@@ -41,6 +44,7 @@ class Fit:
         clock: Returns the seconds spent on the run so far, earlier processes included.
         again: Returns the last state that was saved, or the first one; None where nothing is
             trained.
+        profile: The steps that are traced; None: none.
     """
 
     run: Run
@@ -49,6 +53,7 @@ class Fit:
     workdir: Workdir
     clock: Callable[[], float]
     again: Callable[[], steps.TrainState] | None = None
+    profile: Profile | None = None
 
     def save(self, state: steps.TrainState, position: Position, record: Record | None) -> None:
         """Starts saving a checkpoint.
@@ -135,9 +140,7 @@ def _train_epoch(
     start = position.step_in_epoch
     name = _number(fit.run, position)
     with progress(name, train.num_examples - int(position.count), note) as tick:
-        state, sums, done = fit.run.runner.train(
-            state, train, position.epoch, start, stop=stop, progress=tick
-        )
+        state, sums, done = _take_steps(fit, train, state, position, stop, tick)
     if (bad := divergence.first_step(sums)) is not None:
         fit.checkpoints.wait()
         assert fit.again is not None
@@ -152,6 +155,32 @@ def _train_epoch(
         seconds=position.seconds + time.perf_counter() - began,
     )
     return state, position, round(position.count) >= train.num_examples
+
+
+def _take_steps(
+    fit: Fit,
+    train: Source,
+    state: steps.TrainState,
+    position: Position,
+    stop: Callable[[], bool],
+    tick: Tick,
+) -> tuple[steps.TrainState, list[steps.Sums], int]:
+    """Takes the steps of the rest of the epoch; see `Runner.train`."""
+    start, per_epoch = position.step_in_epoch, fit.run.steps_per_epoch
+    train_steps = functools.partial(fit.run.runner.train, stop=stop, progress=tick)
+    if fit.profile is None:
+        return train_steps(state, train, position.epoch, start)
+    sums, done, first = [], 0, position.epoch * per_epoch
+    for length, traced in fit.profile.parts(first + start, first + per_epoch):
+        with fit.profile.traced() if traced else contextlib.nullcontext():
+            state, more, count = train_steps(
+                state, train, position.epoch, start + done, limit=length
+            )
+        sums += more
+        done += count
+        if count < length:
+            break
+    return state, sums, done
 
 
 def _finish_epoch(

@@ -23,6 +23,7 @@ from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 from tlflax.workdir.loggers.base import Status
+from tlflax.workdir.profiling import Profile
 
 Sources = tuple[Source, Source]
 """The training and the validation examples."""
@@ -62,6 +63,7 @@ def train(config: Config, work: Workdir) -> JsonObject:
     """
     began = time.perf_counter()
     stopping_rule(config.early_stopping)  # checks it
+    Profile.parse(config.train.profile, work.path)  # checks it
     inputs = setup.load(config)
     first = setup.build(config, inputs)
     first.log_length()
@@ -153,6 +155,7 @@ def _train_phase(
         workdir=work,
         clock=lambda: time.perf_counter() - began,
         again=lambda: resume.start(checkpoints, run, inputs, work).state,
+        profile=Profile.parse(run.config.train.profile, work.path),
     )
     rule = stopping_rule(run.config.early_stopping)
     _, position = train_epochs(fit, train, rule, stage.state, stage.position)

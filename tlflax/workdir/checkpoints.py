@@ -33,6 +33,7 @@ from tlflax.workdir import metadata
 NOTHING = Variables({}, {})
 
 _DIGESTS = 'digests'  # key of the metadata: those of the other items
+_LOOKS = 10  # at a folder in which a training deletes steps
 _ROOM = 2**18  # bytes of a checkpoint beside its arrays, at most
 
 
@@ -90,7 +91,7 @@ class Checkpoints:
             fix='delete what is damaged of the files _CHECKPOINT_METADATA, which are not needed',
             of=(ValueError, TypeError),
         ):
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = _opened(self.folder, options)
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -106,8 +107,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder, in order, damaged or not."""
-        names = os.listdir(self.folder) if self.folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isdigit())
+        return saved_steps(self.folder)
 
     def best(self) -> int | None:
         """Returns the step of the best epoch so far, or None.
@@ -323,6 +323,20 @@ class Checkpoints:
             if digests is not None and trees.fingerprint(restored[name]) != digests.get(name):
                 raise self._damaged(step, name)
         return restored
+
+
+def _opened(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    """Opens a folder, again where a training deletes a step while Orbax looks at all of them."""
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return ocp.CheckpointManager(folder, options=options)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Returns the steps in a folder of checkpoints, in order; none where there is no folder."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def _host(tree: Any) -> ocp.args.StandardRestore:
