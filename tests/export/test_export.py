@@ -66,7 +66,7 @@ def test_a_file_computes_what_predict_says(name, workdir, tmp_path):
     assert json.loads(said['temperature']) == trained.temperature
     assert said['weights_digest'] == trained.weights_digest
     assert said['calibrated'] == 'false'
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / 'file.md']
 
 
 @pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
@@ -184,6 +184,7 @@ def test_command(workdir):
     assert json.loads(last)['file'] == str(path)
     assert json.loads(last)['bytes'] == path.stat().st_size
     path.unlink()
+    (workdir / 'classifier.onnx.md').unlink()
 
 
 @pytest.mark.parametrize(

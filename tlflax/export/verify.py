@@ -51,6 +51,7 @@ class Checked(NamedTuple):
         labels: How many images get another class.
         accuracy: Of the file.
         classifier_accuracy: Of the classifier.
+        probabilities: f[images, classes], what the file gave.
     """
 
     images: int
@@ -58,6 +59,7 @@ class Checked(NamedTuple):
     labels: int
     accuracy: float
     classifier_accuracy: float
+    probabilities: np.ndarray
 
 
 def sample(trained: Trained, options: Options) -> Sample:
@@ -161,4 +163,4 @@ def check(program: Program, images: Sample, where: str) -> Checked:
             where=where,
             fix=fix,
         )
-    return Checked(len(found), difference, labels, accuracy, own)
+    return Checked(len(found), difference, labels, accuracy, own, found)
