@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.export import model, onnx_file, safetensors_file, stablehlo_file, verify
+from tlflax.export import model, onnx_file, safetensors_file, stablehlo_file, verify, web_file
 from tlflax.export.card.facts import Export
 from tlflax.export.card.write import card, card_path
 from tlflax.export.model import AS_PREDICT, Exported, Options
@@ -46,6 +46,9 @@ FORMATS = {
         '.stablehlo.zip', stablehlo_file.write, lambda _, path: stablehlo_file.program(path)
     ),
     'safetensors': Format('.safetensors', safetensors_file.write, safetensors_file.program),
+    'web': Format(
+        '.web', web_file.write, lambda _, path: web_file.program(path), marker=web_file.MARKER
+    ),
 }
 
 
@@ -131,6 +134,8 @@ def _check(name: str, options: Options) -> None:
         )
     if name == 'onnx':
         onnx_file.require()
+    if name == 'web':
+        web_file.require()
 
 
 def _size(path: Path) -> int:
