@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 import tlflax
 from tlflax.export.card.facts import Source, source_of
+from tlflax.export.card.sentences import part_name
 from tlflax.export.card.usage import usage
 from tlflax.export.model import Options
 from tlflax.export.run import FORMATS, export
@@ -92,7 +93,7 @@ def test_the_body(root):
     assert str(trained.config.data.train) not in text
 
 
-@pytest.mark.parametrize('name', [name for name in FORMATS if name != 'web'])  # a page
+@pytest.mark.parametrize('name', [name for name in FORMATS if name != 'web'])
 def test_the_code_runs_where_the_file_is(name, root, finished):
     found = export(root / 'toy', name)
     text = ModelCard.load(found['card']).text
@@ -131,6 +132,7 @@ def test_fewer_digits_or_a_temperature_have_metrics_of_their_own(root):
         text = ModelCard.load(found['card']).text
         assert 'What this file itself gave for 13 validation images' in text
         assert '| Test images' not in text
+        assert ('The temperature was fitted' in text) == options.calibrated
     result = json.loads((root / 'toy' / 'result.json').read_text())
     figures = {
         one.metric_name: one.metric_value for one in ModelCard.load(found['card']).data.eval_results
@@ -173,6 +175,11 @@ def test_a_refused_export_leaves_the_card_that_was_there(root, monkeypatch):
     with pytest.raises(UserError, match='it is not kept'):
         export(root / 'toy', 'safetensors')
     assert path.read_text() == 'the one before'
+
+
+def test_names_of_parts_have_no_folder():
+    assert part_name('vgg16') == 'vgg16'
+    assert part_name('py:/home/someone/my_backbone.py:small') == 'small of my_backbone.py'
 
 
 def test_licenses_of_what_is_known():

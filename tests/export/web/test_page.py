@@ -9,8 +9,10 @@ import shutil
 import threading
 
 import numpy as np
+import onnx
 import pytest
 from helpers import make_folders, picture, toy_config
+from onnx import TensorProto, helper
 from PIL import Image
 
 import tlflax
@@ -191,6 +193,47 @@ def test_another_size_is_resized_by_the_browser(show, workdir, tmp_path):
     page = ready(show())
     image = Image.fromarray(picture((90, 70), 8))
     check(workdir, page, write(tmp_path / 'large.png', image), 0.1)
+
+
+def means_of_color(path):
+    """Writes a model of images of any size: the softmax of a tenth of their mean color."""
+    nodes = [
+        helper.make_node('Cast', ['image'], ['x'], to=TensorProto.FLOAT),
+        helper.make_node('ReduceMean', ['x', 'axes'], ['mean'], keepdims=0),
+        helper.make_node('Div', ['mean', 'ten'], ['logits']),
+        helper.make_node('Softmax', ['logits'], ['probabilities'], axis=1),
+    ]
+    given = helper.make_tensor_value_info('image', TensorProto.UINT8, ['n', 'h', 'w', 3])
+    result = helper.make_tensor_value_info('probabilities', TensorProto.FLOAT, ['n', 3])
+    constants = [
+        helper.make_tensor('axes', TensorProto.INT64, [2], [1, 2]),
+        helper.make_tensor('ten', TensorProto.FLOAT, [], [10.0]),
+    ]
+    graph = helper.make_graph(nodes, 'means', [given], [result], constants)
+    opsets = [helper.make_opsetid('', 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+
+
+def test_a_model_that_resizes_gets_the_pixels_of_the_file(show, workdir, tmp_path):
+    shutil.copytree(workdir / 'classifier.web', tmp_path / 'page')
+    means_of_color(tmp_path / 'page' / 'classifier.onnx')
+    path = tmp_path / 'page' / 'metadata.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'resized': 'true'}))
+    page = ready(show(tmp_path / 'page'))
+    pixels = np.concatenate([picture((90, 70), 8), np.full((90, 1, 3), (0, 90, 30))], 1)
+    pixels = pixels.astype(np.uint8)
+    found = answers(page, write(tmp_path / 'any.png', Image.fromarray(pixels)))
+    logits = pixels.mean((0, 1)) / 10
+    expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    assert [found[name] for name in sorted(found)] == pytest.approx(expected, abs=1e-4)
+    assert page.evaluate('[seen.width, seen.height]') == [71, 90]
+    huge = write(tmp_path / 'huge.png', Image.new('RGB', (5000, 4000), (0, 1, 2)))  # sums are exact
+    found = answers(page, huge)
+    expected = np.exp([0.0, 0.1, 0.2]) / np.exp([0.0, 0.1, 0.2]).sum()
+    assert [found[name] for name in sorted(found)] == pytest.approx(expected, abs=1e-4)
+    width, height = page.evaluate('[seen.width, seen.height]')
+    assert 15_900_000 < width * height <= 16_000_000
+    assert width / height == pytest.approx(5 / 4, abs=0.01)
 
 
 def test_a_file_that_is_no_image_is_said_in_a_sentence(show, workdir, tmp_path):

@@ -1,6 +1,9 @@
 """The sentences of a model card that depend on the run."""
 
+from pathlib import Path
+
 from tlflax.export.card.facts import Export, Facts
+from tlflax.utils import python_file
 
 OPTIMISTIC = (
     'The validation images chose it, so their metrics are optimistic: images that had no part in '
@@ -11,6 +14,14 @@ _PRECISIONS = {
     'float16': ' Its parameters have 16 bits.',
     'int8': ' Its parameters and activations have 8 bits.',
 }
+
+
+def part_name(name: str) -> str:
+    """Returns the name of a backbone or head; one's own without the folder of its file."""
+    if not python_file.is_spec(name):
+        return name
+    path, _, what = name.partition(':')[2].rpartition(':')
+    return f'{what} of {Path(path).name}'
 
 
 def program_input(export: Export) -> str:
@@ -67,6 +78,11 @@ def chosen(facts: Facts) -> list[str]:
         )
     else:
         found.append(OPTIMISTIC)
+    if facts.export.metadata['calibrated'] == 'true':
+        found.append(
+            'The temperature was fitted to the validation images too, so their loss and their '
+            'calibration error are optimistic.'
+        )
     if facts.test:
         found.append('The test images had no part in the run.')
     return found

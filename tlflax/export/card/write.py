@@ -10,7 +10,7 @@ from tlflax.export.card import facts as gathering
 from tlflax.export.card import hub
 from tlflax.export.card.facts import Export, Facts
 from tlflax.export.card.markdown import escaped, front_matter
-from tlflax.export.card.sentences import checked, chosen, measured, program_input
+from tlflax.export.card.sentences import checked, chosen, measured, part_name, program_input
 from tlflax.export.card.usage import usage
 from tlflax.report.page import numbers
 from tlflax.utils.files import JsonObject
@@ -55,6 +55,8 @@ def _values(facts: Facts) -> dict[str, Any]:
         'size': export.size,
         'classes': export.trained.class_names,
         'metadata': metadata,
+        'backbone': part_name(metadata['backbone']),
+        'head': part_name(metadata['head']),
         'weights': facts.weights,
         'digest': result.get('weights_digest', metadata['weights_digest']),
         'epoch': epoch(facts),
