@@ -10,7 +10,7 @@ PACKAGE = ROOT / 'tlflax'
 
 # From the ground up: each room imports from itself and from those before it.
 ROOMS = (
-    'utils config models data workdir features train inference export sweep probe report'.split()
+    'utils config models data workdir features train inference sweep probe report export'.split()
 )
 DATA_ROOMS = """
     _tensorflow images inputs ingest augment table splits pipeline audit __main__

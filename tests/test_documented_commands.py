@@ -70,6 +70,8 @@ NOT_RUN = {
     'python -m venv': 'installs',
     'pip install': 'installs; the names of extras are checked below',
     'python -m pytest': 'runs this test',
+    'python -m tlflax.export --workdir=runs/traffic --format=web': 'needs npm; tests/export/web',
+    'python -m http.server': 'serves until it is stopped',
     'python -m tlflax.train --config=my_config.py': 'run by test_what_extends_tlflax',
     'python -m tlflax.probe --shots': 'part of a command, which is run as a whole',
     'python scripts/bench_': 'takes minutes or hours; its arguments are checked below',

@@ -20,6 +20,8 @@ from tlflax.models.linear.calibration import temper
 from tlflax.train import train_and_evaluate
 from tlflax.utils.errors import UserError
 
+FILES = [name for name in FORMATS if not FORMATS[name].marker]  # the others are folders
+
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
@@ -49,7 +51,7 @@ def run(name, workdir, path, images, options=AS_PREDICT):
     return FORMATS[name].program(model.exported(tlflax.load(workdir), options), path)(images)
 
 
-@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize('name', FILES)
 def test_a_file_computes_what_predict_says(name, workdir, tmp_path):
     path, trained = tmp_path / 'file', tlflax.load(workdir)
     found = export(workdir, name, path)
@@ -66,7 +68,7 @@ def test_a_file_computes_what_predict_says(name, workdir, tmp_path):
     assert json.loads(said['temperature']) == trained.temperature
     assert said['weights_digest'] == trained.weights_digest
     assert said['calibrated'] == 'false'
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / 'file.md']
 
 
 @pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
@@ -109,7 +111,7 @@ def perturbed(trained, options, amount=0.05):
 real = model.exported
 
 
-@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize('name', FILES)
 def test_a_file_that_computes_something_else_is_not_kept(name, workdir, tmp_path, monkeypatch):
     path = tmp_path / 'file'
     path.write_text('the one before')
@@ -148,7 +150,7 @@ def test_half_a_point_of_accuracy_may_be_lost():
 
 
 def test_float16_has_half_the_size(workdir, tmp_path):
-    for name in FORMATS:
+    for name in FILES:
         whole, half = (
             export(workdir, name, tmp_path / precision, Options(precision=precision))
             for precision in ('float32', 'float16')
@@ -184,13 +186,17 @@ def test_command(workdir):
     assert json.loads(last)['file'] == str(path)
     assert json.loads(last)['bytes'] == path.stat().st_size
     path.unlink()
+    (workdir / 'classifier.onnx.md').unlink()
 
 
 @pytest.mark.parametrize(
     ('words', 'sentence'),
     [
         (['--workdir=nowhere'], 'nowhere'),
-        (['--workdir=w', '--format=onx'], 'value should be one of <onnx|stablehlo|safetensors>'),
+        (
+            ['--workdir=w', '--format=onx'],
+            'should be one of <onnx|stablehlo|safetensors|web>',
+        ),
         (['--workdir=w', '--output=nowhere/classifier.onnx'], "there is no folder 'nowhere'"),
     ],
 )

@@ -3,13 +3,15 @@
 The file takes any number of images uint8 [n, height, width, 3], RGB, of the run's image size (with
 --resize, of any size), and gives class probabilities float32 [n, classes]. Its metadata has the
 class names, the image size, how images are resized and the temperature. A file of safetensors holds
-the parameters alone.
+the parameters alone. The format web is a folder with a page that classifies images in the browser.
+A model card is written beside each file.
 
 Before the file is kept, it is run on the validation images of the run (at most 1,000) and must give
 the classifier's own probabilities. The last line is one JSON object.
 """
 
 import dataclasses
+import os
 
 from tlflax.config import cli, flags
 
@@ -21,14 +23,14 @@ class Arguments:
     workdir: str = flags.required('DIR', 'folder of the training run')
     format: str = flags.choice(
         'onnx',
-        ('onnx', 'stablehlo', 'safetensors'),
-        "the format; onnx needs pip install 'tlflax[export]'",
+        ('onnx', 'stablehlo', 'safetensors', 'web'),
+        "the format; onnx and web need pip install 'tlflax[export]'",
     )
     output: str | None = flags.optional(
         None,
         'FILE',
-        'the file to write; by default classifier.onnx, classifier.stablehlo.zip or '
-        'classifier.safetensors in the workdir',
+        'the file or folder to write; by default classifier.onnx, classifier.stablehlo.zip, '
+        'classifier.safetensors or classifier.web in the workdir',
     )
     step: str | None = flags.optional(
         None,
@@ -53,7 +55,7 @@ def main(arguments: Arguments) -> None:
     from tlflax.inference.mistakes import check_writable
     from tlflax.utils.files import dump_json
 
-    if arguments.output is not None:
+    if arguments.output is not None and not os.path.isdir(arguments.output):  # some are folders
         check_writable(arguments.output)
     options = Options(arguments.calibrated, arguments.resize, arguments.precision)
     found = export(

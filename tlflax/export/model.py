@@ -145,6 +145,7 @@ def describe(trained: Trained, options: Options) -> dict[str, str]:
         'interpolation': form.interpolation,
         'antialias': json.dumps(form.antialias),
         'background': json.dumps(list(form.background)),
+        'max_pixels': str(form.max_pixels),
         'preprocess': trained.classifier.preprocess,
         'temperature': json.dumps(trained.temperature),
         'calibrated': json.dumps(options.calibrated),

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.export import model, onnx_file, safetensors_file, stablehlo_file, verify
+from tlflax.export import model, onnx_file, safetensors_file, stablehlo_file, verify, web_file
+from tlflax.export.card.facts import Export
+from tlflax.export.card.write import card, card_path
 from tlflax.export.model import AS_PREDICT, Exported, Options
 from tlflax.export.verify import Program
 from tlflax.inference.restore import load
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import JsonObject, expand, replacing, replacing_folder
+from tlflax.utils.files import JsonObject, atomic_write, expand, replacing, replacing_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,9 @@ FORMATS = {
         '.stablehlo.zip', stablehlo_file.write, lambda _, path: stablehlo_file.program(path)
     ),
     'safetensors': Format('.safetensors', safetensors_file.write, safetensors_file.program),
+    'web': Format(
+        '.web', web_file.write, lambda _, path: web_file.program(path), marker=web_file.MARKER
+    ),
 }
 
 
@@ -65,7 +70,8 @@ def export(
         step: See `tlflax.inference.restore.load`.
 
     Returns:
-        `file`, `bytes`, and what the check found: `images`, how many were compared,
+        `file`, `card`, the model card beside it or in it, `bytes` without the card, and what the
+        check found: `images`, how many were compared,
         `max_difference` of a probability, `labels_differ`, how many get another class, `accuracy`
         and `classifier_accuracy`.
 
@@ -82,16 +88,28 @@ def export(
         exported = dataclasses.replace(exported, calibration=verify.calibration(trained))
     images = verify.sample(trained, options)
     logging.info('writing %s', path)
-    with (
-        as_user_error('{reason}', where=str(path), fix='name another file', of=(OSError,)),
-        chosen.replacing(path) as partial,
-    ):
-        chosen.write(exported, partial)
-        found = verify.check(chosen.program(exported, partial), images, str(path))
-        size = _size(partial)
+    with as_user_error('{reason}', where=str(path), fix='name another file', of=(OSError,)):
+        with chosen.replacing(path) as partial:
+            chosen.write(exported, partial)
+            found = verify.check(chosen.program(exported, partial), images, str(path))
+            said = {'bytes': _size(partial), **_said(found)}
+            exact = images.tolerance == verify.TOLERANCE
+            made = Export(
+                *(workdir, name, path, said['bytes'], trained, exported.metadata, exact),
+                *(found.true, found.probabilities, said),
+            )
+            text = card(made)
+            if chosen.marker:
+                atomic_write(card_path(partial, is_folder=True), text)
+        if not chosen.marker:
+            atomic_write(card_path(path, is_folder=False), text)
+    written = card_path(path, is_folder=bool(chosen.marker))
+    return {'file': str(path), 'card': str(written), **said}
+
+
+def _said(found: verify.Checked) -> JsonObject:
+    """Returns what a check found."""
     return {
-        'file': str(path),
-        'bytes': size,
         'images': found.images,
         'max_difference': found.difference,
         'labels_differ': found.labels,
@@ -122,6 +140,8 @@ def _check(name: str, options: Options) -> None:
         )
     if name == 'onnx':
         onnx_file.require()
+    if name == 'web':
+        web_file.require()
 
 
 def _size(path: Path) -> int:

@@ -22,6 +22,7 @@ ROUNDED = 2e-2  # where the classifier computes, or keeps features, with fewer d
 MOST_POINTS = 0.5  # of accuracy that a file with fewer digits may lose
 
 _BATCH = 32
+_FIX = 'it is not kept; please report the message, or choose another --format'
 
 Program = Callable[[UInt8[np.ndarray, 'b h w 3']], Float[np.ndarray, 'b classes']]
 """From pixels to probabilities."""
@@ -62,6 +63,8 @@ class Checked(NamedTuple):
         labels: How many images get another class.
         accuracy: Of the file.
         classifier_accuracy: Of the classifier.
+        true: i[images], the true classes.
+        probabilities: f[images, classes], what the file gave.
     """
 
     images: int
@@ -69,6 +72,8 @@ class Checked(NamedTuple):
     labels: int
     accuracy: float
     classifier_accuracy: float
+    true: np.ndarray
+    probabilities: np.ndarray
 
 
 def sample(trained: Trained, options: Options) -> Sample:
@@ -156,39 +161,55 @@ def check(program: Program, images: Sample, where: str) -> Checked:
     Raises:
         UserError: The file cannot be run, or computes something else.
     """
-    parts, rows = [], []
-    fix = 'it is not kept; please report the message, or choose another --format'
+    rows, found = _run(program, images, where)
+    expected = images.probabilities[rows]
+    if found.shape != expected.shape:
+        raise UserError(f'it returns the shape {found.shape}', where=where, fix=_FIX)
+    if not np.isfinite(found).all():
+        raise UserError('it returns what is not a number', where=where, fix=_FIX)
+    compared, once = np.unique(rows, return_index=True)
+    labels, other = images.labels[compared], found.argmax(1) != expected.argmax(1)
+    checked = Checked(
+        images=len(compared),
+        difference=float(np.abs(found - expected).max()),
+        labels=len(np.unique(rows[other])),
+        accuracy=float((found[once].argmax(1) == labels).mean()),
+        classifier_accuracy=float((expected[once].argmax(1) == labels).mean()),
+        true=labels,
+        probabilities=found[once],
+    )
+    _accept(checked, images.tolerance, where)
+    return checked
+
+
+def _run(
+    program: Program, images: Sample, where: str
+) -> tuple[Int[np.ndarray, ' m'], Float[np.ndarray, 'm ...']]:
+    """Returns what a file gives for images, and their rows, some of which may come twice."""
+    rows, parts = [], []
     with progress('check', len(images.pixels) + len(images.photographs)) as tick:
         for numbers, part in images.batches():
-            with as_user_error('it cannot be run: {reason}', where=where, fix=fix):
+            with as_user_error('it cannot be run: {reason}', where=where, fix=_FIX):
                 parts.append(np.asarray(program(part)))
             rows.append(numbers)
             tick(len(part))
-    found, which = np.concatenate(parts), np.concatenate(rows)
-    expected = images.probabilities[which]
-    if found.shape != expected.shape:
-        raise UserError(f'it returns the shape {found.shape}', where=where, fix=fix)
-    count = len(np.unique(which))
-    difference = float(np.abs(found - expected).max())
-    labels = int((found.argmax(1) != expected.argmax(1)).sum())
-    accuracy, own = (
-        float((one.argmax(1) == images.labels[which]).mean()) for one in (found, expected)
-    )
-    if not np.isfinite(found).all():
-        raise UserError('it returns what is not a number', where=where, fix=fix)
-    if images.tolerance == np.inf and 100 * (own - accuracy) > MOST_POINTS + 1e-9:
+    return np.concatenate(rows), np.concatenate(parts)
+
+
+def _accept(found: Checked, tolerance: float, where: str) -> None:
+    """Checks that a file computes what the classifier does, or with fewer bits, as well."""
+    lost = 100 * (found.classifier_accuracy - found.accuracy)
+    if tolerance == np.inf and lost > MOST_POINTS + 1e-9:
         raise UserError(
-            f'it classifies {accuracy:.2%} of {count} validation images correctly, the '
-            f'classifier {own:.2%}, and it may lose {MOST_POINTS} points',
+            f'it classifies {found.accuracy:.2%} of {found.images} validation images correctly, '
+            f'the classifier {found.classifier_accuracy:.2%}, and it may lose {MOST_POINTS} points',
             where=where,
             fix='it is not kept; export with --precision=float32',
         )
-    exact = images.tolerance == TOLERANCE
-    if not difference <= images.tolerance or (exact and labels):
+    if found.difference > tolerance or (tolerance == TOLERANCE and found.labels):
         raise UserError(
-            f'its probabilities of {count} validation images differ from those of the '
-            f'classifier by up to {difference:.2g}, and {labels} get another class',
+            f'its probabilities of {found.images} validation images differ from those of the '
+            f'classifier by up to {found.difference:.2g}, and {found.labels} get another class',
             where=where,
-            fix=fix,
+            fix=_FIX,
         )
-    return Checked(count, difference, labels, accuracy, own)

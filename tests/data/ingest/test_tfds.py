@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.ingest import tfds_writer
-from tlflax.data.ingest.tfds import materialize
+from tlflax.data.ingest.tfds import license_of, materialize
 from tlflax.data.ingest.tfds_writer import tfds
 from tlflax.data.pipeline import tf_data
 from tlflax.utils.errors import UserError
@@ -88,6 +88,15 @@ def test_a_named_split_becomes_class_folders_of_the_original_bytes(lights, tmp_p
     for i, original in enumerate(lights):
         assert (root / names[i % 4] / f'{i:08d}.jpg').read_bytes() == original.read_bytes()
     assert os.listdir(tmp_path / 'cache') == ['tfds']
+
+
+def test_license(lights, data_dir):
+    assert license_of('tfds:small_lights/train') == ''
+    (info,) = (data_dir / 'small_lights').rglob('dataset_info.json')
+    info.write_text(info.read_text().replace('{', '{"redistributionInfo": {"license": "MIT"},', 1))
+    assert license_of('tfds:small_lights/train') == 'MIT'
+    with pytest.raises(UserError, match='no such data set'):
+        license_of('tfds:no_lights/train')
 
 
 def test_from_there_on_it_is_a_folder(lights, tmp_path):
@@ -345,7 +354,7 @@ def test_nothing_is_printed(lights, data_dir, tmp_path):
     """In a process of its own, where TensorFlow's notices are held back as in commands."""
     code = (
         'from tlflax.config import tensorflow_notices; tensorflow_notices.hold_back();'
-        'from tlflax.data.ingest.tfds import materialize; from pathlib import Path;'
+        'from tlflax.data.ingest.tfds import license_of, materialize; from pathlib import Path;'
         f'materialize("tfds:small_lights/train", Path({str(tmp_path / "cache")!r}));'
     )
     done = run_new_python('-c', code)

@@ -56,6 +56,20 @@ def materialize(spec: str, cache_dir: Path) -> Path:
         return tfds_writer.write(tfds_writer.find_split(spec, builder, split), cache_dir)
 
 
+def license_of(spec: str) -> str:
+    """Returns what a prepared data set says of its license; '' where it says nothing.
+
+    Args:
+        spec: 'tfds:NAME/SPLIT'; see `materialize`.
+
+    Raises:
+        UserError: There is no such data set.
+    """
+    with _quiet():
+        builder = _builder(spec, spec.removeprefix(_PREFIX).rpartition('/')[0])
+        return str(builder.info.as_proto.redistribution_info.license).strip()
+
+
 def _image_folder(spec: str, name: str, split: str) -> Path:
     root = Path(expand(name)).absolute()
     if not root.is_dir():

@@ -86,6 +86,7 @@ class Backbone:
             in that format; None where they are named by path.
         identify: (checked tensors, file, path) to what they are; None where they have no known
             digest and need `preprocess`.
+        known: What weights are, by the digests that tell it.
         imagenet: Where its ImageNet weights can be downloaded.
         fast_cpu: A faster program for frozen features in float32 on a CPU: (params, layer,
             (b, h, w), preprocessing, whether measuring pays, taps) to a function of images, or
@@ -113,6 +114,7 @@ class Backbone:
     interpolation: str = 'bilinear'
     find: Callable[[Container, str | None, str], Found] | None = None
     identify: Callable[[Tensors, Container, Path], Identified] | None = None
+    known: Mapping[str, Identity] = dataclasses.field(default_factory=dict)
     imagenet: Asset | None = None
     fast_cpu: Callable[..., Features | None] | None = None
     corrected: Mapping[str, str] = dataclasses.field(default_factory=dict)

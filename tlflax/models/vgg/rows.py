@@ -117,6 +117,7 @@ def make(
         preprocess='torch',  # pixels of unit scale, as He's initialization assumes
         find=functools.partial(_find, depths),
         identify=_identify,
+        known={CANONICAL: CAFFE},
         imagenet=imagenet,
         fast_cpu=autotune.program,
         # Block 4 tells fine shapes apart that block 5 has pooled away.
