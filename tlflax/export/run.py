@@ -27,6 +27,7 @@ class Format:
         program: Returns what a file computes.
         precisions: Those it has.
         marker: Where the format is a folder, a file that each such folder has; '' otherwise.
+        resize: Whether files can take images of any size: 'if asked', 'always' or 'never'.
     """
 
     ending: str
@@ -34,6 +35,7 @@ class Format:
     program: Callable[[Exported, Path], Program]
     precisions: tuple[str, ...] = ('float32', 'float16')
     marker: str = ''
+    resize: str = 'if asked'
 
     def replacing(self, path: Path) -> contextlib.AbstractContextManager[Path]:
         """Yields where to write what replaces `path`; see `tlflax.utils.files.replacing`."""
@@ -45,9 +47,15 @@ FORMATS = {
     'stablehlo': Format(
         '.stablehlo.zip', stablehlo_file.write, lambda _, path: stablehlo_file.program(path)
     ),
-    'safetensors': Format('.safetensors', safetensors_file.write, safetensors_file.program),
+    'safetensors': Format(
+        '.safetensors', safetensors_file.write, safetensors_file.program, resize='never'
+    ),
     'web': Format(
-        '.web', web_file.write, lambda _, path: web_file.program(path), marker=web_file.MARKER
+        '.web',
+        web_file.write,
+        lambda _, path: web_file.program(path),
+        marker=web_file.MARKER,
+        resize='always',
     ),
 }
 
@@ -81,6 +89,8 @@ def export(
     """
     chosen = FORMATS[name]
     _check(name, options)
+    if chosen.resize == 'always':
+        options = dataclasses.replace(options, resize=True)
     path = Path(workdir) / f'classifier{chosen.ending}' if output is None else Path(expand(output))
     trained = load(workdir, step)
     exported = model.exported(trained, options)
@@ -132,9 +142,9 @@ def _check(name: str, options: Options) -> None:
             fix=f'choose another --format ({able}) or one of '
             + ', '.join(FORMATS[name].precisions),
         )
-    if options.resize and name == 'safetensors':
+    if options.resize and FORMATS[name].resize == 'never':
         raise UserError(
-            'a file of safetensors has no program that could resize',
+            f'a file of {name} has no program that could resize',
             where='--resize',
             fix='choose another --format',
         )

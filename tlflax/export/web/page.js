@@ -57,45 +57,23 @@ async function load() {
   say('Ready: choose an image.');
 }
 
-// Where an image of one size goes in a picture of another: x, y, width, height.
-function place(image, width, height, resize) {
-  if (resize === 'stretch') return [0, 0, width, height];
-  const ratios = [width / image.width, height / image.height];
-  if (resize === 'pad') {
-    const ratio = Math.min(...ratios);
-    const w = Math.max(1, Math.round(image.width * ratio));
-    const h = Math.max(1, Math.round(image.height * ratio));
-    return [Math.round((width - w) / 2), Math.round((height - h) / 2), w, h];
-  }
-  const [w, h] = [image.width, image.height].map((side) => side * Math.max(...ratios));
-  return [(width - w) / 2, (height - h) / 2, w, h];
-}
-
 // The pixels that the model takes, on the canvas that shows them.
 function draw(image) {
   const pixels = image.width * image.height;
   if (pixels > Number(metadata.max_pixels ?? Infinity)) {
     throw new Error(`it has ${pixels} pixels, more than the classifier accepts`);
   }
+  const ratio = Math.min(1, Math.sqrt(MOST_PIXELS / pixels));
+  const [width, height] = [image.width, image.height].map(
+    (side) => Math.max(1, Math.floor(side * ratio)));
   const canvas = find('seen');
-  if (metadata.resized === 'true') {
-    const ratio = Math.min(1, Math.sqrt(MOST_PIXELS / pixels));
-    canvas.width = Math.max(1, Math.floor(image.width * ratio));
-    canvas.height = Math.max(1, Math.floor(image.height * ratio));
-  } else {
-    canvas.width = Number(metadata.image_width);
-    canvas.height = Number(metadata.image_height);
-  }
-  const { width, height } = canvas;
+  canvas.width = width;
+  canvas.height = height;
   const context = canvas.getContext('2d', { willReadFrequently: true, colorSpace: 'srgb' });
-  const resize = metadata.resized === 'true' ? 'stretch' : metadata.resize;
-  const where = place(image, width, height, resize);
   context.imageSmoothingQuality = 'high';
-  context.fillStyle = '#000';
-  context.fillRect(0, 0, width, height);
   context.fillStyle = `rgb(${JSON.parse(metadata.background).join(',')})`; // behind transparency
-  context.fillRect(...where);
-  context.drawImage(image, ...where);
+  context.fillRect(0, 0, width, height);
+  context.drawImage(image, 0, 0, width, height);
   return context.getImageData(0, 0, width, height);
 }
 
