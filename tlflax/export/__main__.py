@@ -21,14 +21,14 @@ class Arguments:
     workdir: str = flags.required('DIR', 'folder of the training run')
     format: str = flags.choice(
         'onnx',
-        ('onnx', 'stablehlo', 'safetensors'),
-        "the format; onnx needs pip install 'tlflax[export]'",
+        ('onnx', 'stablehlo', 'saved_model', 'tflite', 'safetensors'),
+        "the format; onnx and tflite need pip install 'tlflax[export]'",
     )
     output: str | None = flags.optional(
         None,
         'FILE',
-        'the file to write; by default classifier.onnx, classifier.stablehlo.zip or '
-        'classifier.safetensors in the workdir',
+        'the file to write, for saved_model a folder; by default classifier with the ending of the '
+        'format, such as classifier.onnx, in the workdir',
     )
     step: str | None = flags.optional(
         None,
@@ -37,8 +37,9 @@ class Arguments:
     )
     precision: str = flags.choice(
         'float32',
-        ('float32', 'float16'),
-        'float16: parameters with 16 bits, half the size',
+        ('float32', 'float16', 'int8'),
+        'float16: parameters with 16 bits, half the size; int8, of onnx and tflite: computed with '
+        '8 bits, a quarter of the size',
     )
     calibrated: bool = flags.switch(
         'divide the logits by the temperature that fits the validation images'

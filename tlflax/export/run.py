@@ -7,7 +7,15 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.export import model, onnx_file, safetensors_file, stablehlo_file, verify
+from tlflax.export import (
+    model,
+    onnx_file,
+    safetensors_file,
+    saved_model_file,
+    stablehlo_file,
+    tflite_file,
+    verify,
+)
 from tlflax.export.model import AS_PREDICT, Exported, Options
 from tlflax.export.verify import Program
 from tlflax.inference.restore import load
@@ -39,12 +47,31 @@ class Format:
 
 
 FORMATS = {
-    'onnx': Format('.onnx', onnx_file.write, lambda _, path: onnx_file.program(path)),
+    'onnx': Format(
+        '.onnx',
+        onnx_file.write,
+        lambda _, path: onnx_file.program(path),
+        ('float32', 'float16', 'int8'),
+    ),
     'stablehlo': Format(
         '.stablehlo.zip', stablehlo_file.write, lambda _, path: stablehlo_file.program(path)
     ),
+    'saved_model': Format(
+        '.saved_model',
+        saved_model_file.write,
+        lambda _, path: saved_model_file.program(path),
+        marker=saved_model_file.MARKER,
+    ),
+    'tflite': Format(
+        '.tflite',
+        tflite_file.write,
+        lambda _, path: tflite_file.program(path),
+        ('float32', 'float16', 'int8'),
+    ),
     'safetensors': Format('.safetensors', safetensors_file.write, safetensors_file.program),
 }
+
+_REQUIRE = {'onnx': onnx_file.require, 'tflite': tflite_file.require}
 
 
 def export(
@@ -114,8 +141,8 @@ def _check(name: str, options: Options) -> None:
             fix=f'choose another --format ({able}) or one of '
             + ', '.join(FORMATS[name].precisions),
         )
-    if name == 'onnx':
-        onnx_file.require()
+    if name in _REQUIRE:
+        _REQUIRE[name]()
 
 
 def _size(path: Path) -> int:
