@@ -1,5 +1,6 @@
 """Exported runs: what the files hold, that they are checked, and that nothing wrong is kept."""
 
+import ast
 import dataclasses
 import json
 import sys
@@ -10,10 +11,10 @@ import numpy as np
 import onnx
 import pytest
 import safetensors
-from helpers import make_folders, run_module, toy_config
+from helpers import make_folders, run_module, run_new_python, toy_config
 
 import tlflax
-from tlflax.export import model, stablehlo_file, verify
+from tlflax.export import model, saved_model_file, stablehlo_file, tflite_file, verify
 from tlflax.export.model import AS_PREDICT, Options
 from tlflax.export.run import FORMATS, export
 from tlflax.models.linear.calibration import temper
@@ -42,8 +43,19 @@ def metadata(name, path):
     if name == 'stablehlo':
         with zipfile.ZipFile(path) as file:
             return json.loads(file.read(stablehlo_file.METADATA))
+    if name == 'saved_model':
+        return json.loads((path / saved_model_file.METADATA).read_text())
+    if name == 'tflite':
+        with zipfile.ZipFile(path) as file:
+            return json.loads(file.read(tflite_file.METADATA))
     with safetensors.safe_open(path, 'numpy') as file:
         return file.metadata()
+
+
+def size(path):
+    """Returns the bytes of a file or of a folder's files."""
+    files = [path, *path.rglob('*')]
+    return sum(one.stat().st_size for one in files if one.is_file())
 
 
 def run(name, workdir, path, images, options=AS_PREDICT):
@@ -58,7 +70,7 @@ def test_a_file_computes_what_predict_says(name, workdir, tmp_path):
     assert found['images'] == 12
     assert found['labels_differ'] == 0
     assert found['max_difference'] < 1e-5
-    assert found['bytes'] == path.stat().st_size
+    assert found['bytes'] == size(path)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     expected = [list(one.probabilities.values()) for one in trained.predict(images)]
     np.testing.assert_allclose(run(name, workdir, path, images), expected, atol=1e-5)
@@ -71,7 +83,7 @@ def test_a_file_computes_what_predict_says(name, workdir, tmp_path):
     assert sorted(tmp_path.iterdir()) == [path, tmp_path / 'file.md']
 
 
-@pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
+@pytest.mark.parametrize('name', [name for name in FORMATS if name != 'safetensors'])
 def test_the_temperature_can_be_part_of_it(name, workdir, tmp_path):
     path, trained = tmp_path / 'file', tlflax.load(workdir)
     export(workdir, name, path, Options(calibrated=True))
@@ -91,6 +103,40 @@ def test_stablehlo_is_for_all_platforms_and_any_number_of_images(workdir, tmp_pa
     assert loaded.platforms == ('cpu', 'cuda', 'tpu')
     for images in (1, 3, 17):
         assert loaded.call(np.zeros((images, 32, 32, 3), np.uint8)).shape == (images, 3)
+
+
+WITH_TENSORFLOW_ALONE = """
+import sys
+
+sys.modules |= {'jax': None, 'tlflax': None}  # so that nothing can import them
+
+import numpy as np
+import tensorflow as tf
+
+loaded = tf.saved_model.load(sys.argv[1])
+names = loaded.signatures['classes']()['classes'].numpy()
+print([name.decode() for name in names])
+for images in (1, 3):
+    found = loaded.signatures['serving_default'](image=np.full((images, 32, 32, 3), 9, np.uint8))
+    print(found['probabilities'].numpy().tolist())
+"""
+
+
+def test_a_saved_model_needs_tensorflow_alone(workdir, tmp_path):
+    export(workdir, 'saved_model', tmp_path / 'folder')
+    done = run_new_python('-c', WITH_TENSORFLOW_ALONE, str(tmp_path / 'folder'))
+    assert done.returncode == 0, done.stderr
+    names, one, three = map(ast.literal_eval, done.stdout.splitlines())
+    assert names == ['green', 'red', 'yellow']
+    (expected,) = tlflax.load(workdir).predict(np.full((1, 32, 32, 3), 9, np.uint8))
+    for row in (*one, *three):
+        np.testing.assert_allclose(row, list(expected.probabilities.values()), atol=1e-5)
+
+
+def test_a_tflite_file_is_a_zip_with_the_names_of_the_classes(workdir, tmp_path):
+    export(workdir, 'tflite', tmp_path / 'file')
+    with zipfile.ZipFile(tmp_path / 'file') as file:
+        assert file.read(tflite_file.LABELS).decode() == 'green\nred\nyellow\n'
 
 
 def test_parameters_are_stored_by_path(workdir, tmp_path):
@@ -114,12 +160,16 @@ real = model.exported
 @pytest.mark.parametrize('name', FILES)
 def test_a_file_that_computes_something_else_is_not_kept(name, workdir, tmp_path, monkeypatch):
     path = tmp_path / 'file'
-    path.write_text('the one before')
+    before = path
+    if FORMATS[name].marker:
+        path.mkdir()
+        before = path / FORMATS[name].marker
+    before.write_text('the one before')
     monkeypatch.setattr(model, 'exported', perturbed)
     with pytest.raises(UserError, match=r'12 validation images differ .* it is not kept') as caught:
         export(workdir, name, path)
     assert caught.value.where == str(path)
-    assert path.read_text() == 'the one before'
+    assert before.read_text() == 'the one before'
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -152,12 +202,12 @@ def test_half_a_point_of_accuracy_may_be_lost():
 def test_float16_has_half_the_size(workdir, tmp_path):
     for name in FILES:
         whole, half = (
-            export(workdir, name, tmp_path / precision, Options(precision=precision))
+            export(workdir, name, tmp_path / f'{name}-{precision}', Options(precision=precision))
             for precision in ('float32', 'float16')
         )
         assert half['bytes'] < 0.8 * whole['bytes']  # the toy has more program than parameters
         assert 0 < half['max_difference'] < 0.01
-        assert metadata(name, tmp_path / 'float16')['precision'] == 'float16'
+        assert metadata(name, tmp_path / f'{name}-float16')['precision'] == 'float16'
 
 
 def test_many_images_are_chosen_by_their_digests(workdir, monkeypatch):
@@ -171,11 +221,25 @@ def test_many_images_are_chosen_by_their_digests(workdir, monkeypatch):
     assert sample.probabilities.shape == (5, 3)
 
 
-def test_without_onnxruntime(workdir, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+@pytest.mark.parametrize(
+    ('name', 'package'), [('onnx', 'onnxruntime'), ('tflite', 'ai_edge_litert')]
+)
+def test_without_what_runs_the_file(name, package, workdir, monkeypatch):
+    for module in [one for one in sys.modules if one.startswith(f'{package}.')]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"pip install 'tlflax\[export\]'"):
-        export(workdir, 'onnx')
-    assert not (workdir / 'classifier.onnx').exists()
+        export(workdir, name)
+    assert not (workdir / f'classifier.{name}').exists()
+
+
+@pytest.mark.parametrize('name', ['stablehlo', 'saved_model', 'safetensors'])
+def test_what_has_no_int8(name, workdir, tmp_path):
+    with pytest.raises(UserError, match=f'{name} has no int8') as caught:
+        export(workdir, name, tmp_path / 'file', Options(precision='int8'))
+    assert caught.value.where == '--precision'
+    assert '(onnx, tflite)' in caught.value.fix
+    assert not list(tmp_path.iterdir())
 
 
 def test_command(workdir):
@@ -195,7 +259,7 @@ def test_command(workdir):
         (['--workdir=nowhere'], 'nowhere'),
         (
             ['--workdir=w', '--format=onx'],
-            'should be one of <onnx|stablehlo|safetensors|web>',
+            'should be one of <onnx|stablehlo|saved_model|tflite|safetensors|web>',
         ),
         (['--workdir=w', '--output=nowhere/classifier.onnx'], "there is no folder 'nowhere'"),
     ],

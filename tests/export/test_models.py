@@ -1,4 +1,4 @@
-"""Whole models as ONNX: backbones, heads, an ensemble, and what docs/extend.md adds."""
+"""Whole models in each format: backbones, heads, an ensemble, and what docs/extend.md adds."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from helpers import make_folders, small_config, toy_config, untrained
 
+from tlflax.export import saved_model_file, tflite_file
 from tlflax.export.model import exported
 from tlflax.export.onnx_graph.graph import INPUT
 from tlflax.export.onnx_graph.translate import to_model
@@ -118,3 +119,22 @@ def test_any_number_of_images(name, root):
         np.testing.assert_allclose(found, expected[:images], rtol=0, atol=tolerance)
     operators = [node.op_type for node in model.graph.node]
     assert operators.count('Transpose') <= 4
+
+
+@pytest.mark.parametrize('form', [saved_model_file, tflite_file])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_tensorflow_computes_the_same(name, form, root, tmp_path):
+    trained = moved(untrained(CONFIGS[name](root)))
+    what = exported(trained)
+    path = tmp_path / 'file'
+    if form is saved_model_file:
+        path.mkdir()
+    form.write(what, path)
+    program = form.program(path)
+    size = trained.config.data.image_size
+    most = 17 if size == (32, 32) else 2
+    x = np.random.default_rng(0).integers(0, 256, (most, *size, 3), np.uint8)
+    expected = np.asarray(jax.jit(what.function)(what.variables, x))
+    assert expected.std() > 1e-3
+    for images in {1, min(3, most), most}:
+        np.testing.assert_allclose(program(x[:images]), expected[:images], rtol=0, atol=1e-5)

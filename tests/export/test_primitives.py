@@ -163,7 +163,8 @@ def test_computes_what_jax_computes(case):
     np.testing.assert_allclose(outputs(function, x), expected, rtol=2e-5, atol=2e-5)
 
 
-def test_every_translation_is_tested():
+def primitives(functions):
+    """Returns the names of the primitives in functions of images."""
     seen = set()
 
     def collect(jaxpr):
@@ -178,9 +179,13 @@ def test_every_translation_is_tested():
 
     (batch,) = jax.export.symbolic_shape('b')
     image = jax.ShapeDtypeStruct((batch, H, W, 3), jnp.uint8)
-    for function in CASES.values():
+    for function in functions:
         collect(jax.make_jaxpr(function)(image).jaxpr)
-    assert set(TABLE) <= seen
+    return seen
+
+
+def test_every_translation_is_tested():
+    assert set(TABLE) <= primitives(CASES.values())
 
 
 def test_what_is_made_for_one_kind_of_device_is_not_exported():
@@ -226,6 +231,38 @@ def test_transpositions_of_convolutions_cancel():
     assert kinds.count('Transpose') == 1  # of the image
     assert kinds.count('Conv') == kinds.count('MaxPool') == 3
     assert 'Expand' not in kinds
+
+
+def test_what_follows_a_convolution_is_joined_to_it():
+    scale, bias = np.linspace(-2, 2, 8, dtype=np.float32), np.ones(8, np.float32)
+
+    def function(image):
+        x = conv(image)
+        return nnx.relu((x - bias) * scale + 3 * bias) + conv(image, use_bias=False) * -3.0
+
+    def whole(constants, image):
+        return function(image).reshape(image.shape[0], -1)
+
+    kinds = [node.op_type for node in to_model(whole, {}, (H, W), {}).graph.node]
+    assert kinds.count('Conv') == 2
+    assert kinds.count('Relu') == kinds.count('Add') == 1
+    assert 'Mul' not in kinds
+    assert 'Max' not in kinds
+    x = RNG.integers(1, 256, (3, H, W, 3), np.uint8)
+    expected = np.asarray(function(x)).reshape(3, -1)
+    np.testing.assert_allclose(outputs(function, x), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_what_others_use_too_is_not_joined():
+    bias = np.ones(8, np.float32)
+
+    def function(image):
+        x = conv(image)
+        return jnp.concatenate([x, x + bias, bias - conv(image)], 3)
+
+    x = RNG.integers(1, 256, (3, H, W, 3), np.uint8)
+    expected = np.asarray(function(x)).reshape(3, -1)
+    np.testing.assert_allclose(outputs(function, x), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_equal_constants_are_stored_once_and_named_by_path():

@@ -23,14 +23,14 @@ class Arguments:
     workdir: str = flags.required('DIR', 'folder of the training run')
     format: str = flags.choice(
         'onnx',
-        ('onnx', 'stablehlo', 'safetensors', 'web'),
-        "the format; onnx and web need pip install 'tlflax[export]'",
+        ('onnx', 'stablehlo', 'saved_model', 'tflite', 'safetensors', 'web'),
+        "the format; onnx, tflite and web need pip install 'tlflax[export]'",
     )
     output: str | None = flags.optional(
         None,
         'FILE',
-        'the file or folder to write; by default classifier.onnx, classifier.stablehlo.zip, '
-        'classifier.safetensors or classifier.web in the workdir',
+        'the file to write, for saved_model and web a folder; by default classifier with the '
+        'ending of the format, such as classifier.onnx, in the workdir',
     )
     step: str | None = flags.optional(
         None,
@@ -39,8 +39,9 @@ class Arguments:
     )
     precision: str = flags.choice(
         'float32',
-        ('float32', 'float16'),
-        'float16: parameters with 16 bits, half the size',
+        ('float32', 'float16', 'int8'),
+        'float16: parameters with 16 bits, half the size; int8, of onnx and tflite: computed with '
+        '8 bits, a quarter of the size',
     )
     resize: bool = flags.switch('take images of any size, and resize them as the run does')
     calibrated: bool = flags.switch(

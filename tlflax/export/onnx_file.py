@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from jaxtyping import UInt8
 
+from tlflax.export import onnx_int8
 from tlflax.export.model import Exported
 from tlflax.export.onnx_graph.graph import INPUT, OUTPUT
 from tlflax.export.onnx_graph.translate import to_model
@@ -42,6 +43,8 @@ def write(model: Exported, path: Path) -> None:
         UserError: An operation has no translation, or the file would have more than 2 GB.
     """
     found = to_model(model.function, model.variables, model.shape, model.metadata)
+    if model.calibration is not None:
+        found = onnx_int8.quantized(found, model.calibration)
     size = found.ByteSize()
     if size > _MOST_BYTES:
         raise UserError(

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.export import model, onnx_file, safetensors_file, stablehlo_file, verify, web_file
+from tlflax.export import (
+    model,
+    onnx_file,
+    safetensors_file,
+    saved_model_file,
+    stablehlo_file,
+    tflite_file,
+    verify,
+    web_file,
+)
 from tlflax.export.card.facts import Export
 from tlflax.export.card.write import card, card_path
 from tlflax.export.model import AS_PREDICT, Exported, Options
@@ -43,9 +52,26 @@ class Format:
 
 
 FORMATS = {
-    'onnx': Format('.onnx', onnx_file.write, lambda _, path: onnx_file.program(path)),
+    'onnx': Format(
+        '.onnx',
+        onnx_file.write,
+        lambda _, path: onnx_file.program(path),
+        ('float32', 'float16', 'int8'),
+    ),
     'stablehlo': Format(
         '.stablehlo.zip', stablehlo_file.write, lambda _, path: stablehlo_file.program(path)
+    ),
+    'saved_model': Format(
+        '.saved_model',
+        saved_model_file.write,
+        lambda _, path: saved_model_file.program(path),
+        marker=saved_model_file.MARKER,
+    ),
+    'tflite': Format(
+        '.tflite',
+        tflite_file.write,
+        lambda _, path: tflite_file.program(path),
+        ('float32', 'float16', 'int8'),
     ),
     'safetensors': Format(
         '.safetensors', safetensors_file.write, safetensors_file.program, resize='never'
@@ -54,9 +80,16 @@ FORMATS = {
         '.web',
         web_file.write,
         lambda _, path: web_file.program(path),
+        ('float32', 'float16', 'int8'),
         marker=web_file.MARKER,
         resize='always',
     ),
+}
+
+_REQUIRE = {
+    'onnx': onnx_file.require,
+    'tflite': tflite_file.require,
+    'web': web_file.require,
 }
 
 
@@ -148,10 +181,8 @@ def _check(name: str, options: Options) -> None:
             where='--resize',
             fix='choose another --format',
         )
-    if name == 'onnx':
-        onnx_file.require()
-    if name == 'web':
-        web_file.require()
+    if name in _REQUIRE:
+        _REQUIRE[name]()
 
 
 def _size(path: Path) -> int:

@@ -7,7 +7,8 @@ from jax import lax
 from onnx import helper
 
 from tlflax.export.onnx_graph.elementwise import Translation
-from tlflax.export.onnx_graph.graph import Graph, Refused, Shape, Value, constant, is_symbolic
+from tlflax.export.onnx_graph.graph import Graph, Refused, Value, constant
+from tlflax.export.onnx_graph.jaxprs import Shape, is_symbolic
 from tlflax.export.onnx_graph.operation import Operation, of
 
 _END = np.iinfo(np.int64).max

@@ -6,7 +6,8 @@ import numpy as np
 from jax import lax
 from onnx import helper
 
-from tlflax.export.onnx_graph.graph import Dim, Graph, Refused, Value, constant
+from tlflax.export.onnx_graph.graph import Graph, Refused, Value, constant
+from tlflax.export.onnx_graph.jaxprs import Dim
 from tlflax.export.onnx_graph.operation import Operation
 
 ONE_NODE = {

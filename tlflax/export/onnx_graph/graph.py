@@ -7,8 +7,6 @@ of ONNX do by themselves.
 
 import dataclasses
 import hashlib
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +14,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from tlflax.export.onnx_graph.jaxprs import Dim, Shape, factors, is_symbolic
 from tlflax.utils.errors import UserError
 
 OPSET = 21
 INPUT, OUTPUT = 'image', 'probabilities'
-
-Dim = Any
-"""An integer, or an expression of the sizes of the input, as `jax.export.symbolic_shape` has it."""
-Shape = tuple[Dim, ...]
 
 
 class Refused(UserError):
@@ -163,16 +158,10 @@ class Graph:
         """Returns the name of a tensor i64[1] with one size."""
         if not is_symbolic(size):
             return self.integers([size])
-        symbols = [axis for axis, one in enumerate(self._image) if is_symbolic(one)]
-        for count in range(1, len(symbols) + 1):
-            for axes in itertools.combinations(symbols, count):
-                product = math.prod(self._image[axis] for axis in axes)
-                if size % product == 0 and not is_symbolic(size // product):
-                    return self._product(axes, int(size // product))
-        raise Refused(f'a shape has the size {size}, which is no product of sizes of the images')
-
-    def _product(self, axes: tuple[int, ...], factor: int) -> str:
-        """Returns the name of a tensor i64[1] with sizes of the input, multiplied by a number."""
+        found = factors(size, self._image)
+        if found is None:
+            raise Refused(f'a shape has the size {size}, which is no product of sizes of the input')
+        axes, factor = found
         for axis in axes:
             if axis not in self._sizes:
                 self._sizes[axis] = self.node('Shape', INPUT, start=axis, end=axis + 1)
@@ -214,8 +203,3 @@ class Graph:
             found = f'{name}_{number}'
         self._used.add(found)
         return found
-
-
-def is_symbolic(size: Dim) -> bool:
-    """Whether a size depends on those of the input."""
-    return not isinstance(size, int | np.integer)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tlflax.export.onnx_graph.graph import Graph, Shape, Value
+from tlflax.export.onnx_graph.graph import Graph, Value
+from tlflax.export.onnx_graph.jaxprs import Shape
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

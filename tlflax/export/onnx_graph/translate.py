@@ -14,23 +14,16 @@ import numpy as np
 import onnx
 from jax.extend import core
 
-from tlflax.export.onnx_graph import arrangement, elementwise, reductions
+from tlflax.export.onnx_graph import arrangement, elementwise, jaxprs, reductions
 from tlflax.export.onnx_graph.elementwise import Translation
-from tlflax.export.onnx_graph.graph import INPUT, Graph, Refused, Value, constant, is_symbolic
+from tlflax.export.onnx_graph.fusion import fuse
+from tlflax.export.onnx_graph.graph import INPUT, Graph, Refused, Value, constant
+from tlflax.export.onnx_graph.jaxprs import is_symbolic
 from tlflax.export.onnx_graph.operation import Operation, of
 from tlflax.utils.trees import flatten
 
 TABLE: dict[str, Translation] = {**elementwise.TABLE, **arrangement.TABLE, **reductions.TABLE}
 """The translations, by the name of JAX's primitive."""
-
-UNCHANGED = ('stop_gradient', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint')
-"""Primitives whose outputs are their inputs."""
-
-_CALLS = """
-    jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr checkpoint
-    remat2
-""".split()
-_CALLED = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where these keep what they call
 
 
 def to_model(
@@ -57,7 +50,9 @@ def to_model(
     outputs = _run(graph, closed, [*leaves, of(INPUT, image.shape)])
     (found,) = closed.out_avals
     graph.finish(outputs[0], found.shape)
-    return graph.model(found.shape[1], metadata)
+    model = graph.model(found.shape[1], metadata)
+    fuse(model)
+    return model
 
 
 def _run(graph: Graph, closed: core.ClosedJaxpr, inputs: list[Value]) -> list[Value]:
@@ -73,36 +68,24 @@ def _run(graph: Graph, closed: core.ClosedJaxpr, inputs: list[Value]) -> list[Va
             return constant(np.asarray(variable.val, aval.dtype))
         return known[variable]
 
-    for equation in _used(jaxpr):
+    for equation in jaxprs.used(jaxpr):
         outputs = _equation(graph, equation, [read(one) for one in equation.invars])
         known |= dict(zip(equation.outvars, outputs, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
 
 
-def _used(jaxpr: Any) -> list[Any]:
-    """Returns the equations that outputs depend on; the keys of dropout that is off are not."""
-    needed, found = {one for one in jaxpr.outvars if isinstance(one, core.Var)}, []
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(equation.outvars):
-            needed |= {one for one in equation.invars if isinstance(one, core.Var)}
-            found.append(equation)
-    return found[::-1]
-
-
 def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
     """Translates one equation."""
     name, params = equation.primitive.name, equation.params
-    if name in UNCHANGED:
+    if name in jaxprs.UNCHANGED:
         return inputs
     if name == 'platform_index':  # choose what is not made for one kind of device
-        return [constant(np.array(_default(params['platforms']), np.int32))]
+        return [constant(np.array(jaxprs.default_branch(params['platforms']), np.int32))]
     if name == 'cond' and inputs[0].constant is not None:
         branch = int(np.clip(inputs[0].constant, 0, len(params['branches']) - 1))
         return _run(graph, params['branches'][branch], inputs[1:])
-    if name in _CALLS:
-        inner = next(params[key] for key in _CALLED if key in params)
-        closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
-        return _run(graph, closed, inputs)
+    if name in jaxprs.CALLS:
+        return _run(graph, jaxprs.called(params), inputs)
     if any(jax.dtypes.issubdtype(one.aval.dtype, jax.dtypes.extended)
            for one in (*equation.invars, *equation.outvars)):  # fmt: skip
         raise _unknown(name)  # random keys
@@ -118,11 +101,6 @@ def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
 
 def _unknown(name: str) -> Refused:
     return Refused(f'the model has the operation {name!r}, which is not translated to ONNX')
-
-
-def _default(platforms: tuple[Any, ...]) -> int:
-    """Returns the number of the branch that is for every platform."""
-    return next(n for n, names in enumerate(platforms) if names is None)
 
 
 def _operation(equation: Any, inputs: list[Value]) -> Operation:

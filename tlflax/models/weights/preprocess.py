@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -19,7 +20,7 @@ def caffe(image: Image) -> Preprocessed:
     Returns:
         float32 of the same shape, as `keras.applications.vgg16.preprocess_input`.
     """
-    return jnp.asarray(image, jnp.float32)[..., ::-1] - jnp.array(
+    return jax.lax.rev(jnp.asarray(image, jnp.float32), (image.ndim - 1,)) - jnp.array(
         [103.939, 116.779, 123.68], jnp.float32
     )
 
