@@ -112,6 +112,6 @@ def _ratio(a: Array, b: Array) -> Float[Array, '']:
 
 def _rounded(a: Array, b: Array) -> Array:
     """Returns a / b, a >= 0 and b > 0, rounded to the nearest integer, halves to an even one."""
-    whole, rest = lax.div(a, b), lax.rem(a, b)
-    odd = lax.rem(whole, jnp.int32(2)) == 1
+    whole, two = lax.div(a, b), jnp.int32(2)
+    rest, odd = a - whole * b, whole - lax.div(whole, two) * two == 1
     return whole + ((2 * rest > b) | ((2 * rest == b) & odd)).astype(jnp.int32)
