@@ -25,7 +25,7 @@ def rendered() -> tuple[str, str]:
             f"style-src '{_hash(style)}'",
             f"script-src '{_hash(script)}'",
             "connect-src 'self'",
-            'img-src blob:',
+            'img-src blob: data:',
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
