@@ -7,7 +7,7 @@ Exports the classifier of a finished run to `--output`, or to a temporary folder
 there already are read. Each is run by its own runtime, with the threads that this chooses, on
 `--images` validation images for accuracy and the largest difference of a probability from the
 classifier's, and `--repeats` times on one image and on 32; the files take turns, and times are
-medians. safetensors, which is no program, is left out. Prints a table in Markdown; `--table` also
+medians. safetensors, which is no program, and web, which is ONNX, are left out. Prints a table in Markdown; `--table` also
 writes its rows as JSON. The last line is JSON.
 """
 
@@ -31,7 +31,7 @@ from tlflax.utils.cpu import cores
 from tlflax.utils.files import atomic_write
 
 Row = dict[str, Any]
-PROGRAMS = tuple(name for name in FORMATS if name != 'safetensors')
+PROGRAMS = tuple(name for name in FORMATS if name not in ('safetensors', 'web'))
 MANY = 32
 
 
@@ -40,8 +40,11 @@ def main() -> None:
     trained = load(arguments.workdir)
     sample = verify.sample(trained, Options())
     few = slice(arguments.images)
-    pixels, labels, expected, tolerance = sample
-    sample = Sample(pixels[few], labels[few], expected[few], tolerance)
+    sample = sample._replace(
+        pixels=sample.pixels[few],
+        labels=sample.labels[few],
+        probabilities=sample.probabilities[few],
+    )
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(arguments.output or scratch)
         rows, programs = [], []

@@ -9,15 +9,16 @@ from helpers import ROOT, run_new_python
 PACKAGE = ROOT / 'tlflax'
 
 # From the ground up: each room imports from itself and from those before it.
-ROOMS = (
-    'utils config models data workdir features train inference sweep probe report export'.split()
-)
+ROOMS = """
+    utils config models data workdir features train inference sweep probe report export serve
+""".split()
 DATA_ROOMS = """
     _tensorflow images inputs ingest augment table splits pipeline audit __main__
 """.split()
 COMMANDS = {
     'evaluate', 'predict', 'train.__main__', 'sweep.__main__', 'probe.__main__',
     'features.__main__', 'data.__main__', 'report.__main__', 'export.__main__',
+    'serve.__main__',
 }  # fmt: skip
 HOMES = {
     'tensorflow': ('data', 'export'),

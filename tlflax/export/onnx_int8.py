@@ -53,6 +53,7 @@ def quantized(model: onnx.ModelProto, images: UInt8[np.ndarray, 'n h w 3']) -> o
             _reader(images),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=QUANTIZED,
+            nodes_to_exclude=_of_two_images(model),
             per_channel=True,
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -62,6 +63,16 @@ def quantized(model: onnx.ModelProto, images: UInt8[np.ndarray, 'n h w 3']) -> o
         found = onnx.load(after)
     helper.set_model_props(found, {one.key: one.value for one in model.metadata_props})
     return found
+
+
+def _of_two_images(model: onnx.ModelProto) -> list[str]:
+    """Returns the products whose factors both depend on the input, such as those of a resize."""
+    held = {one.name for one in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == 'MatMul' and held.isdisjoint(node.input)
+    ]
 
 
 def _reader(images: UInt8[np.ndarray, 'n h w 3']) -> object:

@@ -14,7 +14,7 @@ log-odds of the class serve there.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -22,16 +22,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from tlflax.data.augment import sampling
+from tlflax.data.images.given import Given
+from tlflax.data.inputs import loose_images
 from tlflax.data.pipeline.batch import Batch
 from tlflax.data.table import ImageTable
 from tlflax.inference import embeddings
+from tlflax.inference.prediction import Images
+from tlflax.inference.predictor import Predictor
 from tlflax.inference.trained import Trained
 from tlflax.models import ensemble_head
 from tlflax.models.base.backbone import Backbone
 from tlflax.models.base.modules import Variables
 from tlflax.models.base.taps import Tap
 from tlflax.models.classifier import Classifier
+from tlflax.utils.errors import UserError
 from tlflax.utils.sharding import put_batch
+
+Map = Float32[np.ndarray, 'h w']
+"""0..1 for each position of the feature map; see `HeatMaps`."""
 
 Method = Literal['grad_cam', 'by_position', 'log_odds', 'own']
 
@@ -86,8 +95,7 @@ def of_table(
     """
     place = _place(trained)
     if place is None:
-        what = f'{", ".join(map(str, trained.classifier.taps)) or trained.classifier.layer}'
-        return HeatMaps(None, f'There are no heat maps, as {what} has no positions.')
+        return HeatMaps(None, none(trained))
     method = _method(trained)
     wanted = np.full(len(table), -1) if classes is None else classes
 
@@ -109,6 +117,56 @@ def of_table(
     return HeatMaps(
         maps, f'{_NOTES[method]} of the {of} class at {place.layer}, {names} positions.'
     )
+
+
+def none(trained: Trained) -> str:
+    """Returns why a classifier has no heat maps, in a sentence; '' if it has some."""
+    if _place(trained) is not None:
+        return ''
+    what = f'{", ".join(map(str, trained.classifier.taps)) or trained.classifier.layer}'
+    return f'There are no heat maps, as {what} has no positions.'
+
+
+def of_images(trained: Trained, images: Images) -> Iterator[tuple[Given, Map] | UserError]:
+    """Yields the heat maps of the predicted classes of images as they come, in bounded memory.
+
+    Args:
+        trained: A classifier of which `none` says that it has heat maps.
+        images: See `Trained.predict`.
+
+    Yields:
+        An image with its map, which has the values of `of_table`; or the error of an image that
+        cannot be used.
+    """
+    place = _place(trained)
+    assert place is not None
+    method, shapes = _method(trained), []
+
+    def output(
+        variables: Variables, batch: dict[str, Array], *, classifier: Classifier
+    ) -> Float[Array, 'b d']:
+        (size,) = {len(values) for values in batch.values()}
+        maps = _maps(
+            variables,
+            batch,
+            np.full(size, -1),
+            classifier=classifier,
+            place=place,
+            method=method,
+        )
+        shapes.append(maps.shape[1:])
+        return maps.reshape(size, -1)
+
+    predictor = Predictor(
+        trained.classifier, trained.variables, trained.sources, trained.mesh, output
+    )
+    views = [sampling.plain(trained.config.augment)]
+    for outcome in predictor.outputs(loose_images.find(images), views):
+        if isinstance(outcome, UserError):
+            yield outcome
+        else:
+            image, values = outcome
+            yield image, values.reshape(shapes[0]).astype(np.float32)
 
 
 def _method(trained: Trained) -> Method:
@@ -149,7 +207,7 @@ def _has_positions(shape: Sequence[int], backbone: Backbone) -> bool:
 def _maps(
     variables: Variables,
     batch: dict[str, Array],
-    target: Int[Array, ' b'],
+    target: Int[Array | np.ndarray, ' b'],
     *,
     classifier: Classifier,
     place: Place,

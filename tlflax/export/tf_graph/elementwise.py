@@ -12,10 +12,11 @@ Translation = Callable[[Operation], list[Value]]
 
 ONE_OPERATION: dict[str, Callable[..., tf.Tensor]] = {
     'abs': tf.abs, 'add': tf.add, 'ceil': tf.math.ceil, 'clamp': lambda low, x, high:
-    tf.minimum(tf.maximum(x, low), high), 'cos': tf.cos, 'div': tf.divide, 'exp': tf.exp,
+    tf.minimum(tf.maximum(x, low), high), 'cos': tf.cos, 'exp': tf.exp,
     'floor': tf.floor, 'log': tf.math.log, 'logistic': tf.sigmoid, 'min': tf.minimum,
     'mul': tf.multiply, 'neg': tf.negative, 'pow': tf.pow, 'rsqrt': tf.math.rsqrt, 'sign': tf.sign,
     'sin': tf.sin, 'sqrt': tf.sqrt, 'square': tf.square, 'sub': tf.subtract, 'tanh': tf.tanh,
+    'div': lambda x, y: tf.raw_ops.Div(x=x, y=y),  # cuts integers off towards zero, as JAX
     'tan': lambda x: tf.sin(x) / tf.cos(x),
     'exp2': lambda x: tf.exp(x * np.float32(np.log(2))),
     'expm1': lambda x: tf.exp(x) - 1,
