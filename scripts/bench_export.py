@@ -7,8 +7,8 @@ Exports the classifier of a finished run to `--output`, or to a temporary folder
 there already are read. Each is run by its own runtime, with the threads that this chooses, on
 `--images` validation images for accuracy and the largest difference of a probability from the
 classifier's, and `--repeats` times on one image and on 32; the files take turns, and times are
-medians. safetensors, which is no program, and web, which is ONNX, are left out. Prints a table in Markdown; `--table` also
-writes its rows as JSON. The last line is JSON.
+medians. safetensors, which is no program, and web, which is ONNX, are left out. Prints a table in
+Markdown; `--table` also writes its rows as JSON. The last line is JSON.
 """
 
 import argparse
