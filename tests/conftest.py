@@ -34,7 +34,7 @@ SLOW = """
     test_traffic test_sweep test_campaigns test_auto test_benchmarks test_folds test_extract
     test_probe test_interruptions test_run test_phases test_runs test_results test_compare
     test_candidates test_trials test_derive test_find_lr test_trained_cpu test_documented_commands
-    test_notebook
+    test_notebook test_limits test_endpoints test_load test_models test_resize test_page test_int8
 """.split()
 
 
