@@ -102,6 +102,45 @@ def test_signal_within_each_validation(folders, tmp_path, monkeypatch, whole):
         assert_same(workdir, whole)
 
 
+@pytest.mark.parametrize('cached', ['auto', 'False'])
+def test_an_epoch_that_takes_long_is_saved_meanwhile(folders, tmp_path, monkeypatch, cached):
+    """A process that is killed goes on within the epoch, and ends as one that was not."""
+    monkeypatch.setattr('tlflax.train.epoch.SCAN', 1)
+    options = {'train__batch_size': 4, 'features__cache': cached}
+    train_and_evaluate(config_of(folders, checkpoint__minutes=0.0, **options), tmp_path / 'whole')
+    config, saved = config_of(folders, checkpoint__minutes=1e-6, **options), []
+    save = Checkpoints.save
+
+    def killed(checkpoints, step, **rest):
+        save(checkpoints, step, **rest)
+        saved.append((rest['meta']['position']['epoch'], rest['meta']['position']['step_in_epoch']))
+        if saved[-1] == (1, 3):
+            checkpoints.wait()
+            raise MemoryError  # the next one that is lost
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, 'save', killed)
+        with pytest.raises(MemoryError):
+            train_and_evaluate(config, tmp_path / 'w')
+    assert saved == [*((0, n) for n in range(1, 6)), (1, 0), (1, 1), (1, 2), (1, 3)]
+    with Checkpoints(tmp_path / 'w/checkpoints', read_only=True) as checkpoints:
+        assert checkpoints.find('last') == 9
+        assert checkpoints.find('best') == 6
+    train_and_evaluate(config, tmp_path / 'w')
+    assert_same(tmp_path / 'w', tmp_path / 'whole')
+
+
+def test_a_time_begins_again_and_a_step_is_always_done():
+    due, never, slow = loop._Due(1e-9), loop._Due(0), loop._Due(60)
+    assert [due(), due(), due()] == [False, True, True]
+    due.restart()
+    assert [due(), due()] == [False, True]
+    assert not any([never(), never()])
+    assert not any([slow(), slow()])
+    slow._began -= 61
+    assert slow()
+
+
 def test_signal_in_a_training_of_chosen_length(folders, tmp_path, monkeypatch, caplog):
     """Steps of patience and what 0 stands for are the same before and after."""
 

@@ -491,8 +491,14 @@ class FeaturesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What checkpoints hold."""
+    """When checkpoints are saved beside the end of each epoch, and what they hold."""
 
+    minutes: float = _key(
+        10.0,
+        'minutes after which an epoch that goes on is saved too: what a killed process loses at '
+        'most; 0: only at the end of epochs',
+        at_least=0,
+    )
     include_backbone: bool = _key(
         False, 'save the frozen weights in every checkpoint; False: only their digest'
     )

@@ -103,24 +103,47 @@ def train_epochs(
         Interrupted: SIGINT or SIGTERM was received; the state is saved.
         UserError: The loss is no longer finite; the last checkpoints are kept.
     """
+    due = _Due(60 * fit.run.whole.checkpoint.minutes)
     with interrupts.deferred(_announce) as stop_requested:
         while not position.ended(fit.run.config.train.epochs):
             before = position
             note = ', '.join(_best(rule, position) + _patience(rule, position))
             state, position, complete = _train_epoch(
-                fit, train, state, position, stop_requested, note
+                fit, train, state, position, lambda: stop_requested() or due(), note
             )
             if complete:
                 position = _finish_epoch(fit, rule, state, position)
-                continue
-            if position.step_in_epoch > before.step_in_epoch:  # else this state is saved already
+            elif position.step_in_epoch > before.step_in_epoch:  # else this state is saved already
                 fit.save(state, position, record=None)
-            fit.checkpoints.wait()
-            raise Interrupted(int(state.step))
+            due.restart()
+            if not complete and stop_requested():
+                fit.checkpoints.wait()
+                raise Interrupted(int(state.step))
         fit.checkpoints.wait()
         if stop_requested():  # since the last step: only the final evaluation is missing
             raise Interrupted(int(state.step))
     return state, position
+
+
+class _Due:
+    """Tells between steps whether a time has passed, and at least one step.
+
+    Args:
+        seconds: The time; 0: it never has.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def __call__(self) -> bool:
+        first, self._first = self._first, False
+        passed = time.monotonic() - self._began >= self._seconds
+        return bool(self._seconds) and passed and not first
+
+    def restart(self) -> None:
+        """Lets the time begin, before a step."""
+        self._began, self._first = time.monotonic(), True
 
 
 def _announce(name: str) -> None:
