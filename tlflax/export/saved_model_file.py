@@ -19,6 +19,7 @@ from tlflax.utils.files import dump_json
 INPUT, OUTPUT = 'image', 'probabilities'
 SIGNATURE, CLASSES = 'serving_default', 'classes'
 MARKER = 'saved_model.pb'
+ENTRIES = (MARKER, 'fingerprint.pb', 'variables', 'assets', 'assets.extra')
 METADATA = 'assets.extra/metadata.json'  # where TensorFlow Serving has what is no part of a graph
 
 
