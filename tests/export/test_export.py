@@ -295,3 +295,36 @@ def test_a_site_is_not_the_page(workdir, tmp_path):
     with pytest.raises(UserError, match='cannot be written: it exists, and has no classifier'):
         export(workdir, 'web', tmp_path)
     assert (tmp_path / 'index.html').read_text() == 'mine'
+
+
+AS_ON_A_FULL_DISK = """
+import resource, sys
+
+import jax, onnx, safetensors, tensorflow  # which write files of their own
+
+from tlflax.export.run import export
+from tlflax.utils.errors import UserError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+for name in sys.argv[3:]:
+    try:
+        export(sys.argv[1], name, f'{sys.argv[2]}/{name}')
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk(workdir, tmp_path):
+    names = 'safetensors', 'saved_model'  # libraries write them
+    done = run_new_python('-c', AS_ON_A_FULL_DISK, str(workdir), str(tmp_path), *names)
+    assert done.returncode == 0, done.stderr
+    sentences = [f'{tmp_path}/{name}: File too large; name another file' for name in names]
+    assert done.stdout.splitlines() == sentences
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_others_may_read_a_file(name, workdir, tmp_path):
+    (tmp_path / 'plain').write_text('')
+    export(workdir, name, tmp_path / 'file')
+    assert (tmp_path / 'file').stat().st_mode == (tmp_path / 'plain').stat().st_mode
