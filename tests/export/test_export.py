@@ -14,7 +14,7 @@ import safetensors
 from helpers import make_folders, run_module, run_new_python, toy_config
 
 import tlflax
-from tlflax.export import model, saved_model_file, stablehlo_file, tflite_file, verify
+from tlflax.export import model, saved_model_file, stablehlo_file, tflite_file, verify, web_file
 from tlflax.export.model import AS_PREDICT, Options
 from tlflax.export.run import FORMATS, export
 from tlflax.models.linear.calibration import temper
@@ -45,6 +45,8 @@ def metadata(name, path):
             return json.loads(file.read(stablehlo_file.METADATA))
     if name == 'saved_model':
         return json.loads((path / saved_model_file.METADATA).read_text())
+    if name == 'web':
+        return json.loads((path / web_file.METADATA).read_text())
     if name == 'tflite':
         with zipfile.ZipFile(path) as file:
             return json.loads(file.read(tflite_file.METADATA))
@@ -238,7 +240,7 @@ def test_what_has_no_int8(name, workdir, tmp_path):
     with pytest.raises(UserError, match=f'{name} has no int8') as caught:
         export(workdir, name, tmp_path / 'file', Options(precision='int8'))
     assert caught.value.where == '--precision'
-    assert '(onnx, tflite)' in caught.value.fix
+    assert '(onnx, tflite, web)' in caught.value.fix
     assert not list(tmp_path.iterdir())
 
 
@@ -269,3 +271,60 @@ def test_mistakes_are_one_sentence(words, sentence):
     assert done.returncode == 2
     assert sentence in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_nothing_else_is_lost(name, workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, 'sample', lambda *_: pytest.fail('it is too late to say so'))
+    path = tmp_path / 'notes'
+    other = tmp_path / 'notes.md'
+    if marker := FORMATS[name].marker:
+        (path / marker).parent.mkdir(parents=True)
+        (path / marker).write_text('')
+        other = path / 'thesis.txt'
+    other.write_text('precious')
+    with pytest.raises(UserError, match=r'another file is there|which would be lost'):
+        export(workdir, name, path)
+    assert other.read_text() == 'precious'
+    with pytest.raises(UserError, match='there is no folder'):
+        export(workdir, name, tmp_path / 'nowhere' / 'file')
+
+
+def test_a_site_is_not_the_page(workdir, tmp_path):
+    (tmp_path / 'index.html').write_text('mine')
+    with pytest.raises(UserError, match='cannot be written: it exists, and has no classifier'):
+        export(workdir, 'web', tmp_path)
+    assert (tmp_path / 'index.html').read_text() == 'mine'
+
+
+AS_ON_A_FULL_DISK = """
+import resource, sys
+
+import jax, onnx, safetensors, tensorflow  # which write files of their own
+
+from tlflax.export.run import export
+from tlflax.utils.errors import UserError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+for name in sys.argv[3:]:
+    try:
+        export(sys.argv[1], name, f'{sys.argv[2]}/{name}')
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk(workdir, tmp_path):
+    names = 'safetensors', 'saved_model'  # libraries write them
+    done = run_new_python('-c', AS_ON_A_FULL_DISK, str(workdir), str(tmp_path), *names)
+    assert done.returncode == 0, done.stderr
+    sentences = [f'{tmp_path}/{name}: File too large; name another file' for name in names]
+    assert done.stdout.splitlines() == sentences
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_others_may_read_a_file(name, workdir, tmp_path):
+    (tmp_path / 'plain').write_text('')
+    export(workdir, name, tmp_path / 'file')
+    assert (tmp_path / 'file').stat().st_mode == (tmp_path / 'plain').stat().st_mode

@@ -1,6 +1,7 @@
 """`evaluate --watch`: every checkpoint of a training that is under way, as it comes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -54,3 +55,21 @@ def test_a_training_is_followed_to_its_end(root, tmp_path):
     refused = run_module('evaluate', f'--workdir={workdir}', '--watch', '--step=best')
     assert refused.returncode == 2
     assert 'leave out --step and --calibrated' in refused.stderr
+
+
+def test_what_will_never_have_a_checkpoint(root, tmp_path):
+    def watched(workdir):
+        return list(evaluate_each(workdir, lambda one: one.evaluate(), pause=0))
+
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='this is a file, not a workdir'):
+        watched(tmp_path / 'file')
+    whole = tmp_path / 'whole'
+    whole.mkdir()
+    (whole / 'config.json').write_text(json.dumps({'data': {'fold': 'all'}}))
+    with pytest.raises(UserError, match='this is a cross-validation'):
+        watched(whole)
+    train_and_evaluate(toy_config(root), tmp_path / 'w')
+    shutil.rmtree(tmp_path / 'w' / 'checkpoints')
+    with pytest.raises(UserError, match='no checkpoint found'):
+        watched(tmp_path / 'w')

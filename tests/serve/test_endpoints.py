@@ -240,3 +240,11 @@ def test_a_histogram_counts_up_to_each_bound():
         'x_sum{a="b"} 10.000000',
         'x_count{a="b"} 4',
     ]
+
+
+def test_no_answer_names_an_address(service, images):
+    for path in ('/predict/', '/health/', '//predict'):
+        headers = {'host': 'evil.example'}
+        reply = service.post(path, images['plain.jpg'], headers=headers)
+        assert reply.status_code == 404
+        assert 'location' not in reply.headers

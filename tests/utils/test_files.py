@@ -3,12 +3,21 @@
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from tlflax.utils.errors import UserError
-from tlflax.utils.files import atomic_write, dump_json, expand, regular, replacing, write_json
+from tlflax.utils.files import (
+    atomic_write,
+    dump_json,
+    expand,
+    regular,
+    replacing,
+    replacing_folder,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -102,3 +111,85 @@ def test_files_and_links_to_files_are_opened(tmp_path):
     (tmp_path / 'link').symlink_to('a')
     with open(tmp_path / 'link', 'rb', opener=regular) as file:
         assert file.read() == b'abc'
+
+
+def put(path, text='new'):
+    """Puts a folder of the kind that has the file `marker`."""
+    with replacing_folder(path, 'marker', ('marker', 'other')) as partial:
+        (partial / 'marker').write_text(text)
+
+
+def test_a_folder_takes_the_place_of_its_like_only(tmp_path):
+    path = tmp_path / 'folder'
+    for _ in range(2):  # where there is none, and where there is one
+        put(path)
+    path.joinpath('thesis.txt').write_text('precious')
+    with pytest.raises(OSError, match=r"it has 'thesis\.txt', which would be lost"):
+        put(path)
+    assert path.joinpath('thesis.txt').read_text() == 'precious'
+    path.joinpath('marker').unlink()
+    with pytest.raises(OSError, match='has no marker'):
+        put(path)
+    assert os.listdir(tmp_path) == ['folder']
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to('real')
+    put(tmp_path / 'link')
+    assert (tmp_path / 'link').readlink() == Path('real')
+    assert (tmp_path / 'real' / 'marker').read_text() == 'new'
+    assert sorted(os.listdir(tmp_path)) == ['link', 'real']
+
+
+def test_where_no_folder_can_be_put(tmp_path, monkeypatch):
+    (tmp_path / 'dangling').symlink_to('nowhere')
+    (tmp_path / 'file').write_text('')
+    for name, what in {'dangling': 'a link to nothing', 'file': 'Not a directory'}.items():
+        with pytest.raises(OSError, match=what):
+            put(tmp_path / name)
+    with pytest.raises(NotADirectoryError):
+        put(Path(os.devnull))
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    for path in Path('.'), Path(), tmp_path / 'here':
+        with pytest.raises(OSError, match='the folder in which the command runs'):
+            put(path)
+    assert sorted(os.listdir(tmp_path)) == ['dangling', 'file', 'here']
+
+
+def test_the_old_folder_is_back_where_the_new_one_cannot_be_put(tmp_path, monkeypatch):
+    path = tmp_path / 'folder'
+    put(path, 'old')
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.suffix == '.new':
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, 'rename', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        put(path, 'new')
+    assert (path / 'marker').read_text() == 'old'
+    assert os.listdir(tmp_path) == ['folder']
+
+
+def test_two_put_folders_at_once(tmp_path):
+    failed = []
+
+    def often(text):
+        try:
+            for _ in range(50):
+                put(tmp_path / 'folder', text)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=often, args=(text,)) for text in 'abc']
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert (tmp_path / 'folder' / 'marker').read_text() in 'abc'
+    assert os.listdir(tmp_path) == ['folder']

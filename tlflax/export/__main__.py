@@ -11,7 +11,6 @@ the classifier's own probabilities. The last line is one JSON object.
 """
 
 import dataclasses
-import os
 
 from tlflax.config import cli, flags
 
@@ -53,11 +52,8 @@ def main(arguments: Arguments) -> None:
     """Writes the file and prints what the check found."""
     from tlflax.export.model import Options
     from tlflax.export.run import export
-    from tlflax.inference.mistakes import check_writable
     from tlflax.utils.files import dump_json
 
-    if arguments.output is not None and not os.path.isdir(arguments.output):  # some are folders
-        check_writable(arguments.output)
     options = Options(arguments.calibrated, arguments.resize, arguments.precision)
     found = export(
         arguments.workdir, arguments.format, arguments.output, options, step=arguments.step

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +19,20 @@ from tlflax.export import (
     web_file,
 )
 from tlflax.export.card.facts import Export
-from tlflax.export.card.write import card, card_path
+from tlflax.export.card.write import CARD, card, card_path, check_card
 from tlflax.export.model import AS_PREDICT, Exported, Options
 from tlflax.export.verify import Program
+from tlflax.inference.mistakes import check_folder_writable, check_writable
 from tlflax.inference.restore import load
 from tlflax.utils.errors import UserError, as_user_error
-from tlflax.utils.files import JsonObject, atomic_write, expand, replacing, replacing_folder
+from tlflax.utils.files import (
+    JsonObject,
+    atomic_write,
+    check_replaceable_folder,
+    expand,
+    replacing,
+    replacing_folder,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Format:
         program: Returns what a file computes.
         precisions: Those it has.
         marker: Where the format is a folder, a file that each such folder has; '' otherwise.
+        entries: The names of all that such a folder has, without the model card.
         resize: Whether files can take images of any size: 'if asked', 'always' or 'never'.
     """
 
@@ -44,11 +54,30 @@ class Format:
     program: Callable[[Exported, Path], Program]
     precisions: tuple[str, ...] = ('float32', 'float16')
     marker: str = ''
+    entries: tuple[str, ...] = ()
     resize: str = 'if asked'
 
     def replacing(self, path: Path) -> contextlib.AbstractContextManager[Path]:
         """Yields where to write what replaces `path`; see `tlflax.utils.files.replacing`."""
-        return replacing_folder(path, self.marker) if self.marker else replacing(path)
+        if not self.marker:
+            return replacing(path)
+        return replacing_folder(path, self.marker, (*self.entries, CARD))
+
+    def check_place(self, path: Path) -> None:
+        """Checks, before anything is computed, that a file can be written, and its card.
+
+        Raises:
+            UserError: It cannot, or something would be lost that is not replaced by its like.
+        """
+        if not self.marker:
+            check_writable(path)
+            check_card(card_path(path, is_folder=False))
+            return
+        with as_user_error(
+            'cannot be written: {reason}', where=str(path), fix='name another folder', of=(OSError,)
+        ):
+            check_replaceable_folder(path, self.marker, (*self.entries, CARD))
+        check_folder_writable(Path(os.path.realpath(path)).parent, str(path))
 
 
 FORMATS = {
@@ -66,6 +95,7 @@ FORMATS = {
         saved_model_file.write,
         lambda _, path: saved_model_file.program(path),
         marker=saved_model_file.MARKER,
+        entries=saved_model_file.ENTRIES,
     ),
     'tflite': Format(
         '.tflite',
@@ -82,6 +112,7 @@ FORMATS = {
         lambda _, path: web_file.program(path),
         ('float32', 'float16', 'int8'),
         marker=web_file.MARKER,
+        entries=web_file.ENTRIES,
         resize='always',
     ),
 }
@@ -117,15 +148,19 @@ def export(
         and `classifier_accuracy`.
 
     Raises:
-        UserError: The classifier or its images cannot be read, the model cannot be exported, or the
-            file does not compute the classifier's probabilities, in which case it is not kept.
+        UserError: The classifier or its images cannot be read, the model cannot be exported, the
+            file cannot be written, or it does not compute the classifier's probabilities, in which
+            case it is not kept.
     """
     chosen = FORMATS[name]
     _check(name, options)
     if chosen.resize == 'always':
         options = dataclasses.replace(options, resize=True)
     path = Path(workdir) / f'classifier{chosen.ending}' if output is None else Path(expand(output))
+    if output is not None:
+        chosen.check_place(path)
     trained = load(workdir, step)
+    chosen.check_place(path)
     exported = model.exported(trained, options)
     if options.precision == 'int8':
         exported = dataclasses.replace(exported, calibration=verify.calibration(trained))

@@ -4,6 +4,7 @@ They hold operations of TensorFlow. What `jax2tf` writes instead is one operatio
 which TensorFlow 2.21 cannot read where JAX is newer than it, such as for `top_k` of JAX 0.10.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tlflax.utils.files import dump_json
 INPUT, OUTPUT = 'image', 'probabilities'
 SIGNATURE, CLASSES = 'serving_default', 'classes'
 MARKER = 'saved_model.pb'
+ENTRIES = (MARKER, 'fingerprint.pb', 'variables', 'assets', 'assets.extra')
 METADATA = 'assets.extra/metadata.json'  # where TensorFlow Serving has what is no part of a graph
 
 
@@ -33,6 +35,7 @@ def write(model: Exported, path: Path) -> None:
         path: The folder.
 
     Raises:
+        OSError: The folder cannot be written.
         UserError: An operation has no translation.
     """
     import tensorflow as tf
@@ -44,11 +47,12 @@ def write(model: Exported, path: Path) -> None:
         owner = tf.Module()
         signature = _program(model, owner).get_concrete_function()
         owner.classes = tf.function(lambda: {CLASSES: tf.constant(names)}, autograph=False)
-        tf.saved_model.save(
-            owner,
-            str(path),
-            signatures={SIGNATURE: signature, CLASSES: owner.classes.get_concrete_function()},
-        )
+        signatures = {SIGNATURE: signature, CLASSES: owner.classes.get_concrete_function()}
+        try:
+            tf.saved_model.save(owner, str(path), signatures=signatures)
+        except tf.errors.OpError as error:  # 'PATH; No space left on device [Op:SaveV2]'
+            said = error.message.rpartition('; ')[2].partition(' [Op:')[0]
+            raise OSError(errno.EIO, said) from error
     metadata = path / METADATA
     metadata.parent.mkdir()
     metadata.write_text(dump_json(model.metadata, indent=2))

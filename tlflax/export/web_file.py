@@ -9,10 +9,11 @@ from tlflax.export.verify import Program
 from tlflax.export.web import runtime
 from tlflax.utils.files import write_json
 
-MARKER = 'index.html'
-PAGE = (MARKER, 'page.css', 'page.js')
+PAGE = ('index.html', 'page.css', 'page.js')
 MODEL = 'classifier.onnx'
 METADATA = 'metadata.json'
+MARKER = MODEL  # other folders have an index.html as well
+ENTRIES = (*PAGE, *runtime.FILES, runtime.LICENSE, MODEL, METADATA)
 
 
 def require() -> None:

@@ -26,17 +26,27 @@ def check_writable(path: str | Path) -> None:
     Raises:
         UserError: Its folder does not exist or cannot be written, or it is a folder or a device.
     """
-    path, why = Path(path), ''
-    if not path.parent.is_dir():
-        why = f'there is no folder {str(path.parent)!r}'
-    elif not os.access(path.parent, os.W_OK):
-        why = f'the folder {str(path.parent)!r} cannot be written'
-    if why:
-        raise UserError(f'cannot be written: {why}', where=str(path), fix='name another file')
+    path = Path(path)
+    check_folder_writable(path.parent, str(path))
     with as_user_error(
         'cannot be written: {reason}', where=str(path), fix='name another file', of=(OSError,)
     ):
         check_replaceable(path)
+
+
+def check_folder_writable(folder: Path, where: str) -> None:
+    """Checks that files can be created in a folder.
+
+    Raises:
+        UserError: They cannot.
+    """
+    why = ''
+    if not folder.is_dir():
+        why = f'there is no folder {str(folder)!r}'
+    elif not os.access(folder, os.W_OK):
+        why = f'the folder {str(folder)!r} cannot be written'
+    if why:
+        raise UserError(f'cannot be written: {why}', where=where, fix='name another file')
 
 
 def write_mistakes(

@@ -34,7 +34,7 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
     Raises:
         UserError: The checkpoint or its pretrained weights do not exist.
     """
-    with Checkpoints(_checkpoint_folder(Path(workdir)), read_only=True) as saved:
+    with Checkpoints(checkpoint_folder(Path(workdir)), read_only=True) as saved:
         number = saved.find(step or _counts(saved))
         meta = saved.meta(number)
         raw, class_names = parse.resolve(parse.filled(meta['config'])), tuple(meta['classes'])
@@ -114,7 +114,16 @@ def _temperature(path: Path, step: int) -> float | None:
     return None
 
 
-def _checkpoint_folder(workdir: Path) -> Path:
+def checkpoint_folder(workdir: Path) -> Path:
+    """Returns where the checkpoints of a workdir are.
+
+    Raises:
+        UserError: It is no workdir, or one of several runs.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(
+            'this is a file, not a workdir', where=str(workdir), fix='give the folder of a run'
+        )
     if (workdir / '_CHECKPOINT_METADATA').exists():
         raise UserError(
             'this is one checkpoint, not a workdir',

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.inference.restore import load
+from tlflax.inference.restore import checkpoint_folder, load
 from tlflax.inference.trained import Trained
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
@@ -31,12 +31,13 @@ def evaluate_each(
         pause: Seconds between two looks.
 
     Raises:
-        UserError: The latest checkpoint cannot be evaluated.
+        UserError: The latest checkpoint cannot be evaluated, a finished run has none, or the
+            workdir is that of a cross-validation.
     """
     folder, seen = Path(workdir), -1
-    checkpoints = folder / 'checkpoints'
     logging.info('waiting for checkpoints in %s', folder)
     while True:
+        checkpoints = checkpoint_folder(folder)
         finished = read_result(folder) is not None  # before the look: no step may come between
         for step in [step for step in saved_steps(checkpoints) if step > seen]:
             seen = step
@@ -47,6 +48,8 @@ def evaluate_each(
                 if saved_steps(checkpoints)[-1:] == [step]:  # the latest is not deleted
                     raise
                 logging.info('step %d is passed over, a later one is there (%s)', step, error)
+        if finished and seen < 0:
+            load(folder, 'last')  # says what is missing
         if finished:
             return
         time.sleep(pause)

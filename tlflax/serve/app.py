@@ -116,6 +116,7 @@ def create(service: Service) -> guard.App:
         version='1',
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address that the client's header names
         lifespan=lifespan,
         exception_handlers={
             Refusal: refusal.of_refusal,

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,32 +100,76 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def replacing_folder(path: Path, marker: str) -> Iterator[Path]:
-    """Yields a new folder beside `path`, and puts it in the place of `path` when the block ends.
-
-    If the block raises, `path` stays unchanged and the new folder is deleted.
+def check_replaceable_folder(path: Path, marker: str, entries: Collection[str]) -> None:
+    """Checks that a folder can be put at a path without anything of the user being lost.
 
     Args:
-        path: The folder. One that exists is replaced if it is empty or has the file `marker`.
+        path: What is there may be nothing, an empty folder, or a folder of the same kind.
         marker: A file that folders of this kind have.
+        entries: The names of everything that they have.
 
     Raises:
-        OSError: `path` is a file, or a folder with something else.
+        OSError: Something else is there.
     """
-    if path.exists() and not (path / marker).is_file() and (path.is_file() or any(path.iterdir())):
+    if os.path.lexists(path) and not os.path.exists(path):
+        raise OSError(errno.EEXIST, 'it is a link to nothing', str(path))
+    try:
+        found = sorted(os.listdir(path))
+        here = path.samefile(os.curdir)
+    except FileNotFoundError:
+        return
+    if found and marker not in found:
         raise OSError(errno.EEXIST, f'it exists, and has no {marker}', str(path))
-    unused = uuid.uuid4().hex
-    partial, before = (path.with_name(f'.{path.name}.{unused}.{end}') for end in ('new', 'old'))
+    if other := [name for name in found if name not in entries]:
+        raise OSError(errno.EEXIST, f'it has {other[0]!r}, which would be lost', str(path))
+    if here:
+        raise OSError(errno.EBUSY, 'it is the folder in which the command runs', str(path))
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, marker: str, entries: Collection[str]) -> Iterator[Path]:
+    """Yields a new folder beside `path`, and puts it in the place of `path` when the block ends.
+
+    If the block raises, `path` stays unchanged and the new folder is deleted. A link stays a link.
+
+    Args:
+        path: The folder.
+        marker: See `check_replaceable_folder`.
+        entries: See `check_replaceable_folder`.
+
+    Raises:
+        OSError: See `check_replaceable_folder`.
+    """
+    check_replaceable_folder(path, marker, entries)
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.new')
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
-            path.rename(before)
-        partial.rename(path)
+        while not _put(partial, path):  # another process has put one there meanwhile
+            pass
     finally:
-        for left in (partial, before):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path) -> bool:
+    """Renames a folder to `path`, and deletes what was there; returns whether `path` was free."""
+    before = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.old')
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(before)
+        try:
+            folder.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        return True
+    finally:
+        if not path.exists():
+            with contextlib.suppress(FileNotFoundError):  # there was none
+                before.rename(path)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -122,6 +123,8 @@ def test_every_format_has_code_for_every_way_of_resizing():
             if language == 'python':
                 compile(code, name, 'exec')
                 assert '(7, 5)' in code or name == 'safetensors'
+            else:
+                assert shlex.split(code)[-1] == "--directory=it's a {file}"
             code = usage(name, 'file', metadata | {'resized': 'true'})[1]
             assert '(7, 5)' not in code
 

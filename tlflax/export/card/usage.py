@@ -1,7 +1,10 @@
 """How a file is used: a short program for each format."""
 
+import shlex
 import textwrap
 from collections.abc import Mapping
+
+from tlflax.utils.errors import printable
 
 _PHOTO = """
 from PIL import Image, ImageOps
@@ -95,7 +98,7 @@ def usage(name: str, file: str, metadata: Mapping[str, str]) -> tuple[str, str] 
         None for a format that is not known here.
     """
     if name in _COMMANDS:
-        return 'bash', _COMMANDS[name].format(file=file)
+        return 'bash', _COMMANDS[name].format(file=shlex.quote(printable(file)))
     if name not in _PROGRAMS:
         return None
     code = textwrap.dedent(_PROGRAMS[name]).strip()

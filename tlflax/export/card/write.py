@@ -1,5 +1,7 @@
 """Writes the model card of an exported file as Markdown."""
 
+import contextlib
+import errno
 import functools
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,13 @@ from tlflax.export.card.markdown import escaped, front_matter
 from tlflax.export.card.sentences import checked, chosen, measured, part_name, program_input
 from tlflax.export.card.usage import usage
 from tlflax.report.page import numbers
-from tlflax.utils.files import JsonObject
+from tlflax.utils.errors import as_user_error
+from tlflax.utils.files import JsonObject, check_replaceable
 
+CARD = 'README.md'  # in a folder
+
+_MARK = b'library_name: tlflax'  # a line at the beginning of every card
+_HEAD = 1000  # bytes
 _CLASSES = 100  # rows of the table of metrics by class
 
 
@@ -26,7 +33,25 @@ def card(export: Export) -> str:
 
 def card_path(path: Path, *, is_folder: bool) -> Path:
     """Returns where the card of a file or folder is."""
-    return path / 'README.md' if is_folder else path.with_name(f'{path.name}.md')
+    return path / CARD if is_folder else path.with_name(f'{path.name}.md')
+
+
+def check_card(path: Path) -> None:
+    """Checks that a model card can be written, and takes the place of nothing but another one.
+
+    Raises:
+        UserError: Something else is there.
+    """
+    with as_user_error(
+        'the model card cannot be written: {reason}',
+        where=str(path),
+        fix='name another file to export to',
+        of=(OSError,),
+    ):
+        check_replaceable(path)
+        with contextlib.suppress(FileNotFoundError):
+            if _MARK not in path.read_bytes()[:_HEAD].splitlines():
+                raise OSError(errno.EEXIST, 'another file is there')
 
 
 @functools.cache
