@@ -243,7 +243,7 @@ def test_what_follows_a_convolution_is_joined_to_it():
     def whole(constants, image):
         return function(image).reshape(image.shape[0], -1)
 
-    kinds = [node.op_type for node in to_model(whole, {}, (H, W), {}).graph.node]
+    kinds = [node.op_type for node in to_model(whole, {}, SHAPE, {}).graph.node]
     assert kinds.count('Conv') == 2
     assert kinds.count('Relu') == kinds.count('Add') == 1
     assert 'Mul' not in kinds

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from jax import lax
 
-from tlflax.export.tf_graph.operation import Operation, Refused, Value
+from tlflax.export.jaxpr import checks
+from tlflax.export.tf_graph.operation import Operation, Value
 
 Translation = Callable[[Operation], list[Value]]
 
@@ -71,8 +71,7 @@ def _comparison(function: Callable[..., tf.Tensor]) -> Translation:
 
 def _logical(function: Callable[..., tf.Tensor]) -> Translation:
     def translate(operation: Operation) -> list[Value]:
-        if operation.dtype != np.bool_:
-            raise Refused(f'{operation.name!r} on the bits of {operation.dtype}')
+        checks.logical(operation)
         return [function(*_short(operation))]
 
     return translate
@@ -102,14 +101,12 @@ def erf(x: tf.Tensor) -> tf.Tensor:
 
 
 def _round(operation: Operation) -> list[Value]:
-    if operation.params['rounding_method'] != lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise Refused("'round' of halves away from zero")
+    checks.rounding(operation)
     return [tf.round(operation.inputs[0])]
 
 
 def _select(operation: Operation) -> list[Value]:
-    if operation.in_dtypes[0] != np.bool_:
-        raise Refused("'select_n' by an integer")
+    checks.selection(operation)
     which, if_false, if_true = operation.inputs
     return [tf.where(which, if_true, if_false)]
 
