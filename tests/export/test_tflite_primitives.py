@@ -14,7 +14,7 @@ from tlflax.export.tf_graph.translate import TABLE
 from tlflax.models.base.modules import Variables
 from tlflax.utils.errors import UserError
 
-LACKING = ('acos', 'acosh', 'asin', 'asinh', 'atan', 'atanh', 'rem')
+LACKING = ('acos', 'acosh', 'asin', 'asinh', 'atan', 'atanh')
 """What TensorFlow Lite has not built in."""
 HERE = {name: function for name, function in CASES.items() if name not in LACKING}
 
