@@ -27,6 +27,11 @@ def small(x):
     return x.astype(jnp.float32) / 127.5 - 1
 
 
+def integers(x):
+    """Pixels as odd integers in -255..255."""
+    return 2 * x.astype(jnp.int32) - 255
+
+
 def positive(x):
     """Pixels as numbers in 0.5..1.5."""
     return x.astype(jnp.float32) / 255 + 0.5
@@ -82,7 +87,12 @@ CASES = {
     'sqrt rsqrt': lambda x: jnp.sqrt(positive(x)) + lax.rsqrt(positive(x)),
     'pow': lambda x: positive(x) ** small(x),
     'integer_pow square': lambda x: small(x) ** 3 + lax.square(small(x)) + positive(x) ** -2,
+    'div of integers': lambda x: lax.div(integers(x), 7) + lax.div(1000, integers(x)),
+    'div of pixels': lambda x: lax.div(x, jnp.uint8(7)),
     'rem': lambda x: lax.rem(3 * small(x), jnp.float32(0.7)),
+    'rem of multiples': lambda x: lax.rem(integers(x).astype(jnp.float32), jnp.float32(-0.1)),
+    'rem of integers': lambda x: lax.rem(integers(x), 7) + lax.rem(1000, integers(x)),
+    'rem of pixels': lambda x: lax.rem(x, jnp.uint8(7)),
     'sign': lambda x: jnp.sign(small(x)),
     'is_finite': lambda x: jnp.isfinite(1 / (small(x) - small(x)[0:1, 0:1, 0:1, 0:1])),
     'max min': lambda x: jnp.maximum(jnp.minimum(small(x), 0.5), VECTOR),
@@ -243,7 +253,7 @@ def test_what_follows_a_convolution_is_joined_to_it():
     def whole(constants, image):
         return function(image).reshape(image.shape[0], -1)
 
-    kinds = [node.op_type for node in to_model(whole, {}, (H, W), {}).graph.node]
+    kinds = [node.op_type for node in to_model(whole, {}, SHAPE, {}).graph.node]
     assert kinds.count('Conv') == 2
     assert kinds.count('Relu') == kinds.count('Add') == 1
     assert 'Mul' not in kinds

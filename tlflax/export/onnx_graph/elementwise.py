@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
-from jax import lax
 from onnx import helper
 
-from tlflax.export.onnx_graph.graph import Graph, Refused, Value, constant
-from tlflax.export.onnx_graph.jaxprs import Dim
+from tlflax.export.jaxpr import checks
+from tlflax.export.jaxpr.sizes import Dim
+from tlflax.export.onnx_graph.graph import Graph, Value, constant
 from tlflax.export.onnx_graph.operation import Operation
 
 ONE_NODE = {
@@ -63,8 +63,7 @@ def logical(kind: str) -> Rule:
     """Returns the rule of an operation on truth values; on integers it acts on bits."""
 
     def rule(graph: Graph, operation: Operation, inputs: list[str]) -> str:
-        if operation.dtype != np.bool_:
-            raise Refused(f'{operation.name!r} on the bits of {operation.dtype}')
+        checks.logical(operation)
         return graph.node(kind, *inputs)
 
     return rule
@@ -110,8 +109,7 @@ def _erfc(graph: Graph, operation: Operation, inputs: list[str]) -> str:
 
 
 def _round(graph: Graph, operation: Operation, inputs: list[str]) -> str:
-    if operation.params['rounding_method'] != lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise Refused("'round' of halves away from zero")
+    checks.rounding(operation)
     return graph.node('Round', *inputs)
 
 
@@ -130,8 +128,7 @@ def _clamp(graph: Graph, operation: Operation, inputs: list[str]) -> str:
 
 
 def _select(graph: Graph, operation: Operation, inputs: list[str]) -> str:
-    if operation.in_dtypes[0] != np.bool_:
-        raise Refused("'select_n' by an integer")
+    checks.selection(operation)
     which, if_false, if_true = inputs
     return graph.node('Where', which, if_true, if_false)
 

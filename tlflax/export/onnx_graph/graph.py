@@ -14,22 +14,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tlflax.export.onnx_graph.jaxprs import Dim, Shape, factors, is_symbolic
-from tlflax.utils.errors import UserError
+from tlflax.export.jaxpr.sizes import Dim, Shape, factors, is_symbolic, with_the_rest
 
 OPSET = 21
 INPUT, OUTPUT = 'image', 'probabilities'
-
-
-class Refused(UserError):
-    """An operation of the model that has no translation."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            what,
-            where='--format=onnx',
-            fix='replace it in the head or backbone, or export as stablehlo or safetensors',
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,10 +131,7 @@ class Graph:
 
     def reshaped(self, name: str, shape: Shape) -> str:
         """Adds a Reshape."""
-        unknown = [axis for axis, one in enumerate(shape) if is_symbolic(one)]
-        if len(unknown) == 1:
-            shape = tuple(-1 if axis == unknown[0] else one for axis, one in enumerate(shape))
-        return self.node('Reshape', name, self.sizes(shape))
+        return self.node('Reshape', name, self.sizes(with_the_rest(shape)))
 
     def sizes(self, shape: Sequence[Dim]) -> str:
         """Returns the name of a tensor i64[n] with sizes, which may depend on the images."""
@@ -158,10 +143,7 @@ class Graph:
         """Returns the name of a tensor i64[1] with one size."""
         if not is_symbolic(size):
             return self.integers([size])
-        found = factors(size, self._image)
-        if found is None:
-            raise Refused(f'a shape has the size {size}, which is no product of sizes of the input')
-        axes, factor = found
+        axes, factor = factors(size, self._image)
         for axis in axes:
             if axis not in self._sizes:
                 self._sizes[axis] = self.node('Shape', INPUT, start=axis, end=axis + 1)

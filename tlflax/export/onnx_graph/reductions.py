@@ -6,68 +6,45 @@ import math
 import numpy as np
 from onnx import helper
 
+from tlflax.export.jaxpr import checks
+from tlflax.export.jaxpr.reductions import Factor, inverse, pick, product, still_axes
+from tlflax.export.jaxpr.refused import Refused
+from tlflax.export.jaxpr.sizes import is_symbolic
 from tlflax.export.onnx_graph.elementwise import Translation
-from tlflax.export.onnx_graph.graph import Graph, Refused, Value, constant
-from tlflax.export.onnx_graph.jaxprs import Shape, is_symbolic
+from tlflax.export.onnx_graph.graph import Graph, Value, constant
 from tlflax.export.onnx_graph.operation import Operation, of
 
 
 def _conv(graph: Graph, operation: Operation) -> list[Value]:
     params, numbers = operation.params, operation.params['dimension_numbers']
-    if params['batch_group_count'] != 1 or any(one != 1 for one in params['lhs_dilation']):
-        raise Refused("'conv_general_dilated' with groups of images or a dilated input")
-    pads = params['padding']
-    if any(amount < 0 for pair in pads for amount in pair):
-        raise Refused("'conv_general_dilated' with negative padding")
-    x = graph.ordered(operation.dense(graph), _inverse(numbers.lhs_spec))
-    kernel = graph.ordered(operation.dense(graph, 1), _inverse(numbers.rhs_spec))
+    checks.convolution(operation)
+    x = graph.ordered(operation.dense(graph), inverse(numbers.lhs_spec))
+    kernel = graph.ordered(operation.dense(graph, 1), inverse(numbers.rhs_spec))
     name = graph.node(
         'Conv',
         graph.tensor(x),
         graph.tensor(kernel),
         strides=params['window_strides'],
         dilations=params['rhs_dilation'],
-        pads=[int(pair[side]) for side in (0, 1) for pair in pads],
+        pads=[int(pair[side]) for side in (0, 1) for pair in params['padding']],
         group=params['feature_group_count'],
     )
     shape = tuple(operation.shape[axis] for axis in numbers.out_spec)
-    return [Value(name, shape, _inverse(numbers.out_spec))]
-
-
-def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(np.argsort(axes).tolist())
+    return [Value(name, shape, inverse(numbers.out_spec))]
 
 
 def _dot(graph: Graph, operation: Operation) -> list[Value]:
-    """Translates a product to one of matrices: [batch, free, summed] x [batch, summed, free]."""
-    (left, right), (left_batch, right_batch) = operation.params['dimension_numbers']
-    one, two = operation.in_shapes
-    left_free = _rest(len(one), left, left_batch)
-    right_free = _rest(len(two), right, right_batch)
-    batch, summed = _pick(one, left_batch), math.prod(_pick(one, left))
-    rows, columns = math.prod(_pick(one, left_free)), math.prod(_pick(two, right_free))
-    a = _matrix(graph, operation, 0, (left_batch, left_free, left), (*batch, rows, summed))
-    b = _matrix(graph, operation, 1, (right_batch, right, right_free), (*batch, summed, columns))
+    left, right, shape = product(operation)
+    a, b = _matrix(graph, operation, 0, left), _matrix(graph, operation, 1, right)
     name = graph.node('MatMul', a, b)
-    if operation.shape != (*batch, rows, columns):
+    if operation.shape != shape:
         name = graph.reshaped(name, operation.shape)
     return [of(name, operation.shape)]
 
 
-def _rest(rank: int, *used: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in range(rank) if not any(axis in axes for axes in used))
-
-
-def _pick(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    return tuple(shape[axis] for axis in axes)
-
-
-def _matrix(
-    graph: Graph, operation: Operation, number: int, axes: tuple[tuple[int, ...], ...], shape: Shape
-) -> str:
-    """Returns the name of an input, its axes in this order, in a shape and the output's type."""
-    order = tuple(axis for part in axes for axis in part)
-    x = graph.ordered(operation.dense(graph, number), _inverse(order))
+def _matrix(graph: Graph, operation: Operation, number: int, factor: Factor) -> str:
+    """Returns the name of an input as a factor of a product, in the type of the output."""
+    x, shape = graph.ordered(operation.dense(graph, number), inverse(factor.axes)), factor.shape
     if isinstance(x.held, np.ndarray) and not any(map(is_symbolic, shape)):
         array = x.held.reshape([int(size) for size in shape]).astype(operation.dtype)
         return graph.tensor(constant(array, x.label))
@@ -127,18 +104,12 @@ def _window(kind: str, graph: Graph, operation: Operation) -> list[Value]:
     pads, dilation = params['padding'], params['window_dilation']
     if any(one != 1 for one in params['base_dilation']):
         raise Refused(f'{operation.name!r} over a dilated input')
-    if operation.dtype != np.float32:
-        raise Refused(f'{operation.name!r} of {operation.dtype}')
-    still = [
-        axis
-        for axis, size in enumerate(window)
-        if size == strides[axis] == 1 and not any(pads[axis])
-    ]
+    still = still_axes(operation)
     if len(still) < 2:
         raise Refused(f'{operation.name!r} over all axes')
     moved = [axis for axis in range(len(window)) if axis not in still[:2]]
     order = (*still[:2], *moved)
-    x = graph.ordered(operation.dense(graph), _inverse(order))
+    x = graph.ordered(operation.dense(graph), inverse(order))
     name = graph.tensor(x)
     options = {'count_include_pad': 1} if kind == 'AveragePool' else {}
     name = graph.node('Neg', name) if kind == 'MinPool' else name
@@ -156,7 +127,7 @@ def _window(kind: str, graph: Graph, operation: Operation) -> list[Value]:
     if kind == 'AveragePool':
         size = graph.tensor(constant(np.array(math.prod(window), np.float32)))
         name = graph.node('Mul', name, size)
-    return [Value(name, _pick(operation.shape, order), _inverse(order))]
+    return [Value(name, pick(operation.shape, order), inverse(order))]
 
 
 TABLE: dict[str, Translation] = {

@@ -1,24 +1,23 @@
 """From a pure function of JAX to an ONNX model, by one table of primitives.
 
-The function is traced for any number of images, and where it resizes, for any size of them. What
-depends on no image is computed now; calls are inlined; every other primitive has its translation in
-`TABLE`, or is refused by name.
+The function is traced for any number of images, and where it resizes, for any size of them.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-from jax.extend import core
 
-from tlflax.export.onnx_graph import arrangement, elementwise, jaxprs, reductions
+from tlflax.export.jaxpr.sizes import Dim
+from tlflax.export.jaxpr.walk import Target, translated
+from tlflax.export.onnx_graph import arrangement, elementwise, reductions
 from tlflax.export.onnx_graph.elementwise import Translation
 from tlflax.export.onnx_graph.fusion import fuse
-from tlflax.export.onnx_graph.graph import INPUT, Graph, Refused, Value, constant
-from tlflax.export.onnx_graph.jaxprs import is_symbolic
+from tlflax.export.onnx_graph.graph import INPUT, Graph, Value, constant
 from tlflax.export.onnx_graph.operation import Operation, of
 from tlflax.utils.trees import flatten
 
@@ -47,7 +46,7 @@ def to_model(
     closed = jax.make_jaxpr(function)(constants, image)
     graph = Graph(image.shape)
     leaves = [constant(np.asarray(leaf), path) for path, leaf in flatten(constants).items()]
-    outputs = _run(graph, closed, [*leaves, of(INPUT, image.shape)])
+    outputs = translated(closed, [*leaves, of(INPUT, image.shape)], _target(graph))
     (found,) = closed.out_avals
     graph.finish(outputs[0], found.shape)
     model = graph.model(found.shape[1], metadata)
@@ -55,95 +54,28 @@ def to_model(
     return model
 
 
-def _run(graph: Graph, closed: core.ClosedJaxpr, inputs: list[Value]) -> list[Value]:
-    """Translates the equations of a jaxpr, in order."""
-    jaxpr = closed.jaxpr
-    known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
-    for variable, array in zip(jaxpr.constvars, closed.consts, strict=True):
-        known[variable] = constant(np.asarray(array))
-
-    def read(variable: Any) -> Value:
-        if isinstance(variable, core.Literal):
-            aval: Any = variable.aval
-            return constant(np.asarray(variable.val, aval.dtype))
-        return known[variable]
-
-    for equation in jaxprs.used(jaxpr):
-        outputs = _equation(graph, equation, [read(one) for one in equation.invars])
-        known |= dict(zip(equation.outvars, outputs, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
-    """Translates one equation."""
-    name, params = equation.primitive.name, equation.params
-    if name in jaxprs.UNCHANGED:
-        return inputs
-    if name == 'platform_index':  # choose what is not made for one kind of device
-        return [constant(np.array(jaxprs.default_branch(params['platforms']), np.int32))]
-    if name == 'cond' and inputs[0].constant is not None:
-        branch = int(np.clip(inputs[0].constant, 0, len(params['branches']) - 1))
-        return _run(graph, params['branches'][branch], inputs[1:])
-    if name in jaxprs.CALLS:
-        return _run(graph, jaxprs.called(params), inputs)
-    if any(jax.dtypes.issubdtype(one.aval.dtype, jax.dtypes.extended)
-           for one in (*equation.invars, *equation.outvars)):  # fmt: skip
-        raise _unknown(name)  # random keys
-    operation = _operation(equation, inputs)
-    if (folded := _computed(equation, operation)) is not None:
-        return folded
-    if name == 'dim_as_value':
-        return _size(graph, operation)
-    if name not in TABLE:
-        raise _unknown(name)
-    return TABLE[name](graph, operation)
-
-
-def _unknown(name: str) -> Refused:
-    return Refused(f'the model has the operation {name!r}, which is not translated to ONNX')
-
-
-def _operation(equation: Any, inputs: list[Value]) -> Operation:
-    before = [variable.aval for variable in equation.invars]
-    after = [variable.aval for variable in equation.outvars]
-    return Operation(
-        name=equation.primitive.name,
-        params=equation.params,
-        inputs=inputs,
-        in_shapes=[one.shape for one in before],
-        in_dtypes=[np.dtype(one.dtype) for one in before],
-        shapes=[one.shape for one in after],
-        dtypes=[np.dtype(one.dtype) for one in after],
+def _target(graph: Graph) -> Target[Value, Operation]:
+    """Returns how operations are added to a graph."""
+    return Target(
+        name='ONNX',
+        where='--format=onnx',
+        fix='replace it in the head or backbone, or export as stablehlo or safetensors',
+        operation=Operation,
+        table={name: functools.partial(one, graph) for name, one in TABLE.items()},
+        elementwise=elementwise.TABLE,
+        constant=_constant,
+        array=lambda value: value.constant,
+        size=functools.partial(_size, graph),
+        keeps_float16=True,
     )
 
 
-def _computed(equation: Any, operation: Operation) -> list[Value] | None:
-    """Returns the outputs of an operation that depends on no image, or None.
-
-    Where the images have a part in a shape alone, operations on elements are computed before the
-    broadcast that gives them that shape.
-    """
-    arrays = [one.constant for one in operation.inputs if one.constant is not None]
-    if not arrays or len(arrays) < len(operation.inputs) or operation.name == 'broadcast_in_dim':
-        return None
-    if operation.name == 'convert_element_type' and operation.in_dtypes == [np.float16]:
-        return None  # parameters of 16 bits stay so in the file
-    shapes = [*operation.in_shapes, *operation.shapes]
-    if not any(is_symbolic(size) for shape in shapes for size in shape):
-        pairs = zip(arrays, operation.in_shapes, strict=True)
-        arrays = [np.broadcast_to(array, shape) for array, shape in pairs]
-    elif operation.name in elementwise.TABLE:
-        arrays = list(np.broadcast_arrays(*arrays))
-    else:
-        return None
-    found = equation.primitive.bind(*map(jnp.asarray, arrays), **equation.params)
-    several = found if equation.primitive.multiple_results else [found]
-    labels = {one.label for one in operation.inputs} - {''}
-    label = labels.pop() if len(labels) == 1 else ''
-    return [constant(np.asarray(one), label) for one in several]
+def _constant(array: np.ndarray, inputs: Sequence[Value]) -> Value:
+    """Returns a constant that is called as the only named input that it was computed of."""
+    labels = {one.label for one in inputs} - {''}
+    return constant(array, labels.pop() if len(labels) == 1 else '')
 
 
-def _size(graph: Graph, operation: Operation) -> list[Value]:
-    size = graph.sizes([operation.params['dim']])
-    name = graph.node('Cast', size, to=onnx.helper.np_dtype_to_tensor_dtype(operation.dtype))
-    return [of(graph.node('Squeeze', name, graph.integers([0])), ())]
+def _size(graph: Graph, size: Dim, dtype: np.dtype) -> Value:
+    name = graph.node('Cast', graph.sizes([size]), to=onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    return of(graph.node('Squeeze', name, graph.integers([0])), ())

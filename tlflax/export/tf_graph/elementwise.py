@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from jax import lax
 
-from tlflax.export.tf_graph.operation import Operation, Refused, Value
+from tlflax.export.jaxpr import checks
+from tlflax.export.tf_graph.operation import Operation, Value
 
 Translation = Callable[[Operation], list[Value]]
 
@@ -16,7 +16,6 @@ ONE_OPERATION: dict[str, Callable[..., tf.Tensor]] = {
     'floor': tf.floor, 'log': tf.math.log, 'logistic': tf.sigmoid, 'min': tf.minimum,
     'mul': tf.multiply, 'neg': tf.negative, 'pow': tf.pow, 'rsqrt': tf.math.rsqrt, 'sign': tf.sign,
     'sin': tf.sin, 'sqrt': tf.sqrt, 'square': tf.square, 'sub': tf.subtract, 'tanh': tf.tanh,
-    'div': lambda x, y: tf.raw_ops.Div(x=x, y=y),  # cuts integers off towards zero, as JAX
     'tan': lambda x: tf.sin(x) / tf.cos(x),
     'exp2': lambda x: tf.exp(x * np.float32(np.log(2))),
     'expm1': lambda x: tf.exp(x) - 1,
@@ -35,7 +34,7 @@ LOGICAL = {
     'xor': tf.not_equal,
     'not': tf.logical_not,
 }
-_NARROW = (np.uint8, np.int8, np.uint16, np.int16)  # TensorFlow Lite compares few of these types
+_NARROW = (np.uint8, np.int8, np.uint16, np.int16)  # TensorFlow Lite can do little with these
 
 
 def _short(operation: Operation) -> list[Value]:
@@ -69,10 +68,35 @@ def _comparison(function: Callable[..., tf.Tensor]) -> Translation:
     return translate
 
 
+def _division(function: Callable[..., tf.Tensor]) -> Translation:
+    def translate(operation: Operation) -> list[Value]:
+        inputs = _short(operation)
+        if operation.dtype in _NARROW:
+            inputs = [tf.cast(one, tf.int32) for one in inputs]
+        found = function(*inputs)
+        return [tf.cast(found, operation.dtype) if operation.dtype in _NARROW else found]
+
+    return translate
+
+
+def _quotient(x: Value, y: Value) -> tf.Tensor:
+    """Divides; integers are cut off towards zero, as in JAX."""
+    return tf.raw_ops.Div(x=x, y=y)
+
+
+def _remainder(x: Value, y: Value) -> tf.Tensor:
+    """Computes what a division leaves, with the sign of x, as in JAX.
+
+    A quotient of floats is rounded, and may be too large by one where little is left.
+    """
+    if tf.as_dtype(x.dtype).is_floating:
+        return tf.sign(x) * tf.math.floormod(tf.abs(x), tf.abs(y))
+    return x - y * _quotient(x, y)
+
+
 def _logical(function: Callable[..., tf.Tensor]) -> Translation:
     def translate(operation: Operation) -> list[Value]:
-        if operation.dtype != np.bool_:
-            raise Refused(f'{operation.name!r} on the bits of {operation.dtype}')
+        checks.logical(operation)
         return [function(*_short(operation))]
 
     return translate
@@ -102,14 +126,12 @@ def erf(x: tf.Tensor) -> tf.Tensor:
 
 
 def _round(operation: Operation) -> list[Value]:
-    if operation.params['rounding_method'] != lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise Refused("'round' of halves away from zero")
+    checks.rounding(operation)
     return [tf.round(operation.inputs[0])]
 
 
 def _select(operation: Operation) -> list[Value]:
-    if operation.in_dtypes[0] != np.bool_:
-        raise Refused("'select_n' by an integer")
+    checks.selection(operation)
     which, if_false, if_true = operation.inputs
     return [tf.where(which, if_true, if_false)]
 
@@ -123,10 +145,12 @@ TABLE: dict[str, Translation] = {
     **{name: _comparison(function) for name, function in COMPARISONS.items()},
     **{name: _logical(function) for name, function in LOGICAL.items()},
     'convert_element_type': _convert,
+    'div': _division(_quotient),
     'erf': _one_operation(erf),
     'erfc': _one_operation(lambda x: 1 - erf(x)),
     'integer_pow': _integer_power,
     'max': _max,
+    'rem': _division(_remainder),
     'round': _round,
     'select_n': _select,
 }

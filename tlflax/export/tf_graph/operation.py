@@ -11,22 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlflax.export.onnx_graph.jaxprs import Dim, Shape, factors, is_symbolic
-from tlflax.utils.errors import UserError
+from tlflax.export.jaxpr import operation
+from tlflax.export.jaxpr.sizes import Dim, Shape, factors, is_symbolic, with_the_rest
 
 Value = Any
 """np.ndarray or tf.Tensor."""
-
-
-class Refused(UserError):
-    """An operation of the model that has no translation."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            what,
-            where='--format',
-            fix='replace it in the head or backbone, or export as onnx or stablehlo',
-        )
 
 
 class Images:
@@ -48,48 +37,21 @@ class Images:
 
     def size(self, size: Dim) -> tf.Tensor:
         """Returns a size that depends on those of the input, i32[]."""
-        found = factors(size, self._shape)
-        if found is None:
-            raise Refused(f'a shape has the size {size}, which is no product of sizes of the input')
-        axes, number = found
+        axes, number = factors(size, self._shape)
         for axis in axes:
             number = tf.shape(self._image)[axis] * number
         return number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Operation:
+class Operation(operation.Operation[Value]):
     """A primitive with its inputs.
 
     Attributes:
         images: The sizes of the input.
-        name: Of the primitive.
-        params: Its parameters.
-        inputs: Its inputs.
-        in_shapes: Their shapes.
-        in_dtypes: Their types.
-        shapes: Of the outputs.
-        dtypes: Of the outputs.
     """
 
     images: Images
-    name: str
-    params: dict[str, Any]
-    inputs: list[Value]
-    in_shapes: list[Shape]
-    in_dtypes: list[np.dtype]
-    shapes: list[Shape]
-    dtypes: list[np.dtype]
-
-    @property
-    def shape(self) -> Shape:
-        """The shape of the only output."""
-        return self.shapes[0]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The type of the only output."""
-        return self.dtypes[0]
 
     def dense(self, number: int = 0) -> Value:
         """Returns an input with every axis in full size."""
@@ -103,7 +65,4 @@ class Operation:
 
 def reshaped(images: Images, x: Value, shape: Shape) -> Value:
     """Returns a value in another shape."""
-    unknown = [axis for axis, one in enumerate(shape) if is_symbolic(one)]
-    if len(unknown) == 1:
-        shape = tuple(-1 if axis == unknown[0] else one for axis, one in enumerate(shape))
-    return tf.reshape(x, images.sizes(shape))
+    return tf.reshape(x, images.sizes(with_the_rest(shape)))

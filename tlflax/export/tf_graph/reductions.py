@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlflax.export.onnx_graph.jaxprs import Shape
+from tlflax.export.jaxpr import checks
+from tlflax.export.jaxpr.reductions import Factor, inverse, pick, product, still_axes
+from tlflax.export.jaxpr.refused import Refused
 from tlflax.export.tf_graph.elementwise import Translation
-from tlflax.export.tf_graph.operation import Operation, Refused, Value, reshaped
+from tlflax.export.tf_graph.operation import Operation, Value, reshaped
 
 
 def _conv(operation: Operation) -> list[Value]:
     params, numbers = operation.params, operation.params['dimension_numbers']
-    if params['batch_group_count'] != 1 or any(one != 1 for one in params['lhs_dilation']):
-        raise Refused("'conv_general_dilated' with groups of images or a dilated input")
-    if any(amount < 0 for pair in params['padding'] for amount in pair):
-        raise Refused("'conv_general_dilated' with negative padding")
+    checks.convolution(operation)
     spatial = len(operation.shape) - 2
     if spatial not in (1, 2):
         raise Refused(f"'conv_general_dilated' along {spatial} axes")
@@ -38,7 +37,7 @@ def _conv(operation: Operation) -> list[Value]:
     found = _convolved(x, kernel, strides, dilation, padding, params['feature_group_count'])
     found = found[:, 0] if spatial == 1 else found
     place = numbers.out_spec
-    return [_moved(found, _inverse((place[0], *place[2:], place[1])))]
+    return [_moved(found, inverse((place[0], *place[2:], place[1])))]
 
 
 def _convolved(
@@ -63,10 +62,6 @@ def _moved(x: Value, axes: Sequence[int]) -> Value:
     return x.transpose(axes) if isinstance(x, np.ndarray) else tf.transpose(x, axes)
 
 
-def _inverse(axes: Sequence[int]) -> list[int]:
-    return np.argsort(axes).tolist()
-
-
 def _same(sizes: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list[Any]:
     """Returns the padding that TensorFlow calls SAME, [(before, after)] by axis."""
     amounts = [
@@ -87,37 +82,21 @@ def _padded(x: Value, pads: Sequence[Any], filling: float, same: list[Any]) -> t
 
 
 def _dot(operation: Operation) -> list[Value]:
-    """Translates a product to one of matrices: [batch, free, summed] x [batch, summed, free]."""
-    (left, right), (left_batch, right_batch) = operation.params['dimension_numbers']
-    one, two = operation.in_shapes
-    left_free = _rest(len(one), left, left_batch)
-    right_free = _rest(len(two), right, right_batch)
-    batch, summed = _pick(one, left_batch), math.prod(_pick(one, left))
-    rows, columns = math.prod(_pick(one, left_free)), math.prod(_pick(two, right_free))
-    a = _matrix(operation, 0, (*left_batch, *left_free, *left), (*batch, rows, summed))
-    b = _matrix(operation, 1, (*right_batch, *right, *right_free), (*batch, summed, columns))
-    found = tf.matmul(a, b)
-    if operation.shape != (*batch, rows, columns):
+    left, right, shape = product(operation)
+    found = tf.matmul(_matrix(operation, 0, left), _matrix(operation, 1, right))
+    if operation.shape != shape:
         found = reshaped(operation.images, found, operation.shape)
     return [found]
 
 
-def _rest(rank: int, *used: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in range(rank) if not any(axis in axes for axes in used))
-
-
-def _pick(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    return tuple(shape[axis] for axis in axes)
-
-
-def _matrix(operation: Operation, number: int, axes: tuple[int, ...], shape: Shape) -> Value:
-    """Returns an input, its axes in this order, in a shape and the output's type."""
-    x = _moved(operation.dense(number), axes)
+def _matrix(operation: Operation, number: int, factor: Factor) -> Value:
+    """Returns an input as a factor of a product, in the type of the output."""
+    x = _moved(operation.dense(number), factor.axes)
     if operation.in_dtypes[number] != operation.dtype:
         x = tf.cast(x, operation.dtype)
-    if _pick(operation.in_shapes[number], axes) == shape:
+    if pick(operation.in_shapes[number], factor.axes) == factor.shape:
         return x
-    return reshaped(operation.images, x, shape)
+    return reshaped(operation.images, x, factor.shape)
 
 
 def _reduce(function: Callable[..., tf.Tensor], operation: Operation) -> list[Value]:
@@ -150,13 +129,7 @@ def _window(kind: str, operation: Operation) -> list[Value]:
     )
     if any(one != 1 for one in (*params['base_dilation'], *params['window_dilation'])):
         raise Refused(f'{operation.name!r} with a dilation')
-    if operation.dtype != np.float32:
-        raise Refused(f'{operation.name!r} of {operation.dtype}')
-    still = [
-        axis
-        for axis, size in enumerate(window)
-        if size == strides[axis] == 1 and not any(pads[axis])
-    ]
+    still = still_axes(operation)
     if len(window) != 4 or len(still) < 2:
         raise Refused(f'{operation.name!r} over all axes, or in another shape than four axes')
     sliding = [axis for axis in range(4) if axis not in (still[0], still[-1])]
@@ -174,7 +147,7 @@ def _window(kind: str, operation: Operation) -> list[Value]:
         found = tf.nn.avg_pool2d(x, window, strides, padding) * np.float32(math.prod(window))
     else:
         found = tf.nn.max_pool2d(x, window, strides, padding)
-    return [_moved(-found if kind == 'min' else found, _inverse(order))]
+    return [_moved(-found if kind == 'min' else found, inverse(order))]
 
 
 TABLE: dict[str, Translation] = {
