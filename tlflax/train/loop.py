@@ -134,6 +134,7 @@ class _Due:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self._began, self._first = 0.0, True
         self.restart()
 
     def __call__(self) -> bool:
