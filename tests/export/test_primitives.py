@@ -131,6 +131,7 @@ CASES = {
     'dot_general': lambda x: rows(x) @ MATRIX,
     'dot of maps': lambda x: jnp.einsum('bhwc,hwd->bcd', small(x), MATRIX.reshape(H, W, 15)),
     'dot by image': lambda x: jnp.einsum('bhwc,bhwd->bhcd', small(x), positive(x)),
+    'dot and relu': lambda x: nnx.relu(jnp.einsum('bhwc,bhwd->bhcd', small(x), small(x[:, ::-1]))),
     'dot of a row each': lambda x: jnp.einsum('bi,bi->b', rows(x), rows(x)),
     'reduce_and': lambda x: (x > 5).all((1, 3)),
     'reduce_or': lambda x: (x > 250).any((1, 2)),

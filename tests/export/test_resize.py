@@ -99,14 +99,8 @@ def test_onnx_takes_any_size(name, root):
         np.testing.assert_allclose(found, [expected, expected], atol=5e-3)  # see `<= 1` above
 
 
-LOST = pytest.mark.xfail(strict=True, reason='the converter loses a ReLU after a product')
-TENSORFLOW = [
-    pytest.param(name, form, marks=LOST if (name, form) == ('crop, bicubic', tflite_file) else ())
-    for name, form in itertools.product(CONFIGS, (saved_model_file, tflite_file))
-]
-
-
-@pytest.mark.parametrize(('name', 'form'), TENSORFLOW)
+@pytest.mark.parametrize('form', [saved_model_file, tflite_file])
+@pytest.mark.parametrize('name', CONFIGS)
 def test_tensorflow_takes_any_size(name, form, root, tmp_path):
     trained = untrained(toy_config(root, model__head='conv', **CONFIGS[name]))
     form.write(exported(trained, Options(resize=True)), tmp_path / 'file')

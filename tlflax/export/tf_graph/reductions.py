@@ -84,6 +84,10 @@ def _padded(x: Value, pads: Sequence[Any], filling: float, same: list[Any]) -> t
 def _dot(operation: Operation) -> list[Value]:
     left, right, shape = product(operation)
     found = tf.matmul(_matrix(operation, 0, left), _matrix(operation, 1, right))
+    if all(one is None for one in operation.constants):
+        # The converter of TensorFlow Lite joins a ReLU to a product of two tensors, and then loses
+        # it, unless there is an operation between them that it does not leave out.
+        found = tf.minimum(found, found.dtype.max if found.dtype.is_integer else np.inf)
     if operation.shape != shape:
         found = reshaped(operation.images, found, operation.shape)
     return [found]
