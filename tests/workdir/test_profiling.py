@@ -30,7 +30,9 @@ def test_parts(start, end, parts):
     assert profile(12, 17).parts(start, end) == parts
 
 
-@pytest.mark.parametrize('text', ['10', '10:', ':5', '5:5', '7:5', '-1:5', 'a:b', '1:2:3', '１:２'])
+@pytest.mark.parametrize(
+    'text', ['10', '10:', ':5', '5:5', '7:5', '-1:5', 'a:b', '1:2:3', '１:２', f'1:{"9" * 5000}']
+)
 def test_what_names_no_steps_is_refused(text):
     with pytest.raises(UserError, match=r'config.train.profile: .* names no steps'):
         Profile.parse(text, Path('w'))
@@ -59,3 +61,14 @@ def test_a_mistake_is_found_before_anything_is_read(tmp_path):
     config = toy_config(tmp_path, train__profile='20:10', data__train='nowhere')
     with pytest.raises(UserError, match='names no steps'):
         train_and_evaluate(config, tmp_path / 'w')
+
+
+@pytest.mark.parametrize(('steps', 'warned'), [('6:9', True), ('5:9', False)])
+def test_steps_that_the_run_does_not_have(steps, warned, tmp_path, caplog):
+    make_folders(tmp_path / 'Train', 4, seed=1)
+    make_folders(tmp_path / 'Test', 2, seed=2)
+    options = {'train__epochs': 2, 'train__batch_size': 4, 'train__profile': steps}
+    train_and_evaluate(toy_config(tmp_path, **options), tmp_path / 'w')
+    sentence = 'begins with step 6, and the last one was 5'
+    assert (sentence in caplog.text) == warned
+    assert (tmp_path / 'w/profile').exists() != warned

@@ -122,6 +122,8 @@ def train_epochs(
         fit.checkpoints.wait()
         if stop_requested():  # since the last step: only the final evaluation is missing
             raise Interrupted(int(state.step))
+    if fit.profile is not None:
+        fit.profile.check_reached(position.epoch * fit.run.steps_per_epoch)
     return state, position
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from tlflax.utils.errors import UserError
+from tlflax.utils.errors import UserError, shown
 
 FOLDER = 'profile'
 
@@ -38,12 +38,12 @@ class Profile:
         if not text:
             return None
         numbers = text.split(':')
-        if len(numbers) == 2 and all(one.isascii() and one.isdigit() for one in numbers):
+        if len(numbers) == 2 and all(_is_step(one) for one in numbers):
             first, last = map(int, numbers)
             if first < last:
                 return cls(first, last, workdir / FOLDER)
         raise UserError(
-            f'{text!r} names no steps',
+            f'{shown(text)} names no steps',
             where='config.train.profile',
             fix="give the first step and the one after the last, such as '10:20'",
         )
@@ -58,9 +58,26 @@ class Profile:
         edges = [start, *sorted(min(max(one, start), end) for one in (self.first, self.last)), end]
         return [(b - a, self.first <= a < self.last) for a, b in pairwise(edges) if b > a]
 
+    def check_reached(self, steps: int) -> None:
+        """Warns where a run has ended before the first step that is to be traced.
+
+        Args:
+            steps: How many the run had.
+        """
+        if steps <= self.first:
+            logging.warning(
+                'WARNING: nothing was traced: config.train.profile begins with step %d, and the '
+                'last one was %d',
+                *(self.first, steps - 1),
+            )
+
     @contextlib.contextmanager
     def traced(self) -> Iterator[None]:
         """Traces the block, and says where the trace is."""
         with jax.profiler.trace(str(self.folder)):
             yield
         logging.info('the trace of steps %d to %d is in %s', self.first, self.last - 1, self.folder)
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20

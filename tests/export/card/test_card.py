@@ -173,11 +173,12 @@ def test_training_images_that_are_gone(root, finished):
 
 def test_a_refused_export_leaves_the_card_that_was_there(root, monkeypatch):
     path = root / 'toy' / 'classifier.safetensors.md'
-    path.write_text('the one before')
+    before = 'library_name: tlflax\nthe one before'
+    path.write_text(before)
     monkeypatch.setattr('tlflax.export.verify.TOLERANCE', -1.0)
     with pytest.raises(UserError, match='it is not kept'):
         export(root / 'toy', 'safetensors')
-    assert path.read_text() == 'the one before'
+    assert path.read_text() == before
 
 
 def test_names_of_parts_have_no_folder():
