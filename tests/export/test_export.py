@@ -201,6 +201,18 @@ def test_half_a_point_of_accuracy_may_be_lost():
         verify.check(wrong(2), sample, 'file')
 
 
+def test_integers_in_the_state_stay(workdir):
+    trained = tlflax.load(workdir)
+    state = {**trained.frozen.state, 'head': {'count': np.arange(3, dtype=np.int32) + 2**25 + 1}}
+    trained = dataclasses.replace(trained, frozen=trained.frozen._replace(state=state))
+    for precision in ('float32', 'float16'):
+        what = model.exported(trained, Options(precision=precision))
+        assert what.variables.state['head']['count'].dtype == np.int32
+        mixed = jax.tree.map(model._as_float32, what.variables)
+        np.testing.assert_array_equal(mixed.state['head']['count'], state['head']['count'])
+        assert mixed.params['head']['logits']['kernel'].dtype == np.float32
+
+
 def test_float16_has_half_the_size(workdir, tmp_path):
     for name in FILES:
         whole, half = (

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
@@ -124,11 +125,19 @@ def _stored(variables: Variables, precision: str) -> Variables:
     if precision != 'float16':
         return variables
     most = float(np.finfo(np.float16).max)
-    return jax.tree.map(lambda leaf: leaf.clip(-most, most).astype(np.float16), variables)
+
+    def stored(leaf: Array | np.ndarray) -> Array | np.ndarray:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):  # such as a counter in the state of a head
+            return leaf
+        return leaf.clip(-most, most).astype(np.float16)
+
+    return jax.tree.map(stored, variables)
 
 
 def _as_float32(leaf: Array | np.ndarray) -> Array:
-    """Traces the conversion, so that the file holds the number as it is stored."""
+    """Traces the conversion, so that the file holds the number as it is stored; integers stay."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.asarray(leaf)
     return jax.lax.convert_element_type(leaf, np.float32)
 
 
