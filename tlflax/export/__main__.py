@@ -39,8 +39,8 @@ class Arguments:
     precision: str = flags.choice(
         'float32',
         ('float32', 'float16', 'int8'),
-        'float16: parameters with 16 bits, half the size; int8, of onnx and tflite: computed with '
-        '8 bits, a quarter of the size',
+        'float16: parameters with 16 bits, half the size; int8, of onnx, tflite and web: computed '
+        'with 8 bits, a quarter of the size',
     )
     resize: bool = flags.switch('take images of any size, and resize them as the run does')
     calibrated: bool = flags.switch(

@@ -160,29 +160,53 @@ def export(
     if output is not None:
         chosen.check_place(path)
     trained = load(workdir, step)
-    chosen.check_place(path)
+    if output is None:
+        chosen.check_place(path)
     exported = model.exported(trained, options)
     if options.precision == 'int8':
         exported = dataclasses.replace(exported, calibration=verify.calibration(trained))
     images = verify.sample(trained, options)
+
+    def made(size: int, found: verify.Checked) -> Export:
+        exact = images.tolerance == verify.TOLERANCE
+        return Export(
+            *(workdir, name, path, size, trained, exported.metadata, exact),
+            *(found.true, found.probabilities, _said(found)),
+        )
+
     logging.info('writing %s', path)
     with as_user_error('{reason}', where=str(path), fix='name another file', of=(OSError,)):
-        with chosen.replacing(path) as partial:
-            chosen.write(exported, partial)
-            found = verify.check(chosen.program(exported, partial), images, str(path))
-            said = {'bytes': _size(partial), **_said(found)}
-            exact = images.tolerance == verify.TOLERANCE
-            made = Export(
-                *(workdir, name, path, said['bytes'], trained, exported.metadata, exact),
-                *(found.true, found.probabilities, said),
-            )
-            text = card(made)
-            if chosen.marker:
-                atomic_write(card_path(partial, is_folder=True), text)
-        if not chosen.marker:
-            atomic_write(card_path(path, is_folder=False), text)
-    written = card_path(path, is_folder=bool(chosen.marker))
-    return {'file': str(path), 'card': str(written), **said}
+        return _write(chosen, exported, images, path, made)
+
+
+def _write(
+    chosen: Format,
+    exported: Exported,
+    images: verify.Sample,
+    path: Path,
+    made: Callable[[int, verify.Checked], Export],
+) -> JsonObject:
+    """Writes a file and its model card, if it computes the same; returns what `export` does.
+
+    Args:
+        chosen: The format.
+        exported: What is written.
+        images: What it is checked with.
+        path: The file or folder.
+        made: From the size and what the check found to what the card is about.
+    """
+    is_folder = bool(chosen.marker)
+    with chosen.replacing(path) as partial:
+        chosen.write(exported, partial)
+        checked = verify.check(chosen.program(exported, partial), images, str(path))
+        found = made(_size(partial), checked)
+        text = card(found)
+        if is_folder:
+            atomic_write(card_path(partial, is_folder=True), text)
+    if not is_folder:
+        atomic_write(card_path(path, is_folder=False), text)
+    written = card_path(path, is_folder=is_folder)
+    return {'file': str(path), 'card': str(written), 'bytes': found.size, **found.found}
 
 
 def _said(found: verify.Checked) -> JsonObject:
