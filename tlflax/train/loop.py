@@ -103,20 +103,24 @@ def train_epochs(
         Interrupted: SIGINT or SIGTERM was received; the state is saved.
         UserError: The loss is no longer finite; the last checkpoints are kept.
     """
-    due = _Due(60 * fit.run.whole.checkpoint.minutes)
+    due, asked = _Due(60 * fit.run.whole.checkpoint.minutes), False
     with interrupts.deferred(_announce) as stop_requested:
+
+        def stop() -> bool:
+            nonlocal asked
+            asked = stop_requested()
+            return asked or due()
+
         while not position.ended(fit.run.config.train.epochs):
             before = position
             note = ', '.join(_best(rule, position) + _patience(rule, position))
-            state, position, complete = _train_epoch(
-                fit, train, state, position, lambda: stop_requested() or due(), note
-            )
+            state, position, complete = _train_epoch(fit, train, state, position, stop, note)
             if complete:
                 position = _finish_epoch(fit, rule, state, position)
             elif position.step_in_epoch > before.step_in_epoch:  # else this state is saved already
                 fit.save(state, position, record=None)
             due.restart()
-            if not complete and stop_requested():
+            if not complete and asked:
                 fit.checkpoints.wait()
                 raise Interrupted(int(state.step))
         fit.checkpoints.wait()
