@@ -1,5 +1,7 @@
 """Every translation to TensorFlow Lite computes what JAX computes, for any number of images."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,17 @@ def written(function, path):
 def operations(path):
     """Returns the kinds of operations in a file, in order."""
     return [one['op_name'] for one in Interpreter(str(path))._get_ops_details()]
+
+
+def test_a_conversion_leaves_what_is_logged_as_it_is(tmp_path):
+    logger = logging.getLogger('absl')
+    before = logger.level
+    try:
+        logger.setLevel(logging.INFO)
+        written(lambda image: as_rows(CASES['abs'], image), tmp_path / 'file')
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(before)
 
 
 def as_rows(function, image):
