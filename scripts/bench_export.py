@@ -28,7 +28,7 @@ from tlflax.export.run import FORMATS, export
 from tlflax.export.verify import Program, Sample
 from tlflax.inference.restore import load
 from tlflax.utils.cpu import cores
-from tlflax.utils.files import atomic_write
+from tlflax.utils.files import atomic_write, size_of
 
 Row = dict[str, Any]
 PROGRAMS = tuple(name for name in FORMATS if name not in ('safetensors', 'web'))
@@ -55,7 +55,7 @@ def main() -> None:
                 if not path.exists():
                     export(arguments.workdir, name, path, options)
                 programs.append(FORMATS[name].program(model.exported(trained, options), path))
-                rows.append({'format': name, 'precision': precision, 'bytes': _size(path)})
+                rows.append({'format': name, 'precision': precision, 'bytes': size_of(path)})
         for row, program in zip(rows, programs, strict=True):
             row |= _agreement(program, sample)
         for count in (1, MANY):
@@ -83,12 +83,6 @@ def _arguments() -> argparse.Namespace:
     if unknown := set(found.formats.split(',')) - set(PROGRAMS):
         parser.error(f'--formats: {", ".join(sorted(unknown))}: choose from {", ".join(PROGRAMS)}')
     return found
-
-
-def _size(path: Path) -> int:
-    """Returns the bytes of a file, or of all files of a folder."""
-    files = [path] if path.is_file() else [one for one in path.rglob('*') if one.is_file()]
-    return sum(one.stat().st_size for one in files)
 
 
 def _agreement(program: Program, sample: Sample) -> Row:

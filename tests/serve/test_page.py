@@ -1,21 +1,10 @@
 """The page in a real browser: an image is dropped, classes and a heat map are seen."""
 
 import base64
-import os
-import shutil
 
 import pytest
+from browser import LOOKS, WATCH, chromium
 
-BROWSERS = 'chromium chromium-browser google-chrome google-chrome-stable'.split()
-LOOKS = {
-    'light': {'color_scheme': 'light', 'viewport': {'width': 1280, 'height': 900}},
-    'dark': {'color_scheme': 'dark', 'viewport': {'width': 1280, 'height': 900}},
-    'phone': {'color_scheme': 'light', 'viewport': {'width': 360, 'height': 740}},
-}
-WATCH = """
-document.addEventListener('securitypolicyviolation', (event) =>
-    console.error(`refused: ${event.violatedDirective} ${event.blockedURI}`));
-"""
 DROP = """([name, text]) => {
     const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
     const transfer = new DataTransfer();
@@ -26,19 +15,8 @@ DROP = """([name, text]) => {
 
 @pytest.fixture(scope='module')
 def browser():
-    """A headless Chromium of the system."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        if os.environ.get('TLFLAX_REQUIRE_BROWSER'):
-            pytest.fail('no Chromium is installed')
-        pytest.skip('no Chromium is installed')
-    from playwright.sync_api import sync_playwright
-
-    options = ['--no-sandbox'] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=options)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope='module')

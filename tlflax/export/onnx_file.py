@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from jaxtyping import UInt8
 
-from tlflax.export import onnx_int8
+from tlflax.export import checkers, onnx_int8
 from tlflax.export.model import Exported
 from tlflax.export.onnx_graph.graph import INPUT, OUTPUT
 from tlflax.export.onnx_graph.translate import to_model
@@ -22,14 +22,7 @@ def require() -> None:
     Raises:
         UserError: It is not.
     """
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            'the file is checked with ONNX Runtime, which is not installed',
-            where='--format=onnx',
-            fix="install it with pip install 'tlflax[export]'",
-        ) from error
+    checkers.require('onnxruntime', 'ONNX Runtime', '--format=onnx')
 
 
 def write(model: Exported, path: Path) -> None:

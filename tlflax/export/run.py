@@ -24,6 +24,7 @@ from tlflax.export.model import AS_PREDICT, Exported, Options
 from tlflax.export.verify import Program
 from tlflax.inference.mistakes import check_folder_writable, check_writable
 from tlflax.inference.restore import load
+from tlflax.inference.trained import Trained
 from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.files import (
     JsonObject,
@@ -32,6 +33,7 @@ from tlflax.utils.files import (
     expand,
     replacing,
     replacing_folder,
+    size_of,
 )
 
 
@@ -143,9 +145,8 @@ def export(
 
     Returns:
         `file`, `card`, the model card beside it or in it, `bytes` without the card, and what the
-        check found: `images`, how many were compared,
-        `max_difference` of a probability, `labels_differ`, how many get another class, `accuracy`
-        and `classifier_accuracy`.
+        check found: `images`, how many were compared, `max_difference` of a probability,
+        `labels_differ`, how many get another class, `accuracy` and `classifier_accuracy`.
 
     Raises:
         UserError: The classifier or its images cannot be read, the model cannot be exported, the
@@ -162,9 +163,7 @@ def export(
     trained = load(workdir, step)
     if output is None:
         chosen.check_place(path)
-    exported = model.exported(trained, options)
-    if options.precision == 'int8':
-        exported = dataclasses.replace(exported, calibration=verify.calibration(trained))
+    exported = _exported(trained, options)
     images = verify.sample(trained, options)
 
     def made(size: int, found: verify.Checked) -> Export:
@@ -177,6 +176,14 @@ def export(
     logging.info('writing %s', path)
     with as_user_error('{reason}', where=str(path), fix='name another file', of=(OSError,)):
         return _write(chosen, exported, images, path, made)
+
+
+def _exported(trained: Trained, options: Options) -> Exported:
+    """Returns what is exported, with images for calibration where bits depend on them."""
+    found = model.exported(trained, options)
+    if options.precision != 'int8':
+        return found
+    return dataclasses.replace(found, calibration=verify.calibration(trained))
 
 
 def _write(
@@ -199,7 +206,7 @@ def _write(
     with chosen.replacing(path) as partial:
         chosen.write(exported, partial)
         checked = verify.check(chosen.program(exported, partial), images, str(path))
-        found = made(_size(partial), checked)
+        found = made(size_of(partial), checked)
         text = card(found)
         if is_folder:
             atomic_write(card_path(partial, is_folder=True), text)
@@ -242,9 +249,3 @@ def _check(name: str, options: Options) -> None:
         )
     if name in _REQUIRE:
         _REQUIRE[name]()
-
-
-def _size(path: Path) -> int:
-    """Returns the bytes of a file, or of all files of a folder."""
-    files = [path] if path.is_file() else [one for one in path.rglob('*') if one.is_file()]
-    return sum(one.stat().st_size for one in files)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from tlflax.export import checkers
 from tlflax.export.model import Exported
 from tlflax.export.verify import Program
 from tlflax.utils.errors import UserError, reason
@@ -32,14 +33,7 @@ def require() -> None:
     Raises:
         UserError: It is not.
     """
-    try:
-        import ai_edge_litert.interpreter  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            'the file is checked with LiteRT, which is not installed',
-            where='--format=tflite',
-            fix="install it with pip install 'tlflax[export]'",
-        ) from error
+    checkers.require('ai_edge_litert.interpreter', 'LiteRT', '--format=tflite')
 
 
 def write(model: Exported, path: Path) -> None:

@@ -172,6 +172,12 @@ def _put(folder: Path, path: Path) -> bool:
         shutil.rmtree(before, ignore_errors=True)
 
 
+def size_of(path: Path) -> int:
+    """Returns the bytes of a file, or of all files of a folder."""
+    files = [path] if path.is_file() else [one for one in path.rglob('*') if one.is_file()]
+    return sum(one.stat().st_size for one in files)
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Writes a file; see `replacing`."""
     with replacing(path) as partial:

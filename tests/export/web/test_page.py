@@ -4,13 +4,13 @@ import contextlib
 import functools
 import http.server
 import json
-import os
 import shutil
 import threading
 
 import numpy as np
 import onnx
 import pytest
+from browser import LOOKS, WATCH, chromium
 from helpers import make_folders, picture, toy_config
 from onnx import TensorProto, helper
 from PIL import Image
@@ -20,16 +20,6 @@ from tlflax.export.run import export
 from tlflax.export.web import runtime
 from tlflax.train import train_and_evaluate
 
-BROWSERS = 'chromium chromium-browser google-chrome google-chrome-stable'.split()
-LOOKS = {
-    'light': {'color_scheme': 'light', 'viewport': {'width': 1280, 'height': 900}},
-    'dark': {'color_scheme': 'dark', 'viewport': {'width': 1280, 'height': 900}},
-    'phone': {'color_scheme': 'light', 'viewport': {'width': 360, 'height': 740}},
-}
-WATCH = """
-document.addEventListener('securitypolicyviolation', (event) =>
-    console.error(`refused: ${event.violatedDirective} ${event.blockedURI}`));
-"""
 SIZE = (32, 32)
 
 
@@ -82,19 +72,8 @@ def served(folder):
 
 @pytest.fixture(scope='module')
 def browser(workdir):
-    """A headless Chromium of the system."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        if os.environ.get('TLFLAX_REQUIRE_BROWSER'):
-            pytest.fail('no Chromium is installed')
-        pytest.skip('no Chromium is installed')
-    from playwright.sync_api import sync_playwright
-
-    options = ['--no-sandbox'] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=options)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

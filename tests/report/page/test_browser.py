@@ -1,41 +1,18 @@
 """The pages in a real browser: nothing is refused or fetched, and the keyboard is enough."""
 
-import os
-import shutil
-
 import pytest
+from browser import LOOKS, WATCH, chromium
 from report_pages import audit, comparison, hostile, huge, image, small
 
 from tlflax.report.page.render import render_audit, render_comparison, render_run
 
-BROWSERS = 'chromium chromium-browser google-chrome google-chrome-stable'.split()
 PAGES = ('small', 'hostile', 'huge', 'comparison', 'audit')
-LOOKS = {
-    'light': {'color_scheme': 'light', 'viewport': {'width': 1280, 'height': 900}},
-    'dark': {'color_scheme': 'dark', 'viewport': {'width': 1280, 'height': 900}},
-    'phone': {'color_scheme': 'light', 'viewport': {'width': 360, 'height': 740}},
-}
-WATCH = """
-document.addEventListener('securitypolicyviolation', (event) =>
-    console.error(`refused: ${event.violatedDirective} ${event.blockedURI}`));
-"""
 
 
 @pytest.fixture(scope='module')
 def browser():
-    """A headless Chromium of the system."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        if os.environ.get('TLFLAX_REQUIRE_BROWSER'):
-            pytest.fail('no Chromium is installed')
-        pytest.skip('no Chromium is installed')
-    from playwright.sync_api import sync_playwright
-
-    options = ['--no-sandbox'] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=options)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope='module')
