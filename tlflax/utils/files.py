@@ -111,7 +111,7 @@ def check_replaceable_folder(path: Path, marker: str, entries: Collection[str]) 
     Raises:
         OSError: Something else is there.
     """
-    if os.path.lexists(path) and not os.path.exists(path):
+    if os.path.islink(path) and not os.path.exists(path):
         raise OSError(errno.EEXIST, 'it is a link to nothing', str(path))
     try:
         found = sorted(os.listdir(path))
@@ -158,18 +158,23 @@ def _put(folder: Path, path: Path) -> bool:
     try:
         with contextlib.suppress(FileNotFoundError):
             path.rename(before)
-        try:
-            folder.rename(path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            return False
-        return True
+        return _renamed(folder, path)
     finally:
         if not path.exists():
             with contextlib.suppress(FileNotFoundError):  # there was none
-                before.rename(path)
+                _renamed(before, path)
         shutil.rmtree(before, ignore_errors=True)
+
+
+def _renamed(folder: Path, path: Path) -> bool:
+    """Renames a folder unless another one, with something in it, is at `path`; returns whether."""
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def size_of(path: Path) -> int:
