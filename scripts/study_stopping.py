@@ -31,7 +31,7 @@ from tlflax.config import automatic
 from tlflax.config.schema import EarlyStoppingConfig, TrainConfig
 from tlflax.train import setup, steps
 from tlflax.train.early_stopping import stopping_rule
-from tlflax.utils.sharding import replicate
+from tlflax.utils.parallel.mesh import replicate
 
 MANY = 1000  # training images with which one seed is enough
 STEPS = {'patience_steps': 300, 'min_steps': 500}

@@ -193,7 +193,7 @@ def untrained(config, noise: float = 0.1):
 
     from tlflax.inference.trained import Trained
     from tlflax.train import setup
-    from tlflax.utils.sharding import replicate
+    from tlflax.utils.parallel.mesh import replicate
 
     inputs = setup.load(setup.configure(config))
     run = setup.build(setup.configure(config), inputs)

@@ -22,7 +22,7 @@ from tlflax.models.classifier import Classifier
 from tlflax.models.vgg import network, rows
 from tlflax.utils import assets
 from tlflax.utils.errors import UserError
-from tlflax.utils.sharding import default_mesh
+from tlflax.utils.parallel.mesh import default_mesh
 
 NARROW = rows.make('vgg16', network.VGG16, widths=(4, 6, 8, 8, 8))
 SIZE = (32, 32)

@@ -185,7 +185,7 @@ import jax, numpy as np
 import test_modules as t
 from tlflax.models.base import modules
 from tlflax.models.base.modules import Training
-from tlflax.utils.sharding import default_mesh, put_batch, replicate
+from tlflax.utils.parallel.mesh import default_mesh, put_batch, replicate
 mesh, static = default_mesh(), modules.static(t.Normed)
 variables = replicate(modules.init(t.Normed, jax.random.key(0)), mesh)
 x = next(t.batches())[0][:10]

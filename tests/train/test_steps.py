@@ -392,7 +392,7 @@ import sys; sys.path[:0] = sys.argv[1:]
 import jax, numpy as np, dataclasses
 from tlflax.features.batches import OnDevice
 from tlflax.train import epoch, steps
-from tlflax.utils.sharding import default_mesh, put_batch, put_rows, replicate
+from tlflax.utils.parallel.mesh import default_mesh, put_batch, put_rows, replicate
 import test_steps as t
 params, model = t.make_params()
 trainable, frozen, tx = t.make_learner(params)

@@ -25,7 +25,7 @@ from tlflax.models.base.backbone import IMAGE
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.utils.errors import UserError
-from tlflax.utils.sharding import pad
+from tlflax.utils.parallel.mesh import pad
 
 _EXACT = 'float32'
 _FAST = 2.0  # about so many times the speed of the network's plain program has the fast one

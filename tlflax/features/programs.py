@@ -16,7 +16,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.base.taps import Tap
 from tlflax.models.classifier import Classifier
 from tlflax.models.weights import preprocess
-from tlflax.utils.sharding import pad, put_batch
+from tlflax.utils.parallel.mesh import pad, put_batch
 
 BATCH = 32  # images computed at once on a CPU: the activations of more do not fit its cache
 ACCELERATOR_BATCH = 256  # on each accelerator, to fill it

@@ -16,7 +16,7 @@ from tlflax.features.batches import OnDevice, Order, Source
 from tlflax.features.cache.store import Store
 from tlflax.features.live_sources import weighted
 from tlflax.utils.errors import UserError
-from tlflax.utils.sharding import replicate
+from tlflax.utils.parallel.mesh import replicate
 
 _HOST_BYTES = 4 * 2**30  # beyond it, on a CPU, the memory map serves as well as a copy
 

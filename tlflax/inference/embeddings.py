@@ -21,7 +21,7 @@ from tlflax.inference.predictor import Outcome, Predictor
 from tlflax.inference.trained import Trained
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
-from tlflax.utils.sharding import local_rows, put_batch
+from tlflax.utils.parallel.mesh import local_rows, put_batch
 
 Program = Callable[[dict[str, Array], Batch], Float[Array, 'b ...']]
 """A batch on the devices, and the same batch on the host, to an output for each example."""

@@ -37,7 +37,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.base.taps import Tap
 from tlflax.models.classifier import Classifier
 from tlflax.utils.errors import UserError
-from tlflax.utils.sharding import put_batch
+from tlflax.utils.parallel.mesh import put_batch
 
 Map = Float32[np.ndarray, 'h w']
 """0..1 for each position of the feature map; see `HeatMaps`."""

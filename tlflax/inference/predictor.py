@@ -25,7 +25,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
 from tlflax.utils import cpu
 from tlflax.utils.errors import UserError
-from tlflax.utils.sharding import put_batch
+from tlflax.utils.parallel.mesh import put_batch
 
 _NO_DIGEST = 64 * '0'  # of what is not a file: it is not looked up
 _READERS = 8  # threads at least, however few cores: files may be far away

@@ -19,7 +19,7 @@ from tlflax.train.optim import phases
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import is_signed
-from tlflax.utils.sharding import default_mesh, replicate
+from tlflax.utils.parallel.mesh import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
 
 

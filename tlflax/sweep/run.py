@@ -23,7 +23,7 @@ from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json
-from tlflax.utils.sharding import replicate
+from tlflax.utils.parallel.mesh import replicate
 from tlflax.workdir.files import Workdir, writing
 
 _REPLICAS = 32  # most heads side by side

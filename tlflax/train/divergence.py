@@ -11,7 +11,7 @@ from tlflax.train import steps
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError, printable
-from tlflax.utils.sharding import put_batch, put_rows
+from tlflax.utils.parallel.mesh import put_batch, put_rows
 from tlflax.utils.trees import flatten
 from tlflax.workdir.files import Workdir
 

@@ -22,8 +22,8 @@ from tlflax.train import losses, steps
 from tlflax.train.metrics.summary import summary
 from tlflax.train.optim.ema import Average
 from tlflax.utils.files import JsonObject
+from tlflax.utils.parallel.mesh import local_rows, put_batch, put_rows
 from tlflax.utils.progress import Tick, progress
-from tlflax.utils.sharding import local_rows, put_batch, put_rows
 
 _AHEAD = 2  # dispatched steps in flight: bounds memory, hides latency
 SCAN = 256  # most steps of one compiled scan; a stop takes effect between two scans

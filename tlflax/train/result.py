@@ -19,7 +19,7 @@ from tlflax.train.metrics.table import format_table
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.files import JsonObject
-from tlflax.utils.sharding import replicate
+from tlflax.utils.parallel.mesh import replicate
 from tlflax.workdir import provenance
 from tlflax.workdir.loggers import pictures
 from tlflax.workdir.loggers.base import Pictures

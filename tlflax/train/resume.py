@@ -17,7 +17,7 @@ from tlflax.train.position import Position
 from tlflax.train.setup import Inputs, Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
-from tlflax.utils.sharding import replicate
+from tlflax.utils.parallel.mesh import replicate
 from tlflax.utils.trees import Tree
 from tlflax.workdir import recovery
 from tlflax.workdir.checkpoints import Checkpoints

@@ -32,7 +32,7 @@ from tlflax.train.optim.learner import Learner, build_learner, check_all_frozen
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
-from tlflax.utils.sharding import default_mesh, replicate, require_one_process
+from tlflax.utils.parallel.mesh import default_mesh, replicate, require_one_process
 from tlflax.workdir import provenance
 from tlflax.workdir.loggers import group as loggers
 

@@ -202,7 +202,7 @@ SEVERAL_DEVICES = """if True:
     import jax
     import numpy as np
     from tlflax.models.vgg import trained_cpu
-    from tlflax.utils.sharding import default_mesh, put_batch, replicate
+    from tlflax.utils.parallel.mesh import default_mesh, put_batch, replicate
     rng, mesh = np.random.default_rng(0), default_mesh()
     x, dy = (rng.standard_normal((8, 6, 5, channels), np.float32) for channels in (4, 3))
     kernel = replicate({'': rng.standard_normal((3, 3, 4, 3), np.float32)}, mesh)['']

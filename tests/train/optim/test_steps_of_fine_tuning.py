@@ -195,7 +195,7 @@ import sys; sys.path[:0] = sys.argv[1:]
 import jax, numpy as np
 from tlflax.train import steps
 from tlflax.train.losses import Loss
-from tlflax.utils.sharding import default_mesh, put_batch, replicate
+from tlflax.utils.parallel.mesh import default_mesh, put_batch, replicate
 import test_steps_of_fine_tuning as t
 params, model = t.make_model()
 learner, mesh = t.make_learner(params, model, **t.ALL), default_mesh()

@@ -15,7 +15,7 @@ from tlflax.features.batches import OnDeviceSource, Source
 from tlflax.train import steps
 from tlflax.train.finders import batches
 from tlflax.train.setup import Run
-from tlflax.utils.sharding import put_rows
+from tlflax.utils.parallel.mesh import put_rows
 
 SIZES = tuple(2**n for n in range(3, 11))  # 8 to 1024
 SLOW = 8.0  # seconds of a step from which larger batches are not tried

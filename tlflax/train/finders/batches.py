@@ -11,7 +11,7 @@ from tlflax.features.sources import OnDeviceFeatures, StreamedFeatures
 from tlflax.models.classifier import Params
 from tlflax.train import steps
 from tlflax.train.setup import Run
-from tlflax.utils.sharding import put_batch, put_rows, replicate
+from tlflax.utils.parallel.mesh import put_batch, put_rows, replicate
 
 Batch = dict[str, jax.Array]
 
