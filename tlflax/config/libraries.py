@@ -38,6 +38,12 @@ def log_warnings_only() -> None:
     progress.hide()
 
 
+def log_errors_only() -> None:
+    """Leaves out warnings too, in processes whose primary one gives them."""
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    progress.hide()
+
+
 def _say_unless_closed(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,16 +16,31 @@ from tlflax.data.augment import sampling
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline.batch import Batches
 from tlflax.data.table import ImageTable
-from tlflax.features.cache import quota
+from tlflax.features.cache import quota, shared
 from tlflax.features.cache.store import Store
 from tlflax.features.derive import LowerLayers
 from tlflax.features.programs import Compute, batch_size
 from tlflax.features.views import Views, view_keys
 from tlflax.utils.errors import UserError
+from tlflax.utils.parallel import processes
 from tlflax.utils.progress import progress
 
 Counted = tuple[Shaped[np.ndarray, 'b ...'], int]
 """A batch, and how many of its rows are real; the others are padding."""
+
+
+class Filled(NamedTuple):
+    """Where features are.
+
+    Attributes:
+        rows: Row numbers in this process's store; -1 for views that it lacks or are not wanted.
+        owner: The first process that has each; -1 for views that are not wanted.
+        everywhere: Whether every process has all that are wanted.
+    """
+
+    rows: Int[np.ndarray, 'views n']
+    owner: Int[np.ndarray, 'views n']
+    everywhere: bool
 
 
 def fill(
@@ -38,8 +54,8 @@ def fill(
     image_format: ImageFormat,
     max_bytes: float,
     name: str,
-) -> Int[np.ndarray, 'views n']:
-    """Computes the features that are missing and returns the row number of every wanted view.
+) -> Filled:
+    """Computes the features that are missing, each by one process, and returns where all are.
 
     They are computed from the nearest lower layer whose features are kept, and from images where
     none are. What was computed before an interruption or error stays in the store.
@@ -55,15 +71,12 @@ def fill(
         max_bytes: The limit of all stores together.
         name: The split, for the log.
 
-    Returns:
-        Row numbers in the store; -1 for views that are not wanted.
-
     Raises:
         UserError: They cannot be stored, or not read back.
     """
     keys = np.stack([view_keys(table.digests, view) for view in views.names])
     rows = np.stack([store.lookup(view) for view in keys])
-    view, index = np.nonzero(wanted & (rows < 0))
+    view, index = shared.to_compute(wanted, wanted & (rows >= 0))
     if len(index):
         missing, of = keys[view, index], int(wanted.sum())
         rest = _from_lower(store, lower, missing, max_bytes, f'of {of} views', name)
@@ -76,9 +89,14 @@ def fill(
             compute = program(len(rest))
             images = _images(table, index, views.drawn(view, index), views.augment, image_format)
             _append(store, missing[rest], _with_counts(images), compute, name)
+    if len(index) or processes.count() > 1:
+        processes.gather('all is computed')
+        store.refresh()
         rows = np.stack([store.lookup(view) for view in keys])
-        _check_found(store, int((wanted & (rows < 0)).sum()))
-    return np.where(wanted, rows, -1)
+    rows = np.where(wanted, rows, -1)
+    owner, everywhere = shared.owners(wanted, rows >= 0)
+    _check_found(store, int((wanted & (owner < 0)).sum()))
+    return Filled(rows, owner, everywhere)
 
 
 def _from_lower(

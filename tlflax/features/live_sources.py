@@ -2,7 +2,6 @@
 
 import contextlib
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 
@@ -13,6 +12,7 @@ from tlflax.data.pipeline.batch import Batches, BatchFormat
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import Order
 from tlflax.features.programs import Compute
+from tlflax.utils.parallel import processes
 
 
 class ImageSource:
@@ -43,8 +43,8 @@ class ImageSource:
         return {
             'image_format': self._image_format,
             'batch_size': self._order.batch_size,
-            'process_index': jax.process_index(),
-            'process_count': jax.process_count(),
+            'process_index': processes.index(),
+            'process_count': processes.count(),
         }
 
     def train_batches(self, epoch: int, start_step: int) -> Batches:

@@ -39,7 +39,7 @@ def backbone_step(
 def batch_size() -> int:
     """Returns how many images are computed at once on the devices of this process."""
     on_cpu = jax.default_backend() == 'cpu'
-    return BATCH if on_cpu else ACCELERATOR_BATCH * jax.device_count()
+    return BATCH if on_cpu else ACCELERATOR_BATCH * jax.local_device_count()
 
 
 def in_batches(

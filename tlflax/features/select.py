@@ -33,6 +33,7 @@ from tlflax.features.views import Views, fixed_views, joined, needed, training_v
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, feature_shape
 from tlflax.utils.errors import UserError
+from tlflax.utils.parallel.mesh import local_mesh, localized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +207,11 @@ class SourceSelector:
         """
         if not self._programs:
             program = programs.backbone_program(
-                self.backbone,
+                self._local_backbone,
                 self.classifier,
                 image_size=self.image_format.image_size,
                 images=images,
-                mesh=self.mesh,
+                mesh=local_mesh(self.mesh),
             )
             self._programs.append(program)
         return self._programs[0]
@@ -219,14 +220,14 @@ class SourceSelector:
         self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str
     ) -> FeatureSource:
         """Computes the features that are missing, and returns the source of all."""
-        return feature_source(self._kept(table, views, wanted, name), self.mesh)
+        return feature_source(self._kept(table, views, wanted, name))
 
     def _kept(
         self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str
     ) -> CachedFeatures:
         """Computes the features that are missing."""
         store = self.open_store()
-        rows = extract.fill(
+        filled = extract.fill(
             store,
             table,
             views,
@@ -237,13 +238,22 @@ class SourceSelector:
             max_bytes=self.features.max_gb * 1e9,
             name=name,
         )
-        return CachedFeatures(store, table, rows, views.choose, self._order)
+        return CachedFeatures(store, table, filled, views.choose, self._order, self.mesh)
 
     @property
     def _lower(self) -> LowerLayers:
         return LowerLayers(
-            self.image_format, self.classifier, self.weights_digest, self.backbone, self.mesh
+            self.image_format,
+            self.classifier,
+            self.weights_digest,
+            self._local_backbone,
+            local_mesh(self.mesh),
         )
+
+    @property
+    def _local_backbone(self) -> Variables:
+        """The backbone, for programs that this process runs alone."""
+        return localized(self.backbone, self.mesh)
 
     @property
     def keeps_features(self) -> bool:

@@ -8,16 +8,19 @@ from typing import cast
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from tlflax.data.pipeline.batch import Batches
 from tlflax.data.table import ImageTable
 from tlflax.features.batches import OnDevice, Order, Source
 from tlflax.features.cache.store import Store
+from tlflax.features.extract import Filled
 from tlflax.features.live_sources import weighted
 from tlflax.utils.errors import UserError
-from tlflax.utils.parallel.mesh import replicate
+from tlflax.utils.parallel import processes
+from tlflax.utils.parallel.mesh import exchange, pad, replicate
 
+_EXCHANGED = 2**26  # bytes that processes send each other at once
 _HOST_BYTES = 4 * 2**30  # beyond it, on a CPU, the memory map serves as well as a copy
 
 
@@ -36,17 +39,19 @@ class CachedFeatures:
     Attributes:
         store: The features.
         table: The images.
-        rows: Row numbers in the store; -1 for views that are never drawn.
+        filled: Where the features are.
         choose: Epoch to the number of each image's view, i64[n].
         order: How examples are put into batches.
+        mesh: The devices.
         evaluated: The number of the view that evaluation sees.
     """
 
     store: Store
     table: ImageTable
-    rows: Int[np.ndarray, 'views n']
+    filled: Filled
     choose: Callable[[int], Int[np.ndarray, ' n']]
     order: Order
+    mesh: Mesh
     evaluated: int = 0
 
     def train(self, epoch: int) -> tuple[Int[np.ndarray, 'steps b'], Int[np.ndarray, ' n']]:
@@ -57,6 +62,22 @@ class CachedFeatures:
         """Returns the positions of all examples in order, and each image's view."""
         n = len(self.table)
         return self.order.eval(n), np.full(n, self.evaluated)
+
+    @property
+    def wanted(self) -> Bool[np.ndarray, 'views n']:
+        """Which view of which image is ever drawn."""
+        return self.filled.owner >= 0
+
+    def read(
+        self, view: Int[np.ndarray, ' b'], image: Int[np.ndarray, ' b']
+    ) -> Shaped[np.ndarray, 'b ...']:
+        """Returns features that this process reads; zeros for those of others and image -1."""
+        mine = image >= 0
+        if not self.filled.everywhere:
+            mine = mine & (self.filled.owner[view, image] == processes.index())
+        features = np.zeros((len(image), *self.store.row_shape), self.store.dtype)
+        features[mine] = self.store.read(self.filled.rows[view[mine], image[mine]])
+        return features
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,14 +107,24 @@ class StreamedFeatures:
     def _batches(
         self, positions: Int[np.ndarray, 'steps b'], view: Int[np.ndarray, ' n']
     ) -> Batches:
-        store, table, rows = self.cached.store, self.cached.table, self.cached.rows
-        for index in positions:
+        table, count = self.cached.table, processes.count()
+        for whole in positions.reshape(len(positions), count, -1):
+            index = whole[processes.index()]
             mask = index >= 0
-            real = index[mask]
-            features = np.zeros((len(index), *store.row_shape), store.dtype)
-            features[mask] = store.read(rows[view[real], real])
             label = np.where(mask, table.labels[index], 0).astype(np.int32)
+            features = self._read(whole, view)
             yield {'features': features, 'label': label, 'mask': mask, 'index': index}
+
+    def _read(
+        self, whole: Int[np.ndarray, 'processes b'], view: Int[np.ndarray, ' n']
+    ) -> Float[np.ndarray, 'b ...'] | Float[jax.Array, '_b ...']:
+        """Returns this process's part of a batch; where others have rows of it, the whole."""
+        cached = self.cached
+        if cached.filled.everywhere:
+            index = whole[processes.index()]
+            return cached.read(view[index], index)
+        padded = pad(whole.T, len(cached.mesh.local_devices), fill=-1).T.ravel()
+        return exchange(cached.read(view[padded], padded), cached.mesh, split=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +133,7 @@ class OnDeviceFeatures:
 
     Attributes:
         cached: Which views of which images they are, and their order.
-        on_device: The features of all views that are ever drawn, in the order of `cached.rows`.
+        on_device: The features of all views that are ever drawn, in the order of `cached.wanted`.
         places: Where in `on_device` each view of each image is.
     """
 
@@ -132,27 +163,37 @@ class OnDeviceFeatures:
 FeatureSource = StreamedFeatures | OnDeviceFeatures
 
 
-def feature_source(cached: CachedFeatures, mesh: Mesh) -> FeatureSource:
-    """Returns a source of features, on every device of a mesh if they fit there.
+def feature_source(cached: CachedFeatures) -> FeatureSource:
+    """Returns a source of features, on every device of the mesh if they fit there.
 
     The store is closed if they do, so that others may evict what is in memory now.
     """
-    wanted = cached.rows >= 0
-    if int(wanted.sum()) * cached.store.row_bytes > on_device_limit():
+    wanted, mesh = cached.wanted, cached.mesh
+    size = int(wanted.sum()) * cached.store.row_bytes
+    if not all(processes.gather(size <= on_device_limit())):
         return StreamedFeatures(cached)
-
-    def put(values: Shaped[np.ndarray, 'rows ...']) -> jax.Array:
-        return cast(jax.Array, replicate(values, mesh))
-
     image, weights = np.nonzero(wanted)[1], cached.table.weights
     on_device = OnDevice(
-        features=put(cached.store.read(cached.rows[wanted])),
-        label=put(cached.table.labels[image]),
-        weight=None if weights is None else put(weights[image]),
+        features=cast(jax.Array, replicate(_whole(cached), mesh)),
+        label=cast(jax.Array, replicate(cached.table.labels[image], mesh)),
+        weight=None if weights is None else cast(jax.Array, replicate(weights[image], mesh)),
     )
     cached.store.close()
     places = np.cumsum(wanted.ravel()).reshape(wanted.shape) - 1
     return OnDeviceFeatures(cached, on_device, places)
+
+
+def _whole(cached: CachedFeatures) -> Shaped[np.ndarray, 'rows ...']:
+    """Returns the features of all views that are ever drawn, those of other processes included."""
+    view, image = np.nonzero(cached.wanted)
+    if cached.filled.everywhere:
+        return cached.store.read(cached.filled.rows[view, image])
+    step = max(1, _EXCHANGED // cached.store.row_bytes)
+    parts = [
+        np.asarray(exchange(cached.read(view[at : at + step], image[at : at + step]), cached.mesh))
+        for at in range(0, len(view), step)
+    ]
+    return np.concatenate(parts)
 
 
 def evaluating(source: FeatureSource, view: int) -> FeatureSource:

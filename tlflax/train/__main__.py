@@ -5,6 +5,9 @@ workdir, and prints the metrics of the best epoch by class. The same command con
 interruption; a finished run is not trained again.
 
 --find_lr and --find_batch_size keep nothing: they suggest a learning rate or a batch size.
+
+On several machines, start it on each: SLURM, Open MPI, Kubernetes and Cloud TPU tell it of the
+others, elsewhere --coordinator, --num_processes and --process_id do (docs/scaling.md).
 """
 
 import dataclasses
@@ -21,26 +24,49 @@ class Arguments:
     workdir: str | None = flags.optional(None, 'DIR', 'folder to write to; by default runs/CONFIG')
     find_lr: bool = flags.switch('suggest a learning rate; draws lr.svg in the workdir')
     find_batch_size: bool = flags.switch('suggest a batch size from speed and gradient noise')
+    coordinator: str | None = flags.optional(
+        None, 'HOST:PORT', 'a free port of the machine of process 0, if several train together'
+    )
+    num_processes: str | None = flags.optional(None, 'N', 'how many processes train together')
+    process_id: str | None = flags.optional(None, 'I', 'which of them this is, from 0')
 
 
 def main(arguments: Arguments) -> None:
     """Trains, prints the metrics of the best epoch and writes the report."""
+    from tlflax.config import libraries
+    from tlflax.utils.parallel import launch, processes
+
+    where = launch.find(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    with processes.started(where):
+        if not processes.is_primary():
+            libraries.log_errors_only()
+        left = _main(arguments)
+    if left:
+        raise KeyboardInterrupt(left)
+
+
+def _main(arguments: Arguments) -> str:
+    """Carries the command out; returns what is left to say where it was interrupted."""
     from tlflax.config.parse import resolve
     from tlflax.train.loop import Interrupted
+    from tlflax.utils.parallel import processes
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     if arguments.find_lr or arguments.find_batch_size:
         print(_find(arguments, workdir))
-        return
+        return ''
     try:
-        print(_train(arguments.config, workdir))
+        said = _train(arguments.config, workdir)
     except Interrupted as end:
         done = f'saved at step {end.step} in {workdir}' if end.step else 'no step done'
-        raise KeyboardInterrupt(f'{done}; run the same command to continue') from None
-    if resolve(values).train.report:
-        from tlflax.report.write import write_after
+        return f'{done}; run the same command to continue'
+    if processes.is_primary():
+        print(said)
+        if resolve(values).train.report:
+            from tlflax.report.write import write_after
 
-        write_after(workdir)
+            write_after(workdir)
+    return ''
 
 
 def _train(config: ConfigFile, workdir: str) -> str:
@@ -64,6 +90,9 @@ def _train(config: ConfigFile, workdir: str) -> str:
 
 def _find(arguments: Arguments, workdir: str) -> str:
     """Returns the report of a finder."""
+    from tlflax.utils.parallel.mesh import require_one_process
+
+    require_one_process('--find_lr and --find_batch_size')
     from tlflax.train.finders.command import find_batch_size, find_learning_rate
 
     if arguments.find_lr and arguments.find_batch_size:

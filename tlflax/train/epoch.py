@@ -22,7 +22,8 @@ from tlflax.train import losses, steps
 from tlflax.train.metrics.summary import summary
 from tlflax.train.optim.ema import Average
 from tlflax.utils.files import JsonObject
-from tlflax.utils.parallel.mesh import local_rows, put_batch, put_rows
+from tlflax.utils.parallel import processes
+from tlflax.utils.parallel.mesh import local_rows, put_batch, put_rows, to_host
 from tlflax.utils.progress import Tick, progress
 
 _AHEAD = 2  # dispatched steps in flight: bounds memory, hides latency
@@ -163,20 +164,37 @@ class Runner:
                 variables, source.on_device, put_rows(rows, self.mesh), classifier=self.classifier
             )
             progress(int((rows >= 0).sum()))
-            real = np.asarray(probabilities)[:, : rows.shape[1]][rows >= 0]
+            real = to_host(probabilities)[:, : rows.shape[1]][rows >= 0]
             return Evaluation(steps.means([sums.sums], sums.counts), real)
-        all_sums, parts, counts = [], [], None
+        all_sums, counts = [], None
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
         for batch in source.eval_batches():
             sums, probabilities = steps.eval_step(
                 variables, put_batch(batch, self.mesh), classifier=self.classifier
             )
             all_sums.append(sums.sums)
             counts = sums.counts if counts is None else jax.tree.map(jnp.add, counts, sums.counts)
-            rows = local_rows(probabilities)
-            parts.append(rows[: len(batch['mask'])][batch['mask']])
+            rows = local_rows(probabilities)[: len(batch['mask'])]
+            parts.append((batch['index'], rows))
             progress(int(batch['mask'].sum()))
         assert counts is not None
-        return Evaluation(steps.means(all_sums, counts), np.concatenate(parts))
+        return Evaluation(steps.means(all_sums, counts), _in_order(parts, source.num_examples))
+
+
+def _in_order(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], n: int
+) -> Float[np.ndarray, 'n classes']:
+    """Returns the rows of all processes in the order of the examples.
+
+    Args:
+        parts: The numbers of examples, -1 for padding, and the rows of each, batch by batch.
+        n: Number of examples.
+    """
+    index, rows = (np.concatenate(values) for values in zip(*parts, strict=True))
+    index, rows = processes.gather_arrays(index), processes.gather_arrays(rows)
+    found = np.empty((n, rows.shape[-1]), rows.dtype)
+    found[index[index >= 0]] = rows[index >= 0]
+    return found
 
 
 def _loss(sums: Sequence[steps.Sums]) -> str:

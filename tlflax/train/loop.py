@@ -14,6 +14,8 @@ from tlflax.train.early_stopping import EarlyStopping
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
 from tlflax.utils import interrupts
+from tlflax.utils.parallel import processes
+from tlflax.utils.parallel.mesh import Agreement
 from tlflax.utils.progress import Tick, progress
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
@@ -104,12 +106,13 @@ def train_epochs(
         UserError: The loss is no longer finite; the last checkpoints are kept.
     """
     due, asked = _Due(60 * fit.run.whole.checkpoint.minutes), False
+    agreed = Agreement(fit.run.runner.mesh)
     with interrupts.deferred(_announce) as stop_requested:
 
         def stop() -> bool:
             nonlocal asked
-            asked = stop_requested()
-            return asked or due()
+            asked, save = agreed(stop_requested(), due())
+            return asked or save
 
         while not position.ended(fit.run.config.train.epochs):
             before = position
@@ -124,7 +127,9 @@ def train_epochs(
                 fit.checkpoints.wait()
                 raise Interrupted(int(state.step))
         fit.checkpoints.wait()
-        if stop_requested():  # since the last step: only the final evaluation is missing
+        if any(
+            processes.gather(stop_requested())
+        ):  # since the last step: only the final evaluation is missing
             raise Interrupted(int(state.step))
     if fit.profile is not None:
         fit.profile.check_reached(position.epoch * fit.run.steps_per_epoch)

@@ -17,6 +17,7 @@ from tlflax.train.position import Position
 from tlflax.train.setup import Inputs, Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
+from tlflax.utils.parallel import processes
 from tlflax.utils.parallel.mesh import replicate
 from tlflax.utils.trees import Tree
 from tlflax.workdir import recovery
@@ -133,7 +134,7 @@ def _position(meta: JsonObject) -> Position:
 
 
 def _placed(state: steps.TrainState, run: Run) -> steps.TrainState:
-    return replicate(state, run.runner.mesh)
+    return replicate(processes.of_primary(state), run.runner.mesh)  # others may round differently
 
 
 def _check_unchanged(meta: JsonObject, run: Run, work: Workdir) -> None:

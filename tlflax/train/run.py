@@ -69,7 +69,7 @@ def train(config: Config, work: Workdir) -> JsonObject:
     first.log_length()
     _compute_lowest(first, inputs)
     # A new workdir is not bound to the run before its features are there.
-    ready = None if work.checkpoints.is_dir() else _begin(first)
+    ready = None if work.has_checkpoints() else _begin(first)
     _claim(first, work)
     try:
         with Checkpoints(work.checkpoints) as checkpoints:

@@ -31,8 +31,9 @@ from tlflax.train.optim import phases
 from tlflax.train.optim.learner import Learner, build_learner, check_all_frozen
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError
-from tlflax.utils.files import JsonObject
-from tlflax.utils.parallel.mesh import default_mesh, replicate, require_one_process
+from tlflax.utils.files import JsonObject, leaves, plain_json
+from tlflax.utils.parallel import processes
+from tlflax.utils.parallel.mesh import default_mesh, replicate
 from tlflax.workdir import provenance
 from tlflax.workdir.loggers import group as loggers
 
@@ -115,10 +116,8 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     """Returns a complete, checked configuration, with the backbone's own layers for 'auto'.
 
     Raises:
-        UserError: A key or value is not allowed, there is no such backbone or layer, or several
-            processes run together.
+        UserError: A key or value is not allowed, or there is no such backbone or layer.
     """
-    require_one_process()
     config = parse.resolve(raw)
     backbone, features = find(config.model.backbone), config.features
     layers = features.layers
@@ -159,7 +158,22 @@ def load(config: Config) -> Inputs:
     _check_sizes(config, splits)
     weights = components.load_backbone(config)
     preprocess = components.choose_preprocess(weights, config.weights.preprocess)
+    _check_processes(config, splits, weights)
     return Inputs(splits, weights, preprocess)
+
+
+def _check_processes(config: Config, splits: Splits, weights: Pretrained) -> None:
+    """Checks that processes that train together have the same work.
+
+    Raises:
+        UserError: They have not.
+    """
+    facts = {
+        **{f'config.{key}': value for key, value in leaves(plain_json(to_dict(config))).items()},
+        'the digest of the images': splits.digest,
+        'the digest of the weights': weights.digest,
+    }
+    processes.require_same(facts, 'give all processes the same command and the same files')
 
 
 def build(

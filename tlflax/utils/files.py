@@ -262,3 +262,14 @@ def csv_text(rows: Iterable[JsonObject], columns: Sequence[str]) -> str:
     lines.writeheader()
     lines.writerows(rows)
     return text.getvalue()
+
+
+def leaves(tree: JsonObject, prefix: str = '') -> JsonObject:
+    """Returns the values of nested objects by their dotted keys."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found.update(leaves(value, f'{prefix}{key}.'))
+        else:
+            found[f'{prefix}{key}'] = value
+    return found

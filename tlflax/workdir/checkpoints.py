@@ -28,6 +28,8 @@ from tlflax.models.base.modules import Variables
 from tlflax.utils import trees
 from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.files import JsonObject, signed
+from tlflax.utils.parallel.mesh import to_host
+from tlflax.utils.parallel.processes import on_primary
 from tlflax.workdir import metadata
 
 NOTHING = Variables({}, {})
@@ -54,7 +56,7 @@ class _Keep(policies.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one workdir, which the primary process alone reads and writes.
 
     Saving runs in the background; an error in one save is raised by the next call. As a context
     manager it waits for the last save on exit.
@@ -69,6 +71,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder.resolve()
+        self._open(read_only)
+
+    @on_primary
+    def _open(self, read_only: bool) -> None:
         if read_only and not self.folder.is_dir():
             raise UserError(
                 'no checkpoint found',
@@ -77,12 +83,18 @@ class Checkpoints:
             )
         self._keep = _Keep()
         self._metas: dict[int, JsonObject] = {}
+        if not read_only:
+            with self._saving():
+                self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep,
             # Folders made in the background leave threads waiting for minutes when that fails.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             read_only=read_only,
-            create=not read_only,
+            create=False,  # Orbax creates nothing where some of several processes take no part
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix='tlflax'
+            ),
             cleanup_tmp_directories=not read_only,
         )
         with as_user_error(
@@ -103,8 +115,13 @@ class Checkpoints:
             if kind is None:  # else the error under way says more
                 raise
         finally:
-            self._manager.close()
+            self._close()
 
+    @on_primary
+    def _close(self) -> None:
+        self._manager.close()
+
+    @on_primary
     def steps(self) -> list[int]:
         """Returns the steps that have a folder, in order, damaged or not."""
         return saved_steps(self.folder)
@@ -117,6 +134,7 @@ class Checkpoints:
         """
         return self.best_of(self.steps())
 
+    @on_primary
     def best_of(self, steps: Sequence[int]) -> int | None:
         """Returns the best of some steps, the last of which knows it; see `best`."""
         meta = self.meta(steps[-1]) if steps else {'best_step': None}
@@ -137,6 +155,7 @@ class Checkpoints:
         ranks = {step: self.meta(step)['rank'] for step in steps}
         return {step: rank for step, rank in ranks.items() if rank >= 0}
 
+    @on_primary
     def find(self, which: str) -> int:
         """Returns the saved step that 'best', 'last' or a number names.
 
@@ -161,6 +180,7 @@ class Checkpoints:
             )
         return int(which)
 
+    @on_primary
     def set_aside(self, steps: Sequence[int], folder: Path) -> None:
         """Moves steps to another folder of the same disk.
 
@@ -197,9 +217,6 @@ class Checkpoints:
             ema: The moving average of the trainable parameters; None or {}: there is none.
             frozen: Frozen parameters and state to save too.
         """
-        self.wait()
-        ranks = self._ranks(self.steps()) | ({step: rank} if rank >= 0 else {})
-        best = sorted(ranks, key=lambda step: ranks[step])[-2:]
         trees_by_name = {
             'params': trained.params,
             'opt_state': opt_state,
@@ -208,7 +225,14 @@ class Checkpoints:
             'frozen': frozen.params,
             'frozen_state': frozen.state,
         }
-        arrays = {name: jax.tree.map(np.asarray, t) for name, t in trees_by_name.items() if t}
+        arrays = {name: to_host(tree) for name, tree in trees_by_name.items() if tree}
+        self._save(step, arrays, meta, rank)
+
+    @on_primary
+    def _save(self, step: int, arrays: dict[str, Any], meta: JsonObject, rank: int) -> None:
+        self.wait()
+        ranks = self._ranks(self.steps()) | ({step: rank} if rank >= 0 else {})
+        best = sorted(ranks, key=lambda step: ranks[step])[-2:]
         with self._saving():
             self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         digests = {name: trees.fingerprint(tree) for name, tree in arrays.items()}
@@ -228,6 +252,7 @@ class Checkpoints:
         if shutil.disk_usage(self.folder).free < size + _ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    @on_primary
     def drop_former(self) -> None:
         """Deletes all but the best and the latest step, for a training that has ended."""
         self.wait()
@@ -236,6 +261,7 @@ class Checkpoints:
             if step not in keep:
                 self._manager.delete(step)
 
+    @on_primary
     def wait(self) -> None:
         """Waits for the current save.
 
@@ -253,6 +279,7 @@ class Checkpoints:
             of=(OSError, ValueError, RuntimeError),
         )
 
+    @on_primary
     def meta(self, step: int) -> JsonObject:
         """Returns the metadata saved with a step.
 
@@ -274,6 +301,7 @@ class Checkpoints:
             fix='put back a copy of it, or choose another --step',
         )
 
+    @on_primary
     def evaluated(self, step: int, abstract: Variables) -> Variables:
         """Returns what is used of a step: the moving average of the parameters, if it has one.
 
@@ -283,6 +311,7 @@ class Checkpoints:
         averaged = 'ema' in self.meta(step).get(_DIGESTS, {})
         return self._variables(step, abstract, ('ema' if averaged else 'params', 'state'))
 
+    @on_primary
     def state(
         self, step: int, trained: Variables, opt_state: optax.OptState, ema: trees.Tree
     ) -> tuple[Variables, optax.OptState, trees.Tree]:
@@ -292,6 +321,7 @@ class Checkpoints:
         average = self._variables(step, Variables(ema, {}), ('ema', 'state')).params
         return variables, restored['opt_state'], average
 
+    @on_primary
     def frozen(self, step: int, abstract: Variables) -> Variables:
         """Returns the frozen variables in the checkpoint; those it does not hold are missing."""
         names = ('frozen', 'frozen_state')

@@ -1,9 +1,10 @@
 """The files of a workdir other than checkpoints: config, metrics, result; and its loggers."""
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,17 +19,19 @@ from tlflax.utils.files import (
     atomic_write,
     dump_json,
     is_signed,
+    leaves,
     plain_json,
     signed,
     write_json,
 )
+from tlflax.utils.parallel.processes import on_primary
 from tlflax.workdir.lock import locked
 from tlflax.workdir.loggers.base import Status
 from tlflax.workdir.loggers.group import IDS, Loggers
 
 
 class Workdir:
-    """The folder of one run.
+    """The folder of one run, of which the primary process alone reads and writes files.
 
     Attributes:
         path: Absolute.
@@ -43,17 +46,22 @@ class Workdir:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self._create()
+        self.loggers = Loggers(self.path)
+
+    @on_primary
+    def _create(self) -> None:
         with writing(self.path, 'give another one with --workdir'):
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        self.loggers = Loggers(self.path)
 
     @property
     def checkpoints(self) -> Path:
         """The folder of Orbax checkpoints."""
         return self.path / 'checkpoints'
 
+    @on_primary
     def check(self, config: Config) -> Config:
         """Checks that the workdir is new or belongs to the same configuration.
 
@@ -72,6 +80,7 @@ class Workdir:
         self.check_same(to_dict(config), started)
         return config
 
+    @on_primary
     def check_same(self, config: JsonObject, started: JsonObject) -> None:
         """Checks that a configuration is the one that a run was started with.
 
@@ -79,9 +88,9 @@ class Workdir:
             UserError: It is not; names the keys that differ.
         """
         # A key that did not exist when the run was started had its default, or what it stood for.
-        filled = _leaves(plain_json(parse.filled(started)))
-        theirs = {**_leaves(plain_json(to_dict(Config()))), **filled}
-        ours = _leaves(plain_json(config))
+        filled = leaves(plain_json(parse.filled(started)))
+        theirs = {**leaves(plain_json(to_dict(Config()))), **filled}
+        ours = leaves(plain_json(config))
         differ = [
             f'{key} was {theirs.get(key)!r} and is {ours.get(key)!r}'
             for key in sorted(theirs.keys() | ours.keys())
@@ -94,11 +103,13 @@ class Workdir:
                 fix='give another --workdir, or the same config to continue',
             )
 
+    @on_primary
     def claim(self, config: JsonObject) -> None:
         """Writes config.json, which binds the workdir to this configuration."""
         with writing(self.path):
             write_json(self.path / 'config.json', config)
 
+    @on_primary
     def require_unused(self, *names: str) -> None:
         """Refuses a workdir that has any of these files.
 
@@ -110,6 +121,7 @@ class Workdir:
                 'this workdir is in use', where=str(self.path), fix='give another --workdir'
             )
 
+    @on_primary
     def check_free(self) -> None:
         """Refuses a workdir with a run in it, unless a process was killed while it wrote that.
 
@@ -119,6 +131,7 @@ class Workdir:
         if not self._mark.exists():
             self.require_unused('config.json', 'result.json')
 
+    @on_primary
     def begin_writing(self) -> None:
         """Prepares for a run that is written at once, until `write_result`; see `check_free`."""
         self.check_free()
@@ -133,10 +146,23 @@ class Workdir:
     def _mark(self) -> Path:
         return self.path / '.writing'
 
-    def locked(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
         """Keeps others from training here; see `tlflax.workdir.lock.locked`."""
-        return locked(self.path)
+        with contextlib.ExitStack() as held:
+            self._lock(held)
+            yield
 
+    @on_primary
+    def _lock(self, held: contextlib.ExitStack) -> None:
+        held.enter_context(locked(self.path))
+
+    @on_primary
+    def has_checkpoints(self) -> bool:
+        """Returns whether a run has begun here."""
+        return self.checkpoints.is_dir()
+
+    @on_primary
     def add_session(self, session: JsonObject) -> None:
         """Adds to provenance.json, which has an entry for each process of the run."""
         path = self.path / 'provenance.json'
@@ -150,6 +176,7 @@ class Workdir:
         with writing(self.path):
             write_json(path, {'sessions': [*before, session]})
 
+    @on_primary
     def result(self) -> JsonObject | None:
         """Returns the result of a finished run, or None.
 
@@ -158,6 +185,7 @@ class Workdir:
         """
         return read_result(self.path)
 
+    @on_primary
     def write_result(self, result: JsonObject) -> JsonObject:
         """Writes result.json, which marks the run as finished; returns its contents."""
         whole = signed(result)
@@ -167,10 +195,12 @@ class Workdir:
         self.loggers.finish(whole)
         return whole
 
+    @on_primary
     def records(self) -> list[JsonObject]:
         """Returns the epochs' records written so far; a line that is damaged is left out."""
         return read_records(self.path)
 
+    @on_primary
     def rewind(self, epochs: int) -> int:
         """Drops the records after the first `epochs` epochs, which will be run again.
 
@@ -187,12 +217,14 @@ class Workdir:
             atomic_write(self.path / 'metrics.jsonl', lines)
         return max((record['step'] for record in records), default=-1)
 
+    @on_primary
     def log_to(
         self, names: Sequence[str], config: JsonObject, step: int = 0, shown: int = -1
     ) -> None:
         """Opens loggers, to which `append` and `write_result` write too; see `Loggers`."""
         self.loggers = Loggers(self.path, names, config, step, shown)
 
+    @on_primary
     def append(self, record: JsonObject) -> None:
         """Adds an epoch's record to metrics.jsonl and shows it by the loggers."""
         with writing(self.path), open(self.path / 'metrics.jsonl', 'a') as file:
@@ -200,6 +232,7 @@ class Workdir:
         values = {name: value for name, value in record.items() if name not in ('epoch', 'step')}
         self.loggers.scalars(record['step'], values)
 
+    @on_primary
     def close(self, status: Status) -> None:
         """Closes the loggers.
 
@@ -290,13 +323,3 @@ def _damaged(path: Path) -> UserError:
         where=str(path),
         fix='delete it and run the command again; what it held is restored from the checkpoints',
     )
-
-
-def _leaves(tree: JsonObject, prefix: str = '') -> JsonObject:
-    leaves = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            leaves.update(_leaves(value, f'{prefix}{key}.'))
-        else:
-            leaves[f'{prefix}{key}'] = value
-    return leaves

@@ -10,6 +10,7 @@ import jax
 from absl import logging
 
 from tlflax.utils.errors import UserError, shown
+from tlflax.utils.parallel.processes import is_primary
 
 FOLDER = 'profile'
 
@@ -73,7 +74,10 @@ class Profile:
 
     @contextlib.contextmanager
     def traced(self) -> Iterator[None]:
-        """Traces the block, and says where the trace is."""
+        """Traces the block, and says where the trace is; of several processes, the primary one."""
+        if not is_primary():
+            yield
+            return
         with jax.profiler.trace(str(self.folder)):
             yield
         logging.info('the trace of steps %d to %d is in %s', self.first, self.last - 1, self.folder)

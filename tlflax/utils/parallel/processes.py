@@ -1,0 +1,239 @@
+"""Several processes that train together, and what they tell each other outside of programs.
+
+All run the same code in the same order. Process 0, the primary one, alone reads and writes the
+workdir; `on_primary` gives its results to the others. Small values travel through the key-value
+store of JAX's coordination service, large ones through the devices. With one process all of this
+costs nothing.
+"""
+
+import contextlib
+import functools
+import itertools
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+
+from tlflax.utils.errors import UserError, shown
+from tlflax.utils.parallel.launch import Launch
+from tlflax.utils.parallel.watch import Client, Watch
+
+T = TypeVar('T')
+P = ParamSpec('P')
+
+_SMALL = 2**16  # bytes of a message that goes through the key-value store
+_CONNECT = 300  # seconds that processes wait for each other at the beginning
+_HEARTBEAT = 100  # seconds after which JAX itself takes a process for lost; `Watch` is faster
+_ASK = 60_000  # milliseconds of one question to the key-value store, which is repeated
+
+
+class _Group:
+    """The processes that run together, as one of them sees them."""
+
+    def __init__(self, client: Client, count: int, index: int) -> None:
+        self.client, self.count, self.index = client, count, index
+        self._calls, self.inside = itertools.count(), False
+
+    def send(self, value: object, call: int) -> None:
+        """Gives a value of the primary process to all others."""
+        data = pickle.dumps(value)
+        small = len(data) <= _SMALL
+        self.client.key_value_set_bytes(
+            f'tlflax/call/{call}', b's' + data if small else b'l%d' % len(data)
+        )
+        if not small:
+            _broadcast(np.frombuffer(data, np.uint8))
+
+    def receive(self, call: int) -> Any:
+        """Returns what `send` gives."""
+        data = self._get(f'tlflax/call/{call}')
+        if data[:1] == b'l':
+            return pickle.loads(_broadcast(np.zeros(int(data[1:]), np.uint8)).tobytes())
+        return pickle.loads(data[1:])
+
+    def gather(self, value: object) -> list[Any]:
+        """Returns the small values of all processes, by their numbers."""
+        call = next(self._calls)
+        self.client.key_value_set_bytes(f'tlflax/all/{call}/{self.index}', pickle.dumps(value))
+        found = [self._get(f'tlflax/all/{call}/{number}') for number in range(self.count)]
+        return [pickle.loads(data) for data in found]
+
+    def _get(self, key: str) -> bytes:
+        while True:  # whoever is to answer may work for hours; `Watch` ends this if it is lost
+            try:
+                return self.client.blocking_key_value_get_bytes(key, _ASK)
+            except Exception as error:
+                if 'DEADLINE_EXCEEDED' not in str(error):
+                    raise
+
+    def next_call(self) -> int:
+        """Returns the number of the next exchange, which is the same in all processes."""
+        return next(self._calls)
+
+
+_group: _Group | None = None
+
+
+def count() -> int:
+    """Returns the number of processes that run together."""
+    return 1 if _group is None else _group.count
+
+
+def index() -> int:
+    """Returns the number of this process, from 0."""
+    return 0 if _group is None else _group.index
+
+
+def is_primary() -> bool:
+    """Returns whether this is the process that reads and writes the workdir."""
+    return index() == 0
+
+
+def on_primary(function: Callable[P, T]) -> Callable[P, T]:
+    """Makes a function that runs in the primary process alone, and returns its result in all.
+
+    Its result can be pickled; a `UserError` is raised in all processes.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        group = _group
+        if group is None or group.inside:
+            return function(*args, **kwargs)
+        number = group.next_call()
+        if group.index:
+            failed, value = group.receive(number)
+            if failed:
+                raise UserError(value[0], where=value[1], fix=value[2])
+            result: T = value
+            return result
+        group.inside = True
+        try:
+            result = function(*args, **kwargs)
+        except UserError as error:
+            group.send((True, (error.what, error.where, error.fix)), number)
+            raise
+        finally:
+            group.inside = False
+        group.send((False, result), number)
+        return result
+
+    return call
+
+
+@on_primary
+def of_primary(value: T) -> T:
+    """Returns the value that the primary process has; arrays are host arrays."""
+    return value
+
+
+def gather(value: T) -> list[T]:
+    """Returns a small value of each process, by their numbers; waits for all of them."""
+    return [value] if _group is None else _group.gather(value)
+
+
+def require_same(facts: Mapping[str, object], fix: str) -> None:
+    """Checks that all processes are at the same work.
+
+    Args:
+        facts: What must be the same in all, by what a message calls it.
+        fix: What to do about it.
+
+    Raises:
+        UserError: Something differs; raised in every process.
+    """
+    found = gather(dict(facts))
+    for number, other in enumerate(found):
+        for name, value in found[0].items():
+            if other.get(name) != value:
+                raise UserError(
+                    f'{name} is {shown(other.get(name))} in process {number}, and {shown(value)} '
+                    'in process 0',
+                    fix=fix,
+                )
+
+
+def gather_arrays(value: np.ndarray) -> np.ndarray:
+    """Returns the arrays of all processes, of one shape and type, stacked; through the devices."""
+    if _group is None:
+        return value[None]
+    from jax.experimental import multihost_utils
+
+    # As bytes: JAX would turn numbers of 64 bits into those of 32.
+    plain = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+    found = np.asarray(multihost_utils.process_allgather(plain))
+    return np.frombuffer(found.tobytes(), value.dtype).reshape(_group.count, *value.shape)
+
+
+def _broadcast(data: np.ndarray) -> np.ndarray:
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)
+
+
+@contextlib.contextmanager
+def started(launch: Launch | None) -> Iterator[None]:
+    """Connects this process with the others of its run, for the time of the block.
+
+    When the block raises in one process, all end: with its sentence and exit code, and the others
+    within a few seconds.
+
+    Args:
+        launch: The place of this process; None: it is alone, and nothing happens.
+
+    Raises:
+        UserError: The others cannot be reached.
+    """
+    global _group
+    client = None if launch is None else _connect(launch)
+    if client is None:
+        yield
+        return
+    import jax
+
+    _group = _Group(client, jax.process_count(), jax.process_index())
+    watch = Watch(client, _group.count, _group.index)
+    try:
+        require_same(
+            {'the number of devices': jax.local_device_count()}, 'give each process as many'
+        )
+        yield
+        _group.gather('end')  # whoever leaves first would seem to be lost
+    except BaseException as error:
+        watch.fail(error)
+        raise
+    watch.stop()
+    _group = None
+    jax.distributed.shutdown()
+
+
+def _connect(launch: Launch) -> Client | None:
+    """Starts JAX's runtime; returns None where the environment describes one process."""
+    import jax
+    from jax._src import distributed  # the public interface has no key-value store
+
+    # It would take SIGTERM for itself; `tlflax.utils.interrupts` handles it.
+    jax.config.update('jax_enable_preemption_service', False)
+    given = {
+        'coordinator_address': launch.coordinator,
+        'num_processes': launch.num_processes,
+        'process_id': launch.process_id,
+        'cluster_detection_method': 'deactivate',
+    }
+    found = {'cluster_detection_method': launch.method or None}
+    try:
+        jax.distributed.initialize(
+            **(given if launch.coordinator else found),
+            initialization_timeout=_CONNECT,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f'the processes of this run cannot reach each other ({str(error).splitlines()[0]})',
+            where=launch.coordinator or launch.method or 'jax.distributed',
+            fix='check that all were started, and that all reach this host and port',
+        ) from error
+    if jax.process_count() == 1:
+        return None
+    return cast(Client, distributed.global_state.client)
