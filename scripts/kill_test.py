@@ -41,7 +41,7 @@ from small_runs import (
     report,
 )
 
-import tlflax.train.run
+import tlflax.train.result
 from tlflax.features.cache.store import Store
 from tlflax.sweep.journal import Journal
 from tlflax.train.epoch import Runner
@@ -55,7 +55,7 @@ INSTANTS = (
     (Checkpoints, 'state'), (Checkpoints, 'drop_former'), (Workdir, 'append'),
     (Workdir, 'rewind'), (Workdir, 'claim'), (Workdir, 'write_result'), (Store, 'append'),
     (Journal, 'add'), (Journal, 'replace_best'), (os, 'rename'), (os, 'replace'),
-    (tlflax.train.run, '_result'),
+    (tlflax.train.result, 'evaluate'),
 )  # fmt: skip
 MOST_KILLS = 4  # of one run
 

@@ -39,9 +39,23 @@ def set_up() -> None:
     codecs.register_error(_ERRORS, _escaped)
     # It may be closed, or belong to a caller.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
-        results = io.BufferedWriter(_Results(sys.stdout.fileno(), 'w', closefd=False))
-        encoding = sys.stdout.encoding
-        sys.stdout = io.TextIOWrapper(results, encoding, _ERRORS, line_buffering=True)
+        sys.stdout = _stream(sys.stdout.fileno(), sys.stdout.encoding)
+
+
+def _stream(descriptor: int, encoding: str) -> io.TextIOWrapper:
+    results = io.BufferedWriter(_Results(descriptor, 'w', closefd=False))
+    return io.TextIOWrapper(results, encoding, _ERRORS, line_buffering=True)
+
+
+def keep_for_python() -> None:
+    """Leaves out what libraries in C++ print to stdout, such as Gloo's connections."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.flush()
+        theirs = sys.stdout.fileno()
+        sys.stdout = _stream(os.dup(theirs), sys.stdout.encoding)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, theirs)
+        os.close(null)
 
 
 def say(sentence: str) -> None:

@@ -33,10 +33,12 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains, prints the metrics of the best epoch and writes the report."""
-    from tlflax.config import libraries
+    from tlflax.config import libraries, output
     from tlflax.utils.parallel import launch, processes
 
     where = launch.find(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if where is not None:
+        output.keep_for_python()
     with processes.started(where):
         if not processes.is_primary():
             libraries.log_errors_only()

@@ -17,7 +17,7 @@ from tlflax.config.parse import to_dict
 from tlflax.config.phases import expand
 from tlflax.config.schema import Config
 from tlflax.data.audit import checks
-from tlflax.data.augment import ranges
+from tlflax.data.augment import ranges, sampling
 from tlflax.data.splits.load import Splits, load_splits
 from tlflax.features.select import SourceSelector
 from tlflax.models.backbones import find
@@ -130,6 +130,8 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     if data.resize == 'auto' and config.model.head != 'auto':
         data = dataclasses.replace(data, resize='stretch')
     config = dataclasses.replace(config, data=data, features=features)
+    keys = leaves(plain_json(to_dict(config)))
+    _require_same({f'config.{key}': value for key, value in keys.items()})
     expand(config)  # checks the phases
     if config.model.head == 'auto' and config.train.phases:
         raise UserError(
@@ -158,21 +160,18 @@ def load(config: Config) -> Inputs:
     _check_sizes(config, splits)
     weights = components.load_backbone(config)
     preprocess = components.choose_preprocess(weights, config.weights.preprocess)
-    _check_processes(config, splits, weights)
+    _require_same(
+        {'the digest of the images': splits.digest, 'the digest of the weights': weights.digest}
+    )
     return Inputs(splits, weights, preprocess)
 
 
-def _check_processes(config: Config, splits: Splits, weights: Pretrained) -> None:
+def _require_same(facts: Mapping[str, object]) -> None:
     """Checks that processes that train together have the same work.
 
     Raises:
         UserError: They have not.
     """
-    facts = {
-        **{f'config.{key}': value for key, value in leaves(plain_json(to_dict(config))).items()},
-        'the digest of the images': splits.digest,
-        'the digest of the weights': weights.digest,
-    }
     processes.require_same(facts, 'give all processes the same command and the same files')
 
 
@@ -242,6 +241,7 @@ def first_variables(config: Config, inputs: Inputs) -> Variables:
 def _with_numbers(config: Config, inputs: Inputs) -> Config:
     """Returns a configuration with the batch size and epochs that 0 stands for."""
     train = automatic.resolve(config.train, len(inputs.splits.train.labels))
+    sampling.check_shared(train.batch_size, processes.count())
     return dataclasses.replace(config, train=train)
 
 

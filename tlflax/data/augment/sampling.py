@@ -97,17 +97,26 @@ def batch_rows(
     Raises:
         UserError: Batches cannot be cut into so many equal parts.
     """
+    check_shared(batch_size, process_count)
+    steps = -(-len(order) // batch_size)
+    padded = np.full(steps * batch_size, -1, np.int64)
+    padded[: len(order)] = order
+    parts = padded.reshape(steps, process_count, batch_size // process_count)
+    return parts[start_step:, process_index]
+
+
+def check_shared(batch_size: int, process_count: int) -> None:
+    """Checks that batches can be cut into equal parts.
+
+    Raises:
+        UserError: They cannot.
+    """
     if batch_size % process_count:
         raise UserError(
             f'{batch_size} images cannot be shared equally by {process_count} processes',
             where='config.train.batch_size',
             fix=f'give a multiple of {process_count}',
         )
-    steps = -(-len(order) // batch_size)
-    padded = np.full(steps * batch_size, -1, np.int64)
-    padded[: len(order)] = order
-    parts = padded.reshape(steps, process_count, batch_size // process_count)
-    return parts[start_step:, process_index]
 
 
 def draw(augment: AugmentConfig, seed: int, epoch: int, n: int) -> Draws:

@@ -1,0 +1,231 @@
+"""Trainings of several processes over loopback, against that of one."""
+
+import json
+import shutil
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers import TESTS, make_folders, run_code
+
+RUN = '\nfrom tlflax.train.__main__ import COMMAND\nCOMMAND.run()\n'
+STREAMED = 'from tlflax.features import sources\nsources.on_device_limit = lambda: 0\n'
+SIGNAL = """
+import os, signal
+from tlflax.train.epoch import Runner
+calls, train = 0, Runner.train
+def struck(*arguments, **named):
+    global calls
+    calls += 1
+    if calls == 3:
+        os.kill(os.getpid(), signal.{})
+    return train(*arguments, **named)
+Runner.train = struck
+"""
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp('images')
+    make_folders(root / 'Train', 14, seed=1)
+    make_folders(root / 'Test', 5, seed=2)
+    return root
+
+
+@pytest.fixture(scope='module')
+def config(images):
+    path = images / 'config.py'
+    path.write_text(
+        'import sys\n'
+        f'sys.path.insert(0, {str(TESTS)!r})\n'
+        'from pathlib import Path\n'
+        'from helpers import toy_config\n'
+        'def get_config():\n'
+        f'    config = toy_config(Path({str(images)!r}))\n'
+        '    config.train.epochs, config.train.batch_size, config.train.report = 5, 8, False\n'
+        "    config.model.head, config.optim.learning_rate = 'gap_linear', 0.01\n"
+        '    return config\n'
+    )
+    return path
+
+
+def together(count, config, workdir, *flags, before='', of=None, own_caches=False):
+    """Runs the training command in several processes; returns what each did.
+
+    Args:
+        count: Number of processes.
+        config: The config file.
+        workdir: The workdir.
+        flags: Others of the command.
+        before: Code that runs before the command.
+        of: The process for which that is; None: all.
+        own_caches: Give each process its own feature cache.
+    """
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        port = found.getsockname()[1]
+
+    def run(number):
+        place = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
+        here = (*place, f'--process_id={number}') if count > 1 else ()
+        cache = workdir.parent / (f'cache{number}' if own_caches else 'cache')
+        code = (before if of in (None, number) else '') + RUN
+        return run_code(
+            code, f'--config={config}', f'--workdir={workdir}', *here, *flags,
+            TLFLAX_CACHE=str(cache),
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def losses(workdir):
+    """Returns the losses of all epochs, and those of the result."""
+    found = [one[key] for one in records(workdir) for key in ('train_loss', 'val_loss')]
+    result = json.loads((workdir / 'result.json').read_text())
+    return np.array([*found, result['val']['loss']])
+
+
+def timeless(workdir):
+    times = ('epoch_seconds', 'images_per_second')
+    return [{k: v for k, v in one.items() if k not in times} for one in records(workdir)]
+
+
+def all_done(runs):
+    for number, run in enumerate(runs):
+        assert run.returncode == 0, (number, run.stderr[-3000:])
+    for run in runs[1:]:
+        assert run.stdout == ''
+
+
+WAYS = {
+    'cached': ((), ''),
+    'live': (('--config.features.cache=False',), ''),
+    'augmented': (('--config.augment.rotation_range=20',), ''),
+    'streamed': ((), STREAMED),
+    'fine-tuned': (
+        (
+            "--config.optim.labels=(('backbone/block[12]/.*','frozen'),('.*','all'))",
+            '--config.features.layer=block3',
+            '--config.optim.statistics=updated',
+        ),
+        '',
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def alone(config, tmp_path_factory):
+    """Returns a function that returns the losses of a way of training in one process."""
+    found = {}
+
+    def of(way):
+        if way not in found:
+            flags, before = WAYS[way]
+            workdir = tmp_path_factory.mktemp('alone') / 'run'
+            all_done(together(1, config, workdir, *flags, before=before))
+            found[way] = workdir
+        return found[way]
+
+    return of
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_two_processes_with_their_own_caches_learn_what_one_does(way, config, tmp_path, alone):
+    flags, before = WAYS[way]
+    all_done(together(2, config, tmp_path / 'run', *flags, before=before, own_caches=True))
+    np.testing.assert_allclose(losses(tmp_path / 'run'), losses(alone(way)), rtol=1e-5)
+
+
+def test_four_processes_and_eight_devices(config, tmp_path, alone):
+    before = "import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'\n"
+    runs = together(4, config, tmp_path / 'run', before=before)
+    all_done(runs)
+    np.testing.assert_allclose(losses(tmp_path / 'run'), losses(alone('cached')), rtol=1e-5)
+    computed = [line for line in runs[0].stderr.splitlines() if 'computing features' in line]
+    assert 'features of 21 of 84 views' in computed[0]  # a fourth each, nothing twice
+
+
+@pytest.fixture(scope='module')
+def undisturbed(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+    all_done(together(2, config, workdir))
+    return workdir
+
+
+@pytest.mark.parametrize('of', [0, 1])
+def test_a_signal_to_one_stops_all_at_one_step(of, config, tmp_path, undisturbed):
+    workdir = tmp_path / 'run'
+    runs = together(2, config, workdir, before=SIGNAL.format('SIGTERM'), of=of)
+    assert [run.returncode for run in runs] == [130, 130], runs[0].stderr
+    for run in runs:
+        assert run.stderr.splitlines()[-1].startswith('interrupted: saved at step ')
+    assert len(records(workdir)) < 5
+    all_done(together(2, config, workdir))
+    assert timeless(workdir) == timeless(undisturbed)
+
+
+def test_a_restart_with_another_number_of_processes(config, tmp_path, undisturbed):
+    workdir = tmp_path / 'run'
+    runs = together(2, config, workdir, before=SIGNAL.format('SIGTERM'))
+    assert [run.returncode for run in runs] == [130, 130]
+    copy = shutil.copytree(tmp_path, tmp_path.parent / f'{tmp_path.name}-copy') / 'run'
+    all_done(together(1, config, workdir))
+    np.testing.assert_allclose(losses(workdir), losses(undisturbed), rtol=1e-5)
+    all_done(together(4, config, copy))
+    np.testing.assert_allclose(losses(copy), losses(undisturbed), rtol=1e-5)
+
+
+def test_a_killed_process_ends_the_others(config, tmp_path, undisturbed):
+    workdir, began = tmp_path / 'run', time.monotonic()
+    runs = together(2, config, workdir, before=SIGNAL.format('SIGKILL'), of=1)
+    assert time.monotonic() - began < 60
+    assert runs[0].returncode == 130
+    assert 'process 1 of 2 has ended or cannot be reached' in runs[0].stderr
+    assert 'Traceback' not in runs[0].stderr
+    all_done(together(2, config, workdir))
+    assert timeless(workdir) == timeless(undisturbed)
+
+
+def test_a_killed_primary_process_ends_the_others(config, tmp_path, undisturbed):
+    workdir = tmp_path / 'run'
+    runs = together(2, config, workdir, before=SIGNAL.format('SIGKILL'), of=0)
+    assert runs[1].returncode != 0
+    all_done(together(2, config, workdir))
+    assert timeless(workdir) == timeless(undisturbed)
+
+
+def test_an_error_in_one_process_ends_all_with_its_sentence(config, tmp_path):
+    failing = (
+        'from tlflax.features import extract\n'
+        'from tlflax.utils.errors import UserError\n'
+        'def fails(*_, **__): raise UserError("the disk is full", where="/disk", fix="buy one")\n'
+        'extract._append = fails\n'
+    )
+    runs = together(3, config, tmp_path / 'run', '--config.train.batch_size=6',
+                    before=failing, of=2)  # fmt: skip
+    assert [run.returncode for run in runs] == [2, 2, 2]
+    assert runs[2].stderr.splitlines()[-1] == 'error: /disk: the disk is full; buy one'
+    for run in runs[:2]:
+        last = run.stderr.splitlines()[-1]
+        assert last == 'error: process 2 of 3: /disk: the disk is full; buy one'
+
+
+def test_processes_at_different_work_are_refused(config, tmp_path):
+    before = "import sys; sys.argv.append('--config.train.seed=7')\n"
+    runs = together(2, config, tmp_path / 'run', before=before, of=1)
+    assert [run.returncode for run in runs] == [2, 2]
+    assert 'config.train.seed is 7 in process 1, and 0 in process 0; give all' in runs[0].stderr
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(config, tmp_path):
+    runs = together(3, config, tmp_path / 'run')
+    assert [run.returncode for run in runs] == [2, 2, 2]
+    said = 'config.train.batch_size: 8 images cannot be shared equally by 3 processes; give a mul'
+    assert said in runs[0].stderr
