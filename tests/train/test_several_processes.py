@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import TESTS, make_folders, run_code
 
-RUN = '\nfrom tlflax.train.__main__ import COMMAND\nCOMMAND.run()\n'
+RUN = '\nfrom tlflax.{}.__main__ import COMMAND\nCOMMAND.run()\n'
 STREAMED = 'from tlflax.features import sources\nsources.on_device_limit = lambda: 0\n'
 SIGNAL = """
 import os, signal
@@ -51,7 +51,7 @@ def config(images):
     return path
 
 
-def together(count, config, workdir, *flags, before='', of=None, own_caches=False):
+def together(count, config, workdir, *flags, before='', of=None, own_caches=False, command='train'):
     """Runs the training command in several processes; returns what each did.
 
     Args:
@@ -62,6 +62,7 @@ def together(count, config, workdir, *flags, before='', of=None, own_caches=Fals
         before: Code that runs before the command.
         of: The process for which that is; None: all.
         own_caches: Give each process its own feature cache.
+        command: 'train' or 'sweep'.
     """
     with socket.socket() as found:
         found.bind(('127.0.0.1', 0))
@@ -71,7 +72,7 @@ def together(count, config, workdir, *flags, before='', of=None, own_caches=Fals
         place = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
         here = (*place, f'--process_id={number}') if count > 1 else ()
         cache = workdir.parent / (f'cache{number}' if own_caches else 'cache')
-        code = (before if of in (None, number) else '') + RUN
+        code = (before if of in (None, number) else '') + RUN.format(command)
         return run_code(
             code, f'--config={config}', f'--workdir={workdir}', *here, *flags,
             TLFLAX_CACHE=str(cache),
@@ -229,3 +230,31 @@ def test_a_batch_that_cannot_be_shared_is_refused(config, tmp_path):
     assert [run.returncode for run in runs] == [2, 2, 2]
     said = 'config.train.batch_size: 8 images cannot be shared equally by 3 processes; give a mul'
     assert said in runs[0].stderr
+
+
+SWEEP = """
+from tlflax.sweep import grid
+def get_sweep():
+    return grid(**{'optim.learning_rate': [1e-2, 1e-3, 1e-4], 'train.label_smoothing': [0.0, 0.1]})
+"""
+
+
+def test_a_sweep(config, tmp_path):
+    (tmp_path / 'settings.py').write_text(SWEEP)
+    found = []
+    for count in (1, 2):
+        workdir = tmp_path / f'sweep{count}'
+        flags = (f'--sweep={tmp_path / "settings.py"}', '--config.train.epochs=3')
+        all_done(together(count, config, workdir, *flags, command='sweep'))
+        ranking = json.loads((workdir / 'sweep.json').read_text())
+        assert len(ranking) == 6
+        by_number = sorted(ranking, key=lambda row: row['number'])
+        found.append([r['val_loss'] for row in by_number for r in row['records']])
+        assert len(losses(workdir / 'best')) == 7
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_what_takes_one_process_says_so(config, tmp_path):
+    runs = together(2, config, tmp_path / 'run', '--config.model.head=auto')
+    assert [run.returncode for run in runs] == [2, 2]
+    assert 'and the automatic choice of a head takes one; start one process' in runs[0].stderr

@@ -18,10 +18,11 @@ A command is a dataclass of its arguments and a function that takes them:
 JAX and TensorFlow are loaded.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from tlflax.config import flags, output
@@ -33,6 +34,27 @@ T = TypeVar('T')
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _HELP = ('--help', '-help', '-h')
 _GOES_ON = 'what was computed is kept; run the same command to continue'
+
+
+@contextlib.contextmanager
+def together(arguments: flags.Together) -> Iterator[None]:
+    """Connects this process with the others that run the same command, if there are any.
+
+    Only the primary one says what it does.
+
+    Raises:
+        UserError: See `launch.find` and `processes.started`.
+    """
+    from tlflax.config import libraries
+    from tlflax.utils.parallel import launch, processes
+
+    where = launch.find(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if where is not None:
+        output.keep_for_python()
+    with processes.started(where):
+        if not processes.is_primary():
+            libraries.log_errors_only()
+        yield
 
 
 @dataclasses.dataclass(frozen=True)

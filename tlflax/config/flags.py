@@ -131,12 +131,21 @@ def _field(argument: Argument, default: object) -> Any:
     return dataclasses.field(default=default, metadata={'argument': argument})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together:
+    """The arguments of a command that several processes may run together."""
+
+    coordinator: str | None = optional(
+        None, 'HOST:PORT', 'a free port of the machine of process 0, if several run together'
+    )
+    num_processes: str | None = optional(None, 'N', 'how many processes run together')
+    process_id: str | None = optional(None, 'I', 'which of them this is, from 0')
+
+
 def described(cls: type) -> list[Argument]:
     """Returns the arguments that a command's dataclass describes, in order, and `QUIET`."""
-    own = [
-        dataclasses.replace(field.metadata['argument'], name=field.name)
-        for field in dataclasses.fields(cls)
-    ]
+    fields = sorted(dataclasses.fields(cls), key=lambda field: hasattr(Together, field.name))
+    own = [dataclasses.replace(field.metadata['argument'], name=field.name) for field in fields]
     return [*own, QUIET]
 
 

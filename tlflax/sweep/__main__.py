@@ -19,7 +19,7 @@ from tlflax.config.flags import ConfigFile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(flags.Together):
     """The arguments of the command."""
 
     config: ConfigFile = flags.config_file()
@@ -33,11 +33,17 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains the heads and prints their ranking."""
+    with cli.together(arguments):
+        _main(arguments)
+
+
+def _main(arguments: Arguments) -> None:
     from tlflax.report.write import write_after
     from tlflax.sweep.ranking import format_table
     from tlflax.sweep.run import run
     from tlflax.sweep.settings import read_settings
     from tlflax.train.setup import configure
+    from tlflax.utils.parallel import processes
     from tlflax.workdir.files import Workdir
 
     sweep = arguments.sweep
@@ -45,6 +51,8 @@ def main(arguments: Arguments) -> None:
     workdir = arguments.workdir or f'runs/{arguments.config.name}-{Path(sweep).stem}'
     config = configure(arguments.config.values)
     ranking = run(config, settings, Workdir(Path(workdir)), where=sweep)
+    if not processes.is_primary():
+        return
     print(format_table(ranking))
     print(f'the best is the run in {workdir}/best')
     if config.train.report:

@@ -35,6 +35,7 @@ from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json
+from tlflax.utils.parallel.mesh import require_one_process
 from tlflax.workdir.files import Workdir, read_json, writing
 
 BUDGET = 2.4e12  # operations of a choice for each 1,000 images: 2 minutes on two cores
@@ -57,6 +58,7 @@ def choose_and_evaluate(config: ConfigDict, workdir: str | Path) -> tuple[JsonOb
         UserError: The configuration or the data is at fault, the features are not kept on the
             device, or the workdir holds another run.
     """
+    require_one_process('the automatic choice of a head')
     resolved = setup.configure(config)
     work = Workdir(Path(workdir))
     with work.locked():

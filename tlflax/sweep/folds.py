@@ -39,6 +39,7 @@ from tlflax.utils.files import (
     signed,
     write_json,
 )
+from tlflax.utils.parallel.mesh import require_one_process
 from tlflax.workdir.files import Workdir, read_json, writing
 
 _COLUMNS = ('repeat', 'fold', 'workdir', 'num_examples', 'train_examples', *METRICS)
@@ -80,6 +81,7 @@ def cross_validate(config: ConfigDict, workdir: str | Path) -> JsonObject:
         UserError: The configuration or the data is at fault, or the workdir holds another run.
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
+    require_one_process('a cross-validation')
     resolved = setup.configure(config)
     if resolved.data.fold != 'all':
         raise UserError(

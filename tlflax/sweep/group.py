@@ -29,6 +29,8 @@ from tlflax.train.epoch import SCAN
 from tlflax.train.optim.learner import configured_rates
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
+from tlflax.utils.parallel import processes
+from tlflax.utils.parallel.mesh import place, to_host
 
 Saved = tuple[steps.TrainState, Position]
 
@@ -138,7 +140,7 @@ def _train_epoch(
             on_device,
             part[0] if program.shared_order else part,
         )
-        parts.append(jax.device_get(sums))
+        parts.append(to_host(sums))
     return replicas._replace(state=state), parts
 
 
@@ -150,7 +152,7 @@ def _next_rows(member: Member) -> Int[np.ndarray, 'steps b']:
 def _evaluate_epoch(replicas: Replicas, val: OnDeviceSource, program: Program) -> steps.EvalSums:
     rows = val.eval_rows()
     sums = program.evaluate(replicas.state, replicas.frozen, val.on_device, rows)
-    return jax.device_get(sums)
+    return to_host(sums)
 
 
 def _end_epoch(
@@ -181,10 +183,10 @@ def _end_epoch(
 def _saved(member: Member, replicas: Replicas, replica: int) -> list[Saved]:
     if member.diverged is not None:
         return []
-    last = (jax.device_get(_at(replicas.state, replica)), member.position)
+    last = (to_host(_at(replicas.state, replica)), member.position)
     if member.best_position.epoch in (0, member.position.epoch):
         return [last]
-    return [(jax.device_get(_at(replicas.best, replica)), member.best_position), last]
+    return [(to_host(_at(replicas.best, replica)), member.best_position), last]
 
 
 def _stack(members: Sequence[Member]) -> Replicas:
@@ -227,14 +229,17 @@ def _take(replicas: Replicas, chosen: Sequence[int], mesh: Mesh) -> Replicas:
     if not chosen:
         return replicas
     index = np.array([*chosen, *[chosen[-1]] * (-len(chosen) % mesh.size)])
+    if processes.count() > 1:
+        replicas = to_host(replicas)
     return _put(jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, replicas), mesh)
 
 
 def _put(replicas: Replicas, mesh: Mesh) -> Replicas:
-    def sharding(leaf: Array | np.ndarray | np.generic) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec('data') if leaf.ndim else PartitionSpec())
+    def put(leaf: Array | np.ndarray | np.generic) -> Array:
+        axes = ('data',) if leaf.ndim else ()
+        return place(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    return jax.device_put(replicas, jax.tree.map(sharding, replicas))
+    return jax.tree.map(put, replicas)
 
 
 def _at(tree: Any, replica: int) -> Any:

@@ -19,6 +19,7 @@ from tlflax.sweep.group import Member
 from tlflax.train.position import Position
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, dump_json, is_signed, plain_json, signed
+from tlflax.utils.parallel.processes import on_primary
 from tlflax.workdir.files import Workdir, read_json, writing
 
 _BEST, _NEW, _OLD = 'best', '.best.new', '.best.old'
@@ -41,12 +42,15 @@ class Journal:
     def __init__(self, work: Workdir, header: JsonObject) -> None:
         self._work, self._path = work, work.path / 'members.jsonl'
         self.seconds = 0.0
-        header = plain_json(header)
+        self._open(plain_json(header))
+
+    @on_primary
+    def _open(self, header: JsonObject) -> None:
         if not self._path.exists():
-            work.require_unused('sweep.json', 'config.json', _BEST)
+            self._work.require_unused('sweep.json', 'config.json', _BEST)
             self._write([header])
         self._check(header)
-        _recover(work.path)
+        _recover(self._work.path)
 
     def _check(self, header: JsonObject) -> None:
         first = self._lines()[:1]
@@ -93,11 +97,13 @@ class Journal:
             )
         return whole
 
+    @on_primary
     def forget(self, number: int) -> None:
         """Removes a member's line, so that it is trained again."""
         first, *lines = self._lines()
         self._write([first, *(line for line in lines if line['number'] != number)])
 
+    @on_primary
     def add(self, number: int, member: Member, seconds: float) -> None:
         """Adds a member that has finished."""
         line = {
@@ -111,6 +117,7 @@ class Journal:
         with writing(self._work.path), open(self._path, 'a') as file:
             file.write(dump_json(signed(line)) + '\n')
 
+    @on_primary
     def holds_best(self, member: Member) -> bool:
         """Returns whether `best/` is the finished run of this member."""
         folder = self._work.path / _BEST
@@ -125,15 +132,24 @@ class Journal:
 
     def replace_best(self, write: Callable[[Workdir], object]) -> None:
         """Replaces `best/` by what `write` puts into a new workdir; one of them is always there."""
+        self._clear()
+        write(Workdir(self._work.path / _NEW))
+        self._put_best()
+
+    @on_primary
+    def _clear(self) -> None:
+        shutil.rmtree(self._work.path / _NEW, ignore_errors=True)
+
+    @on_primary
+    def _put_best(self) -> None:
         new, best, old = (self._work.path / name for name in (_NEW, _BEST, _OLD))
-        shutil.rmtree(new, ignore_errors=True)
-        write(Workdir(new))
         with writing(self._work.path):
             if best.exists():
                 os.rename(best, old)
             os.rename(new, best)
         shutil.rmtree(old, ignore_errors=True)
 
+    @on_primary
     def _lines(self) -> list[Any]:
         lines: list[Any] = []
         for text in self._path.read_text(errors='replace').splitlines():
@@ -143,6 +159,7 @@ class Journal:
                 lines.append(None)
         return lines
 
+    @on_primary
     def _write(self, lines: Sequence[object]) -> None:
         with writing(self._work.path):
             atomic_write(self._path, ''.join(dump_json(line) + '\n' for line in lines))

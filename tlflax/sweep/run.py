@@ -23,7 +23,9 @@ from tlflax.train.run import publish
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, atomic_write, write_json
+from tlflax.utils.parallel import processes
 from tlflax.utils.parallel.mesh import replicate
+from tlflax.utils.parallel.processes import on_primary
 from tlflax.workdir.files import Workdir, writing
 
 _REPLICAS = 32  # most heads side by side
@@ -166,9 +168,7 @@ def run(
             row(rank, n + 1, sweep.settings[n], sweep.members[n])
             for rank, n in enumerate(finished, start=1)
         ]
-        with writing(work.path):
-            atomic_write(work.path / 'sweep.csv', format_csv(ranking))
-            write_json(work.path / 'sweep.json', ranking)
+        _write(ranking, work)
     if interrupted:
         done = f'{len(finished)} of {len(settings)} settings had finished, see {work.path}'
         raise KeyboardInterrupt(f'{done}; run the same command to continue')
@@ -179,6 +179,13 @@ def run(
             fix='lower optim.learning_rate and give another --workdir',
         )
     return ranking
+
+
+@on_primary
+def _write(ranking: Sequence[Row], work: Workdir) -> None:
+    with writing(work.path):
+        atomic_write(work.path / 'sweep.csv', format_csv(ranking))
+        write_json(work.path / 'sweep.json', ranking)
 
 
 def _header(config: Config, sweep: Sweep) -> JsonObject:
@@ -218,6 +225,8 @@ def _train_all(sweep: Sweep, journal: Journal, began: float) -> tuple[list[int],
             journal.add(number, member, seconds)
             finished.append(number)
     except KeyboardInterrupt:
+        if processes.count() > 1:  # the others wait within a program, and have not been asked
+            raise
         interrupted = True
     return sorted(finished, key=by_rank), interrupted
 

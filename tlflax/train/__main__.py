@@ -17,31 +17,18 @@ from tlflax.config.flags import ConfigFile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(flags.Together):
     """The arguments of the command."""
 
     config: ConfigFile = flags.config_file()
     workdir: str | None = flags.optional(None, 'DIR', 'folder to write to; by default runs/CONFIG')
     find_lr: bool = flags.switch('suggest a learning rate; draws lr.svg in the workdir')
     find_batch_size: bool = flags.switch('suggest a batch size from speed and gradient noise')
-    coordinator: str | None = flags.optional(
-        None, 'HOST:PORT', 'a free port of the machine of process 0, if several train together'
-    )
-    num_processes: str | None = flags.optional(None, 'N', 'how many processes train together')
-    process_id: str | None = flags.optional(None, 'I', 'which of them this is, from 0')
 
 
 def main(arguments: Arguments) -> None:
     """Trains, prints the metrics of the best epoch and writes the report."""
-    from tlflax.config import libraries, output
-    from tlflax.utils.parallel import launch, processes
-
-    where = launch.find(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    if where is not None:
-        output.keep_for_python()
-    with processes.started(where):
-        if not processes.is_primary():
-            libraries.log_errors_only()
+    with cli.together(arguments):
         left = _main(arguments)
     if left:
         raise KeyboardInterrupt(left)
@@ -92,9 +79,6 @@ def _train(config: ConfigFile, workdir: str) -> str:
 
 def _find(arguments: Arguments, workdir: str) -> str:
     """Returns the report of a finder."""
-    from tlflax.utils.parallel.mesh import require_one_process
-
-    require_one_process('--find_lr and --find_batch_size')
     from tlflax.train.finders.command import find_batch_size, find_learning_rate
 
     if arguments.find_lr and arguments.find_batch_size:

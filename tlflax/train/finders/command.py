@@ -18,6 +18,7 @@ from tlflax.train.finders.learning_rate import RangeTest, Suggestion
 from tlflax.train.setup import Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import atomic_write, csv_text, dump_json
+from tlflax.utils.parallel.mesh import require_one_process
 from tlflax.utils.progress import progress
 from tlflax.workdir.files import Workdir, writing
 
@@ -42,6 +43,7 @@ def find_learning_rate(values: ConfigDict, workdir: str) -> str:
     Raises:
         UserError: The configuration, the data or the machine is at fault.
     """
+    require_one_process('the choice of a learning rate')
     config = _configure(values, 'learning rate')
     folder = Workdir(Path(workdir)).path
     constant = dataclasses.replace(config.optim, schedule='constant', warmup_epochs=0.0)
@@ -79,6 +81,7 @@ def find_batch_size(values: ConfigDict) -> str:
     Raises:
         UserError: The configuration, the data or the machine is at fault.
     """
+    require_one_process('the choice of a batch size')
     config = _configure(values, 'batch size')
     run = setup.build(config, setup.load(config))
     source = _source(run)

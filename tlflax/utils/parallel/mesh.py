@@ -70,10 +70,17 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     def put(leaf: object) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == sharding.device_set:
             return leaf
-        value = np.asarray(leaf)  # `device_put` would send it around to compare it
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+        return place(np.asarray(leaf), sharding)
 
     return jax.tree.map(put, tree)
+
+
+def place(value: jax.Array | np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that all processes have on devices, each its part."""
+    if processes.count() == 1:
+        return jax.device_put(value, sharding)
+    host = np.asarray(value)  # `device_put` would send it around to compare it
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def put_batch(batch: Mapping[str, object], mesh: Mesh) -> dict[str, jax.Array]:
@@ -110,9 +117,7 @@ def put_rows(rows: Int[np.ndarray, 'steps b'], mesh: Mesh) -> Int[jax.Array, 'st
     """Splits the row numbers of many batches over the devices; padding is -1."""
     padded = pad(rows.T, mesh.size, fill=-1).T
     sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
-    if processes.count() == 1:
-        return jax.device_put(padded, sharding)
-    return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+    return place(padded, sharding)
 
 
 def local_rows(array: jax.Array) -> Shaped[np.ndarray, 'rows ...']:
