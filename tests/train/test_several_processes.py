@@ -1,8 +1,11 @@
 """Trainings of several processes over loopback, against that of one."""
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -150,7 +153,7 @@ def test_four_processes_and_eight_devices(config, tmp_path, alone):
     all_done(runs)
     np.testing.assert_allclose(losses(tmp_path / 'run'), losses(alone('cached')), rtol=1e-5)
     computed = [line for line in runs[0].stderr.splitlines() if 'computing features' in line]
-    assert 'features of 21 of 84 views' in computed[0]  # a fourth each, nothing twice
+    assert 'features of 20 of 80 views' in computed[0]  # a fourth each, nothing twice
 
 
 @pytest.fixture(scope='module')
@@ -258,3 +261,70 @@ def test_what_takes_one_process_says_so(config, tmp_path):
     runs = together(2, config, tmp_path / 'run', '--config.model.head=auto')
     assert [run.returncode for run in runs] == [2, 2]
     assert 'and the automatic choice of a head takes one; start one process' in runs[0].stderr
+
+
+KILLED_WHILE_COMPUTING = """
+import os, signal
+from tlflax.features.cache.store import Store
+Store.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_part_of_a_lost_process_is_computed_by_all(config, tmp_path):
+    workdir = tmp_path / 'run'
+    together(2, config, workdir, before=KILLED_WHILE_COMPUTING, of=1, own_caches=True)
+    runs = together(2, config, workdir, own_caches=True)
+    all_done(runs)
+    computed = [line for line in runs[0].stderr.splitlines() if 'computing features' in line]
+    assert 'training: computing features of 20 of 80 views' in computed[0]  # of the 40 missing
+    assert 'validation: computing features of 8 of 15 views' in computed[1]
+
+
+def _may_make_hosts():
+    done = subprocess.run(['ip', 'netns', 'add', 'tlflax-try'], capture_output=True, check=False)
+    subprocess.run(['ip', 'netns', 'del', 'tlflax-try'], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces that reach each other and nothing else."""
+    if shutil.which('ip') is None or not _may_make_hosts():
+        pytest.skip('network namespaces cannot be made here')
+    a, b = (f'tlflax-{os.getpid()}-{name}' for name in 'ab')
+    link = f'tl{os.getpid()}'
+    setup = [
+        f'ip netns add {a}', f'ip netns add {b}',
+        f'ip link add {link}a netns {a} type veth peer name {link}b netns {b}',
+        f'ip -n {a} addr add 10.77.0.1/24 dev {link}a', f'ip -n {a} link set {link}a up',
+        f'ip -n {b} addr add 10.77.0.2/24 dev {link}b', f'ip -n {b} link set {link}b up',
+        f'ip -n {a} link set lo up', f'ip -n {b} link set lo up',
+    ]  # fmt: skip
+    try:
+        for command in setup:
+            subprocess.run(command.split(), check=True, capture_output=True)
+        yield a, b
+    finally:
+        for name in (a, b):
+            subprocess.run(['ip', 'netns', 'del', name], check=False, capture_output=True)
+
+
+def test_two_hosts_that_share_no_files(config, tmp_path, alone, hosts):
+    started = []
+    for number, host in enumerate(hosts):
+        arguments = [
+            f'--config={config}', f'--workdir={tmp_path}/{number}/run', f'--process_id={number}',
+            '--coordinator=10.77.0.1:5123', '--num_processes=2',
+        ]  # fmt: skip
+        command = ['ip', 'netns', 'exec', host, sys.executable, '-m', 'tlflax.train', *arguments]
+        environment = {**os.environ, 'TLFLAX_CACHE': f'{tmp_path}/{number}/cache'}
+        started.append(
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    for one in started:
+        said = one.communicate(timeout=200)
+        assert one.returncode == 0, said
+    np.testing.assert_allclose(losses(tmp_path / '0/run'), losses(alone('cached')), rtol=1e-5)
+    assert os.listdir(tmp_path / '1') == ['cache']

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import pickle
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -234,6 +235,35 @@ def _connect(launch: Launch) -> Client | None:
             where=launch.coordinator or launch.method or 'jax.distributed',
             fix='check that all were started, and that all reach this host and port',
         ) from error
-    if jax.process_count() == 1:
+    with _reached_at(_own_address(str(distributed.global_state.coordinator_address))):
+        several = jax.process_count() > 1
+    return cast(Client, distributed.global_state.client) if several else None
+
+
+def _own_address(coordinator: str) -> str | None:
+    """Returns the address of this machine on the way to the coordinator; None: not known."""
+    host, _, port = coordinator.rpartition(':')
+    try:
+        found = socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as link:
+            link.connect(address)  # sends nothing
+            return str(link.getsockname()[0])
+    except OSError:
         return None
-    return cast(Client, distributed.global_state.client)
+
+
+@contextlib.contextmanager
+def _reached_at(address: str | None) -> Iterator[None]:
+    """Lets Gloo, which connects CPUs, be reached at an address while JAX starts.
+
+    It would take the one of the host's name, which on many machines is that of the loopback.
+    """
+    from jax._src.lib import _jax
+
+    make = _jax.make_gloo_tcp_collectives
+    _jax.make_gloo_tcp_collectives = functools.partial(make, hostname=address)
+    try:
+        yield
+    finally:
+        _jax.make_gloo_tcp_collectives = make
