@@ -54,6 +54,7 @@ def together(arguments: flags.Together) -> Iterator[None]:
     with processes.started(where):
         if not processes.is_primary():
             libraries.log_errors_only()
+            output.drop()
         yield
 
 

@@ -58,6 +58,11 @@ def keep_for_python() -> None:
         os.close(null)
 
 
+def drop() -> None:
+    """Writes no results, in a process whose primary one does."""
+    sys.stdout = _stream(os.open(os.devnull, os.O_WRONLY), 'utf-8')
+
+
 def say(sentence: str) -> None:
     """Prints a sentence on stderr, if that is still open."""
     with contextlib.suppress(OSError):

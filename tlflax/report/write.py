@@ -38,6 +38,7 @@ def write_run(
     return write(path or Path(workdir) / FILE, render_run(page))
 
 
+@on_primary
 def write_after(workdir: str | Path) -> None:
     """Writes the page of a run that has ended, unless it is there; what hinders it is logged.
 

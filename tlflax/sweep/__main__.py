@@ -43,7 +43,6 @@ def _main(arguments: Arguments) -> None:
     from tlflax.sweep.run import run
     from tlflax.sweep.settings import read_settings
     from tlflax.train.setup import configure
-    from tlflax.utils.parallel import processes
     from tlflax.workdir.files import Workdir
 
     sweep = arguments.sweep
@@ -51,8 +50,6 @@ def _main(arguments: Arguments) -> None:
     workdir = arguments.workdir or f'runs/{arguments.config.name}-{Path(sweep).stem}'
     config = configure(arguments.config.values)
     ranking = run(config, settings, Workdir(Path(workdir)), where=sweep)
-    if not processes.is_primary():
-        return
     print(format_table(ranking))
     print(f'the best is the run in {workdir}/best')
     if config.train.report:

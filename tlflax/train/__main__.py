@@ -11,9 +11,13 @@ others, elsewhere --coordinator, --num_processes and --process_id do (docs/scali
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from tlflax.config import cli, flags
 from tlflax.config.flags import ConfigFile
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,38 +33,33 @@ class Arguments(flags.Together):
 def main(arguments: Arguments) -> None:
     """Trains, prints the metrics of the best epoch and writes the report."""
     with cli.together(arguments):
-        left = _main(arguments)
-    if left:
-        raise KeyboardInterrupt(left)
+        _main(arguments)
 
 
-def _main(arguments: Arguments) -> str:
-    """Carries the command out; returns what is left to say where it was interrupted."""
+def _main(arguments: Arguments) -> None:
     from tlflax.config.parse import resolve
     from tlflax.train.loop import Interrupted
-    from tlflax.utils.parallel import processes
+    from tlflax.utils.interrupts import Agreed
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     if arguments.find_lr or arguments.find_batch_size:
-        print(_find(arguments, workdir))
-        return ''
+        from tlflax.train.finders.command import find
+
+        print(find(values, workdir, rate=arguments.find_lr, size=arguments.find_batch_size))
+        return
     try:
-        said = _train(arguments.config, workdir)
+        print(_train(values, workdir))
     except Interrupted as end:
         done = f'saved at step {end.step} in {workdir}' if end.step else 'no step done'
-        return f'{done}; run the same command to continue'
-    if processes.is_primary():
-        print(said)
-        if resolve(values).train.report:
-            from tlflax.report.write import write_after
+        raise Agreed(f'{done}; run the same command to continue') from None
+    if resolve(values).train.report:
+        from tlflax.report.write import write_after
 
-            write_after(workdir)
-    return ''
+        write_after(workdir)
 
 
-def _train(config: ConfigFile, workdir: str) -> str:
+def _train(values: 'ConfigDict', workdir: str) -> str:
     """Trains, and returns what a person reads of the result; imports what that takes alone."""
-    values = config.values
     if values.data.fold == 'all':
         from tlflax.sweep import folds
 
@@ -75,18 +74,6 @@ def _train(config: ConfigFile, workdir: str) -> str:
     from tlflax.train.run import train_and_evaluate
 
     return format_result(train_and_evaluate(values, workdir))
-
-
-def _find(arguments: Arguments, workdir: str) -> str:
-    """Returns the report of a finder."""
-    from tlflax.train.finders.command import find_batch_size, find_learning_rate
-
-    if arguments.find_lr and arguments.find_batch_size:
-        raise flags.UsageError(
-            '--find_lr and --find_batch_size are two questions', where='command line', fix='ask one'
-        )
-    of = arguments.config.values
-    return find_learning_rate(of, workdir) if arguments.find_lr else find_batch_size(of)
 
 
 COMMAND = cli.Command('tlflax.train', __doc__, Arguments, main, '--config=configs/traffic.py')

@@ -3,12 +3,18 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 _LATER = 0.05  # seconds: the callback has returned by then
+_REPEATED = 1.0  # seconds in which a signal is the first one again: some launchers send it twice
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], object]
+
+
+class Agreed(KeyboardInterrupt):
+    """An interrupt after which nothing is left to do, in all processes that run together."""
 
 
 @contextlib.contextmanager
@@ -23,14 +29,16 @@ def deferred(announce: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
     Yields:
         A function that returns whether a stop is requested.
     """
-    requested = False
+    requested: float | None = None
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        if requested:
+        now = time.monotonic()
+        if requested is None:
+            requested = now
+            announce(signal.Signals(number).name)
+        elif now > requested + _REPEATED:
             raise KeyboardInterrupt
-        requested = True
-        announce(signal.Signals(number).name)
 
     before = {}
     try:
@@ -40,7 +48,7 @@ def deferred(announce: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
     except ValueError:  # only the main thread may set handlers
         before = {}
     try:
-        yield lambda: requested
+        yield lambda: requested is not None
     finally:
         for number, old in before.items():
             signal.signal(number, old)

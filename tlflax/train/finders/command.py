@@ -31,6 +31,25 @@ _LIMITS = {
 }
 
 
+def find(values: ConfigDict, workdir: str, *, rate: bool, size: bool) -> str:
+    """Returns the report on a learning rate or a batch size.
+
+    Args:
+        values: As a config file's `get_config()` returns it.
+        workdir: See `find_learning_rate`.
+        rate: Whether a learning rate is asked for.
+        size: Whether a batch size is.
+
+    Raises:
+        UserError: Both are asked for; or see the functions below.
+    """
+    if rate and size:
+        raise UsageError(
+            '--find_lr and --find_batch_size are two questions', where='command line', fix='ask one'
+        )
+    return find_learning_rate(values, workdir) if rate else find_batch_size(values)
+
+
 def find_learning_rate(values: ConfigDict, workdir: str) -> str:
     """Runs the range test; writes `lr.csv` and `lr.svg` to the workdir and returns a report.
 

@@ -18,7 +18,10 @@ Tree = TypeVar('Tree')
 
 
 def default_mesh() -> Mesh:
-    """Returns a mesh of all devices along one axis, 'data'."""
+    """Returns a mesh of all devices of all processes along one axis, 'data'."""
+    if processes.count() == 1:
+        devices = jax.local_devices()
+        return jax.make_mesh((len(devices),), ('data',), (AxisType.Auto,), devices=devices)
     return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
 
 

@@ -41,14 +41,14 @@ class _Group:
         data = pickle.dumps(value)
         small = len(data) <= _SMALL
         self.client.key_value_set_bytes(
-            f'tlflax/call/{call}', b's' + data if small else b'l%d' % len(data)
+            f'tlflax-call/{call}', b's' + data if small else b'l%d' % len(data)
         )
         if not small:
             _broadcast(np.frombuffer(data, np.uint8))
 
     def receive(self, call: int) -> Any:
         """Returns what `send` gives."""
-        data = self._get(f'tlflax/call/{call}')
+        data = self._get(f'tlflax-call/{call}')
         if data[:1] == b'l':
             return pickle.loads(_broadcast(np.zeros(int(data[1:]), np.uint8)).tobytes())
         return pickle.loads(data[1:])
@@ -56,8 +56,8 @@ class _Group:
     def gather(self, value: object) -> list[Any]:
         """Returns the small values of all processes, by their numbers."""
         call = next(self._calls)
-        self.client.key_value_set_bytes(f'tlflax/all/{call}/{self.index}', pickle.dumps(value))
-        found = [self._get(f'tlflax/all/{call}/{number}') for number in range(self.count)]
+        self.client.key_value_set_bytes(f'tlflax-all/{call}/{self.index}', pickle.dumps(value))
+        found = [self._get(f'tlflax-all/{call}/{number}') for number in range(self.count)]
         return [pickle.loads(data) for data in found]
 
     def _get(self, key: str) -> bytes:
@@ -77,13 +77,13 @@ _group: _Group | None = None
 
 
 def count() -> int:
-    """Returns the number of processes that run together."""
-    return 1 if _group is None else _group.count
+    """Returns the number of processes that run together; within `on_primary`, 1."""
+    return 1 if _group is None or _group.inside else _group.count
 
 
 def index() -> int:
     """Returns the number of this process, from 0."""
-    return 0 if _group is None else _group.index
+    return 0 if _group is None or _group.inside else _group.index
 
 
 def is_primary() -> bool:
@@ -94,7 +94,8 @@ def is_primary() -> bool:
 def on_primary(function: Callable[P, T]) -> Callable[P, T]:
     """Makes a function that runs in the primary process alone, and returns its result in all.
 
-    Its result can be pickled; a `UserError` is raised in all processes.
+    Meanwhile that process is alone, with its own devices. The result can be pickled; a `UserError`
+    is raised in all processes.
     """
 
     @functools.wraps(function)
@@ -131,7 +132,7 @@ def of_primary(value: T) -> T:
 
 def gather(value: T) -> list[T]:
     """Returns a small value of each process, by their numbers; waits for all of them."""
-    return [value] if _group is None else _group.gather(value)
+    return [value] if _group is None or _group.inside else _group.gather(value)
 
 
 def require_same(facts: Mapping[str, object], fix: str) -> None:
@@ -157,7 +158,7 @@ def require_same(facts: Mapping[str, object], fix: str) -> None:
 
 def gather_arrays(value: np.ndarray) -> np.ndarray:
     """Returns the arrays of all processes, of one shape and type, stacked; through the devices."""
-    if _group is None:
+    if _group is None or _group.inside:
         return value[None]
     from jax.experimental import multihost_utils
 

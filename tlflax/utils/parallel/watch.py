@@ -17,7 +17,7 @@ INTERRUPTED = 130
 _PERIOD = 1.0  # seconds between two looks
 _LOST = 20.0  # seconds without a sign of life
 _PATIENCE = 5.0  # seconds for the others to end
-_ERROR, _ALIVE, _ENDED = 'tlflax/error', 'tlflax/alive/', 'tlflax/ended/'
+_ERROR, _ALIVE, _ENDED = 'tlflax-error', 'tlflax-alive/', 'tlflax-ended/'
 _CONNECTIONS = ('Gloo', 'NCCL', 'RCCL', 'UNAVAILABLE', 'onnection')
 
 
