@@ -14,6 +14,11 @@ Two advisory locks (`flock`, released by the kernel however a process ends) keep
 a shared one on keys.npy says that somebody uses the segment, so that it must not be removed; an
 exclusive one on rows.npy belongs to its only writer. The next writer continues the segment of a
 killed one behind its last record. Folders appear and disappear by renaming.
+
+Where the file system has no locks (some network file systems), a process writes only segments that
+it created, which no other process can take for its own, and nothing is removed, as it might be in
+use. What that costs is disk space: two processes may store the same row, and the segment of one
+that ended stays as short as it is.
 """
 
 import errno
@@ -98,7 +103,7 @@ class Segment:
         if self.pinned:
             return True
         try:
-            self._keys = files.lock(self.folder / 'keys.npy', os.O_RDONLY, fcntl.LOCK_SH)
+            self._keys = files.lock_or_open(self.folder / 'keys.npy', os.O_RDONLY, fcntl.LOCK_SH)
             self._map_rows()
         except (FileNotFoundError, ValueError):
             self.close()
@@ -106,17 +111,21 @@ class Segment:
         files.touch(self._keys)
         return True
 
-    def adopt(self) -> bool:
-        """Becomes the writer; returns False if it is full, gone, or has a writer already."""
+    def adopt(self, *, created: bool = False) -> bool:
+        """Becomes the writer; returns False if it is full, gone, or may have a writer already.
+
+        Args:
+            created: Whether this process has just created it, so that it has no writer even if the
+                file system cannot tell.
+        """
+        lock = files.lock_or_open if created else files.lock
         try:
-            self._rows = files.lock(
-                self.folder / 'rows.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )
+            self._rows = lock(self.folder / 'rows.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.pin():
                 self.scan()
                 if not self.full:
                     return True
-        except (FileNotFoundError, BlockingIOError, PermissionError):
+        except (files.NoLocks, FileNotFoundError, BlockingIOError, PermissionError):
             pass
         self.yield_writing()
         return False
@@ -211,7 +220,7 @@ def create(space: Path, layout: Layout) -> Segment:
     files.allocate(partial / 'keys.npy', layout.keys_header, layout.capacity * RECORD)
     files.allocate(partial / 'rows.npy', layout.rows_header, layout.capacity * layout.row_bytes)
     segment = Segment(partial, layout)
-    if not segment.adopt():
+    if not segment.adopt(created=True):
         raise FileNotFoundError(errno.ENOENT, 'deleted while it was made', str(partial))
     segment.folder = space / name  # locks belong to files, not to names
     os.rename(partial, segment.folder)
@@ -246,6 +255,9 @@ def claim(folder: Path) -> int | None:
     """Locks a segment that nobody uses; returns None if it is in use, gone or not ours to remove.
 
     Closing the returned file descriptor releases it; until then `pin` waits.
+
+    Raises:
+        NoLocks: The file system has no locks: whether it is in use is not known.
     """
     try:
         return files.lock(folder / 'keys.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
