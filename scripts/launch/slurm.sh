@@ -10,7 +10,8 @@
 #
 # Two minutes before the time is up, and when the job is preempted, every process gets SIGTERM; all
 # save the same step and exit with 130, and the job is put back into the queue and goes on from there.
-# scancel ends it for good.
+# It is too, up to 20 times, when a process is killed (137), as for lack of memory. scancel ends it for
+# good, and so do the exit codes 1 and 2.
 
 #SBATCH --job-name=tlflax
 #SBATCH --nodes=2
@@ -29,7 +30,7 @@ trap 'cancelled=yes' TERM # scancel signals this script too; --signal does not
 srun "${PYTHON:-.venv/bin/python}" -m tlflax.train "$@"
 code=$?
 
-if ((code == 130)) && [[ -z $cancelled ]]; then
+if [[ -z $cancelled ]] && ((code == 130 || (code == 137 && ${SLURM_RESTART_COUNT:-0} < 20))); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

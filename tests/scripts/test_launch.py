@@ -23,8 +23,6 @@ SHELL = ['slurm.sh', 'tpu.sh']
 COMPOSE = yaml.safe_load((LAUNCH / 'compose.yaml').read_text())
 JOBSET = yaml.safe_load((LAUNCH / 'jobset.yaml').read_text())
 FLAGS = {argument.name for argument in flags.described(COMMAND.arguments)}
-# Those of a launch by hand come with the training of several processes.
-FLAGS |= {'coordinator', 'num_processes', 'process_id'}
 
 
 def program(name: str) -> str:
@@ -179,11 +177,20 @@ def calls(place: Path) -> Iterator[list[str]]:
 SRUN = ['srun', '.venv/bin/python', '-m', 'tlflax.train', '--config=a b.py', '--workdir=c']
 
 
-@pytest.mark.parametrize('code', [0, 1, 2, 130, 137])
-def test_slurm_puts_what_was_interrupted_back_into_the_queue(place: Path, code: int) -> None:
-    done = start(place, 'slurm.sh', *SRUN[-2:], SRUN=f'exit {code}', SLURM_JOB_ID='7')
+@pytest.mark.parametrize(
+    ('code', 'restarts', 'is_put_back'),
+    [
+        (0, '', False), (1, '', False), (2, '', False),
+        (130, '', True), (130, '99', True), (137, '', True), (137, '19', True), (137, '20', False),
+    ],
+)  # fmt: skip
+def test_slurm_puts_what_was_interrupted_back_into_the_queue(
+    place: Path, code: int, restarts: str, is_put_back: bool
+) -> None:
+    count = {'SLURM_RESTART_COUNT': restarts} if restarts else {}
+    done = start(place, 'slurm.sh', *SRUN[-2:], SRUN=f'exit {code}', SLURM_JOB_ID='7', **count)
     assert done.wait(30) == code
-    again = [['scontrol', 'requeue', '7']] if code == 130 else []
+    again = [['scontrol', 'requeue', '7']] if is_put_back else []
     assert list(calls(place)) == [SRUN, *again]
 
 
