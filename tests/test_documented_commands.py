@@ -74,6 +74,7 @@ NOT_RUN = {
     'python -m http.server': 'serves until it is stopped',
     'python -m tlflax.train --config=my_config.py': 'run by test_what_extends_tlflax',
     'python -m tlflax.probe --shots': 'part of a command, which is run as a whole',
+    'python -m tlflax.train --coordinator': 'waits for the other processes',
     'python -m tlflax.serve': 'runs until it is stopped; tests/serve does that',
     'python scripts/load_test.py': 'run by tests/serve/test_load.py',
     'python scripts/bench_': 'takes minutes or hours; its arguments are checked below',

@@ -18,6 +18,9 @@ from typing import Any
 
 from tlflax.utils.errors import UserError, printable
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What `lock` fails with where the file system has no locks."""
+
 _SELF = 'sha256'
 _KINDS = {
     stat.S_IFDIR: 'a folder',
@@ -200,7 +203,7 @@ def lock(path: Path, mode: int, kind: int) -> int:
     Raises:
         FileNotFoundError: The file does not exist, or was deleted in the meantime.
         BlockingIOError: With LOCK_NB, if somebody holds a lock that excludes this one.
-        OSError: The file cannot be opened, or the file system has no locks.
+        OSError: The file cannot be opened, or the file system has no locks (`NO_LOCKS`).
     """
     descriptor = os.open(path, mode | os.O_CLOEXEC, 0o666)
     try:

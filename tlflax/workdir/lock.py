@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import os
 import socket
@@ -12,10 +11,9 @@ from pathlib import Path
 from absl import logging
 
 from tlflax.utils.errors import UserError, printable, reason
-from tlflax.utils.files import lock
+from tlflax.utils.files import NO_LOCKS, lock
 
 _NAME = '.lock'
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -50,7 +48,7 @@ def _take(path: Path) -> int | None:
                 fix='wait for it or stop it, or give another --workdir',
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise _unwritable(path, error) from error
             logging.warning(
                 'WARNING: %s: the file system cannot lock files (%s), so nothing keeps a second '

@@ -314,6 +314,26 @@ def test_a_segment_written_on_by_another_is_continued_behind_its_end(tmp_path: P
         assert assert_serves_truth(store, keys).all()
 
 
+@pytest.mark.parametrize('written', [b'\xff', None])
+def test_a_segment_of_another_kernel_is_read_and_not_continued(
+    tmp_path: Path, written: bytes | None
+) -> None:
+    """Where locks hold within one machine only, the other one may be writing it."""
+    keys = row_keys(digests(0, 9), '')
+    filled(tmp_path, keys[:3])
+    with open_store(tmp_path) as store:
+        left = segment_folder(store)
+        (left / 'kernel').unlink()
+        if written:
+            (left / 'kernel').write_bytes(written)
+        before = {path: path.read_bytes() for path in left.iterdir()}
+        store.append(keys[3:], truth(keys[3:]))
+        assert {path: path.read_bytes() for path in left.iterdir()} == before
+        assert len(list(store.folder.glob('*/rows.npy'))) == 2
+    with open_store(tmp_path) as store:
+        assert assert_serves_truth(store, keys).all()
+
+
 def test_claiming_what_another_removes_at_that_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

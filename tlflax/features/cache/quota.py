@@ -1,7 +1,8 @@
 """The size of the feature store: predicted, limited, shown and cleared.
 
 The segment that was looked up or written least recently, of any space, is evicted first; a segment
-that a live process uses is never evicted.
+that a live process uses is never evicted. Where the file system has no locks, any may be in use,
+and nothing is removed.
 """
 
 import contextlib
@@ -13,11 +14,13 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from absl import logging
 
 from tlflax.features.cache import segments
+from tlflax.features.cache.files import NoLocks
 from tlflax.features.cache.rows import RECORD, Layout
 from tlflax.features.cache.segments import Segment
 from tlflax.utils.errors import UserError, as_user_error
@@ -36,7 +39,7 @@ class Space:
         rows: Number of rows written.
         bytes: Size on disk.
         used: When it was last looked up or written, in seconds since 1970.
-        in_use: Whether a live process uses it.
+        in_use: Whether a live process uses it; None where the file system cannot tell.
     """
 
     name: str
@@ -44,7 +47,7 @@ class Space:
     rows: int
     bytes: int
     used: float
-    in_use: bool
+    in_use: bool | None
 
 
 def predict_bytes(rows: int, row_shape: Sequence[int], dtype: str) -> int:
@@ -65,7 +68,7 @@ def reserve(root: str | os.PathLike[str], need: int, max_bytes: float) -> int:
 
     Raises:
         UserError: The folder cannot be written; or the rows do not fit even without everything that
-            is not in use, and then nothing is evicted.
+            is known not to be in use, and then nothing is evicted.
     """
     root = Path(root)
     _prepare(root)
@@ -73,18 +76,14 @@ def reserve(root: str | os.PathLike[str], need: int, max_bytes: float) -> int:
     sizes = {folder: _size(folder) for folder in _all_segments(root)}
     used, free = sum(sizes.values()), shutil.disk_usage(root).free
     excess = max(used + need - max_bytes, need - free)
-    evicted = 0
     with contextlib.ExitStack() as claims:
-        victims = []
-        for folder in sorted(sizes, key=_used):
-            if evicted >= excess:
-                break
-            if (claimed := segments.claim(folder)) is not None:
-                claims.callback(os.close, claimed)
-                victims.append(folder)
-                evicted += sizes[folder]
+        try:
+            victims, kept = _oldest(sizes, excess, claims), 'in use by this or other runs'
+        except NoLocks:
+            victims, kept = [], 'never evicted, because the file system has no locks'
+        evicted = sum(sizes[folder] for folder in victims)
         if need and evicted < excess:
-            _refuse(root, need, used - evicted, max_bytes, free + evicted)
+            _refuse(root, need, used - evicted, max_bytes, free + evicted, kept)
         for folder in victims:
             segments.remove(folder)
     if victims:
@@ -109,7 +108,7 @@ def clear(root: str | os.PathLike[str], name: str = '') -> tuple[int, int]:
         Bytes freed, and bytes kept because they are in use.
 
     Raises:
-        UserError: No space has this name.
+        UserError: No space has this name, or the file system has no locks.
     """
     spaces = _spaces(Path(root))
     if name and name not in [folder.name for folder in spaces]:
@@ -118,7 +117,8 @@ def clear(root: str | os.PathLike[str], name: str = '') -> tuple[int, int]:
     for space in spaces:
         if name in ('', space.name):
             for folder in _segments(space):
-                size, claimed = _size(folder), segments.claim(folder)
+                with _locks_needed(root):
+                    size, claimed = _size(folder), segments.claim(folder)
                 if claimed is None:
                     kept += size
                     continue
@@ -148,17 +148,46 @@ def format_info(root: str | os.PathLike[str]) -> str:
     return '\n'.join(lines)
 
 
-def _refuse(root: Path, need: int, used: int, max_bytes: float, free: int) -> None:
+def _oldest(sizes: Mapping[Path, int], excess: float, claims: contextlib.ExitStack) -> list[Path]:
+    """Claims unused segments, the least recently used first, until they take `excess` bytes.
+
+    Raises:
+        NoLocks: Whether they are used is not known.
+    """
+    claimed, total = [], 0
+    for folder in sorted(sizes, key=_used):
+        if total >= excess:
+            break
+        if (descriptor := segments.claim(folder)) is not None:
+            claims.callback(os.close, descriptor)
+            claimed.append(folder)
+            total += sizes[folder]
+    return claimed
+
+
+def _locks_needed(root: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    return as_user_error(
+        'features are not removed, because the file system has no locks ({reason}), so that others '
+        'may be using them',
+        where=str(root),
+        fix='delete the folder while no run uses it',
+        of=(NoLocks,),
+    )
+
+
+def _refuse(root: Path, need: int, used: int, max_bytes: float, free: int, kept: str) -> None:
     if used + need > max_bytes:
         raise UserError(
-            f'{_gb(need)} of features are to be stored, {_gb(used)} are in use by this or other '
-            f'runs, and the limit is {_gb(max_bytes)}',
+            f'{_gb(need)} of features are to be stored, {_gb(used)} are {kept}, and the limit is '
+            f'{_gb(max_bytes)}',
             where='config.features.max_gb',
             fix='raise it, choose a smaller features.dtype, image_size or layer, or set '
             'features.cache=False',
         )
+    beside = f' beside {_gb(used)} that are {kept}' if used else ''
     raise UserError(
-        f'{_gb(need)} of features are to be stored, and only {_gb(free)} are free on the disk',
+        f'{_gb(need)} of features are to be stored, and only {_gb(free)} are free on the disk'
+        f'{beside}',
         where=str(root),
         fix=f'free some, {_WAYS_OUT}',
     )
@@ -205,6 +234,16 @@ def _used(folder: Path) -> float:
         return 0.0
 
 
+def _is_used(folder: Path) -> bool | None:
+    try:
+        claimed = segments.claim(folder)
+    except NoLocks:
+        return None
+    if claimed is not None:
+        os.close(claimed)
+    return claimed is None
+
+
 def _describe(space: Path) -> Space:
     try:
         description = json.loads((space / 'space.json').read_text())
@@ -212,12 +251,10 @@ def _describe(space: Path) -> Space:
         layout = Layout(shape, dtype, description['segment_rows'])
     except (OSError, ValueError, KeyError, TypeError):
         description, layout = {}, None
-    rows, in_use, folders = 0, False, _segments(space)
+    rows, folders = 0, _segments(space)
+    in_use: bool | None = False
     for folder in folders:
-        claimed = segments.claim(folder)
-        in_use = in_use or claimed is None
-        if claimed is not None:
-            os.close(claimed)
+        in_use = in_use or _is_used(folder)
         with contextlib.suppress(FileNotFoundError), segments.reading(folder):
             if layout and (segment := Segment(folder, layout)).scan():
                 rows += len(segment.records)

@@ -2,8 +2,9 @@
 
     rows.npy  [capacity, *row_shape]  the features (bfloat16 as its bits, u2)
     keys.npy  u64[capacity, 3]        of each row: its key in two words, and its checksum
+    kernel    text                    under which kernel it was created
 
-Both have their full size from the beginning and are sparse, so that they are mapped once, cost
+The arrays have their full size from the beginning and are sparse, so they are mapped once, cost
 only the disk blocks that were written, and open with `np.load(..., mmap_mode='r')`. A row exists
 once its record in keys.npy does; the record is written after the row. The checksum is the CRC-32
 of the row's bytes, started from the low half of the key's first word, so a torn row, a torn record,
@@ -13,7 +14,13 @@ headers are for other programs, and a key that was damaged is a key that nobody 
 Two advisory locks (`flock`, released by the kernel however a process ends) keep processes apart:
 a shared one on keys.npy says that somebody uses the segment, so that it must not be removed; an
 exclusive one on rows.npy belongs to its only writer. The next writer continues the segment of a
-killed one behind its last record. Folders appear and disappear by renaming.
+killed one behind its last record, if it runs under the same kernel: on a network file system, locks
+may hold within one machine only. Folders appear and disappear by renaming.
+
+Where the file system has no locks (some network file systems), a process writes only segments that
+it created, which no other process can take for its own, and nothing is removed, as it might be in
+use. What that costs is disk space: two processes may store the same row, and the segment of one
+that ended stays as short as it is.
 """
 
 import errno
@@ -33,6 +40,7 @@ from tlflax.features.cache.rows import LONG, RECORD, Layout, checksums
 from tlflax.utils.errors import as_user_error
 
 PARTIAL = '.partial-'
+_KERNEL = 'kernel'
 _BLOCK = 2**16  # records read at once
 
 
@@ -98,7 +106,7 @@ class Segment:
         if self.pinned:
             return True
         try:
-            self._keys = files.lock(self.folder / 'keys.npy', os.O_RDONLY, fcntl.LOCK_SH)
+            self._keys = files.lock_or_open(self.folder / 'keys.npy', os.O_RDONLY, fcntl.LOCK_SH)
             self._map_rows()
         except (FileNotFoundError, ValueError):
             self.close()
@@ -106,17 +114,23 @@ class Segment:
         files.touch(self._keys)
         return True
 
-    def adopt(self) -> bool:
-        """Becomes the writer; returns False if it is full, gone, or has a writer already."""
+    def adopt(self, *, created: bool = False) -> bool:
+        """Becomes the writer; returns False if it is full, gone, or may have another writer.
+
+        Args:
+            created: Whether this process has just created it, so that it has no writer even if the
+                file system cannot tell.
+        """
+        lock = files.lock_or_open if created else files.lock
         try:
-            self._rows = files.lock(
-                self.folder / 'rows.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )
+            if not created and (self.folder / _KERNEL).read_bytes() != files.kernel():
+                return False
+            self._rows = lock(self.folder / 'rows.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.pin():
                 self.scan()
                 if not self.full:
                     return True
-        except (FileNotFoundError, BlockingIOError, PermissionError):
+        except (files.NoLocks, FileNotFoundError, BlockingIOError, PermissionError):
             pass
         self.yield_writing()
         return False
@@ -210,8 +224,9 @@ def create(space: Path, layout: Layout) -> Segment:
     partial.mkdir()
     files.allocate(partial / 'keys.npy', layout.keys_header, layout.capacity * RECORD)
     files.allocate(partial / 'rows.npy', layout.rows_header, layout.capacity * layout.row_bytes)
+    (partial / _KERNEL).write_bytes(files.kernel())
     segment = Segment(partial, layout)
-    if not segment.adopt():
+    if not segment.adopt(created=True):
         raise FileNotFoundError(errno.ENOENT, 'deleted while it was made', str(partial))
     segment.folder = space / name  # locks belong to files, not to names
     os.rename(partial, segment.folder)
@@ -246,6 +261,9 @@ def claim(folder: Path) -> int | None:
     """Locks a segment that nobody uses; returns None if it is in use, gone or not ours to remove.
 
     Closing the returned file descriptor releases it; until then `pin` waits.
+
+    Raises:
+        NoLocks: The file system has no locks: whether it is in use is not known.
     """
     try:
         return files.lock(folder / 'keys.npy', os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
