@@ -9,6 +9,7 @@ from tlflax.report.gather import cross_validation, run
 from tlflax.report.page.render import render_run
 from tlflax.report.page.write import write
 from tlflax.utils.errors import UserError, reason
+from tlflax.utils.parallel.processes import on_primary
 
 FILE = 'report.html'
 """In a workdir, its page."""

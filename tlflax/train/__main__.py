@@ -5,9 +5,7 @@ workdir, and prints the metrics of the best epoch by class. The same command con
 interruption; a finished run is not trained again.
 
 --find_lr and --find_batch_size keep nothing: they suggest a learning rate or a batch size.
-
-On several machines, start it on each: SLURM, Open MPI, Kubernetes and Cloud TPU tell it of the
-others, elsewhere --coordinator, --num_processes and --process_id do (docs/scaling.md).
+On several machines, start it on each: see docs/scaling.md.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
+from tlflax.config.flags import UsageError
 from tlflax.config.phases import expand
 from tlflax.config.schema import Config
 from tlflax.features.batches import Source

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
+from tlflax.utils import interrupts
 from tlflax.utils.errors import UserError, shown
 from tlflax.utils.parallel.launch import Launch
 from tlflax.utils.parallel.watch import Client, Watch
@@ -196,11 +197,14 @@ def started(launch: Launch | None) -> Iterator[None]:
 
     _group = _Group(client, jax.process_count(), jax.process_index())
     watch = Watch(client, _group.count, _group.index)
+    agreed = None
     try:
-        require_same(
-            {'the number of devices': jax.local_device_count()}, 'give each process as many'
-        )
-        yield
+        devices = {'the number of devices': jax.local_device_count()}
+        require_same(devices, 'give each process as many')
+        try:
+            yield
+        except interrupts.Agreed as interrupt:
+            agreed = interrupt
         _group.gather('end')  # whoever leaves first would seem to be lost
     except BaseException as error:
         watch.fail(error)
@@ -208,6 +212,8 @@ def started(launch: Launch | None) -> Iterator[None]:
     watch.stop()
     _group = None
     jax.distributed.shutdown()
+    if agreed is not None:
+        raise agreed
 
 
 def _connect(launch: Launch) -> Client | None:
