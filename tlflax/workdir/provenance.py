@@ -68,7 +68,9 @@ def peak_memory() -> dict[str, int]:
     """
     unit = 1 if sys.platform == 'darwin' else 1024
     found = {'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    counted = [(device.memory_stats() or {}).get('peak_bytes_in_use') for device in jax.local_devices()]
+    counted = [
+        (device.memory_stats() or {}).get('peak_bytes_in_use') for device in jax.local_devices()
+    ]
     if known := [value for value in counted if value is not None]:
         found['peak_device_memory_bytes'] = max(known)
     return found
