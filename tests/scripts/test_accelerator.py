@@ -156,3 +156,97 @@ def test_a_failed_check_is_exit_code_1(monkeypatch, capsys, tmp_path):
     assert found['xla_flags'] == '--xla_gpu_deterministic_ops=true'
     assert environments['cpu']['JAX_PLATFORMS'] == 'cpu'
     assert 'JAX_PLATFORMS' not in environments['first']
+
+
+# bench_accelerator
+
+WORKS = ('extract from host', 'extract on device', 'train head', 'train last block')
+
+
+@pytest.fixture(scope='module')
+def benched(alone):
+    """What the benchmark prints in its short mode."""
+    script = str(SCRIPTS / 'bench_accelerator.py')
+    done = run_new_python(script, '--quick', '--peer-on-cpu', timeout=600, **alone)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_bench_accelerator_runs_on_a_cpu_with_its_peer(benched):
+    found = json.loads(benched.splitlines()[-1])
+    assert set(found['peak']) == {'float32', 'tensorfloat32', 'bfloat16'}
+    seen = {(row['work'], row['side'], row['dtype']) for row in found['rows']}
+    for work in WORKS:
+        assert {(work, 'tlflax', dtype) for dtype in found['peak']} < seen
+    assert all(min(row['rounds']) > 0 for row in found['rows'])
+    assert all(row['of_peak'] > 0 for row in found['rows'])
+    if importlib.util.find_spec('torch') is None:
+        assert set(found['ratios'].values()) == {None}
+        return
+    assert {(work, 'torch', 'bfloat16') for work in WORKS} < seen
+    ours, theirs = (found['sides'][f'{name} bfloat16']['4'] for name in ('tlflax', 'torch'))
+    expected = ours['images_per_second'] / theirs['images_per_second']
+    assert found['ratio']['torch'] == pytest.approx(expected)
+    assert found['ratios']['vgg16 extract from host'] == found['ratio']['torch']
+    assert set(found['ratios']) == {f'vgg16 {work}' for work in WORKS}
+
+
+def test_the_printed_table_is_that_of_the_page(benched):
+    """With the same columns and rows, so that it can be pasted there."""
+    page = (ROOT / 'docs/performance.md').read_text().partition('## Accelerators')[2]
+
+    def rows(text):
+        return [
+            [cell.strip() for cell in line.strip('|').split('|')]
+            for line in text.splitlines()
+            if line.startswith('|')
+        ]
+
+    printed, written = rows(benched), rows(page)
+    assert printed[:2] == written[:2]
+    names = [row[:2] for row in written[2:]]
+    assert [row[:2] for row in printed[2:]] == [name for name in names if name[0] == 'vgg16']
+    from tlflax.models.backbones import BACKBONES
+
+    assert names == [[backbone, work] for backbone in BACKBONES for work in WORKS]
+
+
+def test_operations_are_those_of_direct_convolution(monkeypatch):
+    """Without products with the zeros around an image: the others are (3s - 2)^2 of 9s^2."""
+    import jax
+
+    from tlflax.models.backbones import BACKBONES
+    from tlflax.models.vgg import network
+
+    sides = load('accelerator_sides', monkeypatch)
+    for name, depths in (('vgg16', network.VGG16), ('vgg19', network.VGG19)):
+        backbone = BACKBONES[name]
+        shapes = backbone.shapes(backbone.layer)
+        zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+        whole = inside = 0
+        for path, shape in network.shapes(depths).items():
+            if path.endswith('kernel'):
+                side = 224 >> int(path[len('block')]) - 1
+                whole += 2 * 9 * side**2 * shape[2] * shape[3]
+                inside += 2 * (3 * side - 2) ** 2 * shape[2] * shape[3]
+        if name == 'vgg16':
+            assert whole == pytest.approx(2 * 15.35e9, rel=1e-3)  # the published number
+        found = sides.Ours(backbone, zeros, 224, 'float32').operations()
+        assert found == pytest.approx(inside, rel=3e-3)
+
+
+def test_best_rates_and_their_ratio(monkeypatch):
+    bench = load('bench_accelerator', monkeypatch)
+    rows = [
+        {'backbone': 'x', 'work': 'w', 'side': side, 'dtype': dtype, 'images_per_second': rate,
+         'of_peak': rate / 1000}
+        for side, dtype, rate in (
+            ('tlflax', 'bfloat16', 300), ('tlflax', 'bfloat16', 200), ('tlflax', 'float32', 900),
+            ('torch', 'bfloat16', 100), ('torch', 'bfloat16', 150),
+        )
+    ]  # fmt: skip
+    assert bench.ratio(rows, 'x', 'w') == 2
+    assert bench.ratio(rows[:3], 'x', 'w') is None
+    assert bench.ratio(rows, 'x', 'other') is None
+    cells = '900 (90.0%) | left out | 300 (30.0%) | 150 (15.0%) | 2.00'
+    assert bench.table(rows).splitlines()[-1] == f'| x | w | {cells} |'
