@@ -31,7 +31,7 @@ class Block(nnx.Module):
 
 def layers(rngs: nnx.Rngs) -> Mapping[str, nnx.Module]:
     """Returns four blocks."""
-    widths = (3, 32, 64, 128, 256)
+    widths = (3, 16, 32, 64, 128)
     return {f'block{i}': Block(widths[i - 1], widths[i], rngs) for i in range(1, 5)}
 
 

@@ -77,7 +77,7 @@ def configuration(problem: str, images: Path, *, quick: bool) -> ConfigDict:
         config.optim.statistics = 'updated'
     config.optim.learning_rate = 1e-3
     config.early_stopping.monitor = ''
-    config.train.epochs, config.train.batch_size = (2 if quick else 6), (8 if quick else 16)
+    config.train.epochs, config.train.batch_size = (2 if quick else 3), (8 if quick else 16)
     config.train.report, config.train.loggers = False, ()
     return config
 
