@@ -1,118 +1,63 @@
-"""The frozen network on an accelerator: tlflax against a compiled PyTorch network, and the peak.
+"""Every built-in backbone on an accelerator: tlflax, a compiled PyTorch network, and the peak.
 
-    python scripts/bench_accelerator.py [--quick] [--batches=64,256] [--images=2048] [--size=224]
+    python scripts/bench_accelerator.py [--quick] [--backbones=vgg16,vgg19] [--batches=64,256]
+                                        [--images=1024] [--size=224] [--rounds=3]
 
-Both sides get uint8 photographs (noise) in host memory, preprocess on the device and return
-block5_pool in host memory, with random weights of the right shapes; nothing here needs TensorFlow.
-What is timed is the whole of `--images` images: transfers, preprocessing, thirteen convolutions and
-the way back, with the next batch under way before the last one is fetched. PyTorch is
-`torch.compile`d, in channels_last and bfloat16 under inference mode, with pinned memory and
-transfers that do not block; it is left out where it is not installed or finds no accelerator of its
-own (`--peer-on-cpu` lets it run on the CPU, uncompiled, to try the script). Before that, outputs
-have to agree with float32.
+Random weights of the right shapes and noise as images; nothing here needs TensorFlow or a network.
+Four kinds of work are timed, each over all of `--images` images:
 
-Prints, for every compute type and batch size, the median images a second over the rounds, their
-range and the part of the peak: direct convolution's 30.7 GFLOP an image by the best rate of square
-matrix products of the same type on the same device in the same run. The last line is JSON: `ratio`
-is tlflax's best bfloat16 rate by PyTorch's best (above 1, tlflax is faster).
+    extract from host   uint8 images in host memory to features in host memory: transfers,
+                        preprocessing, all layers and the way back, with the next batch under way
+                        before the last one is fetched
+    extract on device   the same with images that are on the device, and features that stay there
+    train head          Adam's steps of a head from features on the device, as `train_scan` takes
+    train last block    the same of the last block with the head, from features of the block below
+
+PyTorch has the same networks in channels_last and bfloat16, compiled by `torch.compile`, with
+pinned memory and transfers that do not block; in training its weights are float32 under autocast,
+and its steps are dispatched one by one, as a program of PyTorch does. It is left out where it is
+not installed or finds no accelerator of its own (`--peer-on-cpu` lets it run on the CPU,
+uncompiled, to try the script). Before that, outputs have to agree with float32.
+
+Prints, for every backbone, work, side, compute type and batch size, the median images a second over
+the rounds, their range and the part of the peak: the operations that XLA counts in features or in a
+training step, by the best rate of square matrix products of the same type on the same device in the
+same run. For features it counts direct convolution without products with the zeros around an image,
+29.7 GFLOP an image for VGG16. Then follows a table for docs/performance.md with each best rate.
+
+The last line is JSON: `ratio` is tlflax's best bfloat16 rate by PyTorch's best (above 1, tlflax is
+faster) in VGG16's features from host memory, `ratios` the same of all work, `rows` all rows, and
+`sides` those of VGG16's features from host memory, by side and batch.
 """
 
 import argparse
-import collections
-import functools
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import accelerator_peer as torch_side
+import accelerator_sides as sides
 import jax
 import jax.numpy as jnp
 import numpy as np
+from accelerator_sides import Images, Repeat
 from jax import lax
-from jaxtyping import UInt8
 
-from tlflax.features import programs
 from tlflax.models import classifier
-from tlflax.models.base.modules import Variables
-from tlflax.models.vgg import network as vgg
-from tlflax.models.vgg.rows import VGG16
+from tlflax.models.backbones import BACKBONES
+from tlflax.models.base.backbone import Backbone
 
 Figures = dict[str, Any]  # a JSON object
-Images = UInt8[np.ndarray, 'b h w 3']
-Side = Callable[[list[Images]], Iterator[np.ndarray]]
-"""Turns batches into their features, as float32 in host memory."""
 
+HOST = 'extract from host'
+DEVICE = 'extract on device'
+HEAD = 'train head'
+TAIL = 'train last block'
+PEER = 'torch'
+PASSES = {HEAD: 16}  # over the images in a round; one of a head takes too little time
 TOLERANCE = {'float32': 1e-4, 'tensorfloat32': 5e-3, 'bfloat16': 5e-2}  # relative to float32
-AHEAD = 2  # batches under way before the oldest is fetched
-
-
-def tlflax(params: vgg.Params, size: int, dtype: str) -> Side:
-    """Ours: `programs.backbone_step`, as the feature cache is filled with on accelerators."""
-    model = classifier.create(
-        VGG16, {}, image_size=(size, size), num_classes=2, head='gap_linear', units=1, dropout=0.0,
-        preprocess='caffe', layer=VGG16.layer, dtype=dtype,
-    )  # fmt: skip
-    variables = Variables(jax.device_put(params), {})
-
-    def run(batches: list[Images]) -> Iterator[np.ndarray]:
-        waiting: collections.deque[jax.Array] = collections.deque()
-        for batch in batches:
-            image = jax.device_put(batch)
-            waiting.append(programs.backbone_step(variables, image, classifier=model))
-            if len(waiting) > AHEAD:
-                yield np.asarray(waiting.popleft(), np.float32)
-        while waiting:
-            yield np.asarray(waiting.popleft(), np.float32)
-
-    return run
-
-
-def torch_network(params: vgg.Params, *, on_cpu: bool) -> Side | None:
-    """Returns the peer, or None if it cannot run."""
-    try:
-        import torch
-    except ImportError:
-        print('PyTorch is not installed: left out')
-        return None
-    if not (torch.cuda.is_available() or on_cpu):
-        print('PyTorch finds no accelerator: left out')
-        return None
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    layers: list[torch.nn.Module] = []
-    for block, depth in zip(vgg.BLOCKS, vgg.VGG16, strict=True):
-        for name in vgg.conv_names(block, depth):
-            kernel = torch.tensor(np.asarray(params[name]['kernel'])).permute(3, 2, 0, 1)
-            conv = torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1)
-            conv.weight = torch.nn.Parameter(kernel.contiguous())
-            conv.bias = torch.nn.Parameter(torch.tensor(np.asarray(params[name]['bias'])))
-            layers += [conv, torch.nn.ReLU(inplace=True)]
-        layers.append(torch.nn.MaxPool2d(2))
-    network = torch.nn.Sequential(*layers).to(device, torch.bfloat16)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean = torch.tensor([103.939, 116.779, 123.68], device=device)
-
-    def forward(image: torch.Tensor) -> torch.Tensor:
-        x = image.float().flip(-1) - mean
-        return network(x.to(torch.bfloat16).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    compiled = torch.compile(forward) if device.type == 'cuda' else forward
-
-    def run(batches: list[Images]) -> Iterator[np.ndarray]:
-        waiting: collections.deque[torch.Tensor] = collections.deque()
-        with torch.inference_mode():
-            for batch in batches:
-                image = torch.from_numpy(batch)
-                if device.type == 'cuda':
-                    image = image.pin_memory()
-                waiting.append(compiled(image.to(device, non_blocking=True)))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().float().cpu().numpy()
-            while waiting:
-                yield waiting.popleft().float().cpu().numpy()
-
-    return run
 
 
 def measure_peak(dtype: str, width: int) -> float:
@@ -133,16 +78,13 @@ def measure_peak(dtype: str, width: int) -> float:
     return 8 * 2 * width**3 / min(seconds)
 
 
-def rates(side: Side, images: Images, batch: int, rounds: int) -> list[float]:
+def rates(repeat: Repeat, images: int, rounds: int) -> list[float]:
     """Returns images a second in every round; a first one compiles and does not count."""
-    count = len(images) // batch * batch
-    batches = [images[start : start + batch] for start in range(0, count, batch)]
     found = []
-    for number in range(rounds + 1):
+    for _ in range(rounds + 1):
         began = time.perf_counter()
-        for _ in side(batches if number else batches[:1]):
-            pass
-        found.append(count / (time.perf_counter() - began))
+        repeat()
+        found.append(images / (time.perf_counter() - began))
     return found[1:]
 
 
@@ -151,53 +93,133 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
-def direct_operations(size: int) -> float:
-    """Returns the operations of direct convolution for one image, two per multiplication."""
-    shapes = vgg.shapes()
-    return sum(
-        2.0 * math.prod(shapes[f'{name}/kernel']) * (size >> (block - 1)) ** 2
-        for block, depth in zip(vgg.BLOCKS, vgg.VGG16, strict=True)
-        for name in vgg.conv_names(block, depth)
+def batched(images: Images, batch: int) -> list[Images]:
+    """Returns the whole batches of images."""
+    return [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]
+
+
+def from_host(side: sides.Ours | torch_side.Peer, batches: list[Images]) -> Repeat:
+    """Returns what extracts features from host memory to host memory."""
+
+    def repeat() -> None:
+        for _ in side.extract(batches):
+            pass
+
+    return repeat
+
+
+def works(
+    side: sides.Ours | torch_side.Peer, ours: sides.Ours, pixels: Images, batch: int
+) -> Iterator[tuple[str, Repeat, float]]:
+    """Yields the name of each kind of work, what does it, and its operations an image.
+
+    Args:
+        side: Whose work it is.
+        ours: tlflax's side in the same compute type, which counts operations.
+        pixels: The images.
+        batch: Images a batch or step.
+    """
+    batches, rows = batched(pixels, batch), len(pixels)
+    yield HOST, from_host(side, batches), ours.operations()
+    yield DEVICE, side.extract_on_device(batches), ours.operations()
+    cuts = {HEAD: ours.backbone.layer, TAIL: sides.last_block(ours.backbone)}
+    for name, cut in cuts.items():
+        repeat, operations = ours.train(cut, rows, batch, PASSES.get(name, 1))
+        if isinstance(side, torch_side.Peer):
+            shape = ours.backbone.feature_shape((ours.size, ours.size), cut)
+            repeat = side.train(shape, rows, batch, PASSES.get(name, 1), tail=name == TAIL)
+        yield name, repeat, operations
+
+
+def measure(backbone: Backbone, options: argparse.Namespace, peaks: Figures) -> list[Figures]:
+    """Returns a row for each work, side, compute type and batch size of a backbone."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (options.images, options.size, options.size, 3), np.uint8)
+    variables = jax.device_get(backbone.init(jax.random.key(0), backbone.layer))
+    ours = {
+        dtype: sides.Ours(backbone, variables, options.size, dtype) for dtype in classifier.COMPUTE
+    }
+    sides_by_name: dict[tuple[str, str], sides.Ours | torch_side.Peer] = {
+        ('tlflax', dtype): side for dtype, side in ours.items()
+    }
+    if peer := torch_side.peer(backbone, variables.params, on_cpu=options.peer_on_cpu):
+        sides_by_name[PEER, 'bfloat16'] = peer
+    want = next(ours['float32'].extract([pixels[:2]]))
+    rows = []
+    for (name, dtype), side in sides_by_name.items():
+        error = relative_error(next(iter(side.extract([pixels[:2]]))), want)
+        if not error <= TOLERANCE[dtype]:
+            raise SystemExit(f'error: {name} {dtype} differs from float32 by {error:.1e}')
+        for batch in options.batches:
+            count = options.images // batch * batch
+            for work, repeat, operations in works(side, ours[dtype], pixels, batch):
+                values = rates(repeat, count * PASSES.get(work, 1), options.rounds)
+                median = statistics.median(values)
+                row = {
+                    'backbone': backbone.name, 'work': work, 'side': name, 'dtype': dtype,
+                    'batch': batch, 'images_per_second': median, 'rounds': values,
+                    'of_peak': median * operations / peaks[dtype], 'error': error,
+                }  # fmt: skip
+                rows.append(row)
+                print(line(row), flush=True)
+    return rows
+
+
+def line(row: Figures) -> str:
+    """Returns a row for people."""
+    side, values = f'{row["side"]} {row["dtype"]}', row['rounds']
+    spread = f'{min(values):.0f}..{max(values):.0f}'
+    return (
+        f'{row["backbone"]:10}{row["work"]:18}{side:22}{row["batch"]:6}'
+        f'{row["images_per_second"]:11.1f}{spread:>18}{row["of_peak"]:9.3f}{row["error"]:9.1e}'
     )
 
 
-def measure(options: argparse.Namespace) -> Figures:
-    """Returns the figures of every compute type and side."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (options.images, options.size, options.size, 3), np.uint8)
-    params = jax.device_get(vgg.init(jax.random.key(0)))
-    want = next(tlflax(params, options.size, 'float32')([pixels[:2]]))
-    sides = {f'tlflax {dtype}': (tlflax(params, options.size, dtype), dtype)
-             for dtype in classifier.COMPUTE}  # fmt: skip
-    if peer := torch_network(params, on_cpu=options.peer_on_cpu):
-        sides['torch bfloat16'] = (peer, 'bfloat16')
-    peaks = {dtype: measure_peak(dtype, options.peak_width) for dtype in classifier.COMPUTE}
-    operations = direct_operations(options.size)
-    print(f'{"":24}{"batch":>6}{"images/s":>10}{"range":>16}{"of peak":>9}{"error":>9}')
-    found: Figures = {}
-    for name, (side, dtype) in sides.items():
-        error = relative_error(next(side([pixels[:2]])), want)
-        if not error <= TOLERANCE[dtype]:
-            raise SystemExit(f'error: {name} differs from float32 by {error:.1e}')
-        for batch in options.batches:
-            values = rates(side, pixels, batch, options.rounds)
-            median = statistics.median(values)
-            part = median * operations / peaks[dtype]
-            found.setdefault(name, {})[str(batch)] = {
-                'images_per_second': median, 'rounds': values, 'of_peak': part, 'error': error
-            }  # fmt: skip
-            spread = f'{min(values):.0f}..{max(values):.0f}'
-            print(f'{name:24}{batch:6}{median:10.1f}{spread:>16}{part:9.2f}{error:9.1e}')
-    return {'peak': peaks, 'sides': found}
+def best(rows: list[Figures], **wanted: str) -> Figures | None:
+    """Returns the fastest of the rows that have these values."""
+    found = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return max(found, key=lambda row: row['images_per_second'], default=None)
 
 
-def main() -> None:
-    """Prints the table, and as its last line one JSON object."""
+def ratio(rows: list[Figures], backbone: str, work: str) -> float | None:
+    """Returns tlflax's best bfloat16 rate by PyTorch's best; None where there is none."""
+    pair = [
+        best(rows, backbone=backbone, work=work, side=side, dtype='bfloat16')
+        for side in ('tlflax', PEER)
+    ]
+    if pair[0] is None or pair[1] is None:
+        return None
+    return float(pair[0]['images_per_second'] / pair[1]['images_per_second'])
+
+
+def table(rows: list[Figures]) -> str:
+    """Returns the table of docs/performance.md: the best rate and its part of the peak."""
+    lines = [
+        '| backbone | work | float32 | TF32 | bfloat16 | `torch.compile`, bfloat16 | ratio |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
+    ]
+    for backbone, work in dict.fromkeys((row['backbone'], row['work']) for row in rows):
+        cells = []
+        for side, dtype in (*(('tlflax', dtype) for dtype in classifier.COMPUTE),
+                            (PEER, 'bfloat16')):  # fmt: skip
+            row = best(rows, backbone=backbone, work=work, side=side, dtype=dtype)
+            rate, part = (row['images_per_second'], row['of_peak']) if row else (0, 0)
+            cells.append(f'{rate:,.0f} ({part:.1%})' if row else 'left out')
+        quotient = ratio(rows, backbone, work)
+        cells.append(f'{quotient:.2f}' if quotient else 'left out')
+        lines.append(f'| {backbone} | {work} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def read_options() -> argparse.Namespace:
+    """Returns the command line, with what `--quick` stands for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     numbers: Callable[[str], list[int]] = lambda text: [int(n) for n in text.split(',')]  # noqa: E731
-    parser.add_argument('--quick', action='store_true', help='few small images')
+    names: Callable[[str], list[str]] = lambda text: text.split(',')  # noqa: E731
+    parser.add_argument('--quick', action='store_true', help='few small images, one backbone')
+    parser.add_argument('--backbones', type=names, help=f'of {", ".join(BACKBONES)}')
     parser.add_argument('--batches', type=numbers, help='batch sizes')
     parser.add_argument('--images', type=int, help='images a round')
     parser.add_argument('--size', type=int, help='height and width in pixels')
@@ -205,22 +227,43 @@ def main() -> None:
     parser.add_argument('--peer-on-cpu', action='store_true', help=argparse.SUPPRESS)
     options = parser.parse_args()
     quick = options.quick
+    options.backbones = options.backbones or list(BACKBONES)[: 1 if quick else None]
+    if unknown := set(options.backbones) - set(BACKBONES):
+        parser.error(f'no such backbone: {", ".join(sorted(unknown))}')
     options.batches = options.batches or ([4] if quick else [64, 256])
-    options.images = max(options.images or (8 if quick else 2048), *options.batches)
-    options.size = options.size or (64 if quick else 224)
-    options.rounds = options.rounds or (2 if quick else 5)
+    options.images = max(options.images or (4 if quick else 1024), *options.batches)
+    options.size = options.size or (32 if quick else 224)
+    options.rounds = options.rounds or (1 if quick else 3)
     options.peak_width = 512 if quick else 8192
+    return options
+
+
+def main() -> None:
+    """Prints the rows and the table, and as its last line one JSON object."""
+    options = read_options()
     device = jax.devices()[0]
     print(f'{device.device_kind} ({device.platform}), jax {jax.__version__}')
-    figures = measure(options)
-    best = functools.partial(_best, figures['sides'])
-    ours, theirs = best('tlflax bfloat16'), best('torch bfloat16')
-    ratio = ours / theirs if ours and theirs else None
-    print(json.dumps({'device': device.device_kind, 'ratio': {'torch': ratio}, **figures}))
-
-
-def _best(sides: Figures, name: str) -> float | None:
-    return max((row['images_per_second'] for row in sides.get(name, {}).values()), default=None)
+    peaks = {dtype: measure_peak(dtype, options.peak_width) for dtype in classifier.COMPUTE}
+    print(', '.join(f'{dtype} {rate / 1e12:.2f} TFLOP/s' for dtype, rate in peaks.items()))
+    print(f'{"":50}{"batch":>6}{"images/s":>11}{"range":>18}{"of peak":>9}{"error":>9}')
+    rows = [row for name in options.backbones for row in measure(BACKBONES[name], options, peaks)]
+    print(f'\n{table(rows)}\n')
+    kept = ('images_per_second', 'rounds', 'of_peak', 'error')
+    by_side: Figures = {}
+    for row in rows:
+        if (row['backbone'], row['work']) == ('vgg16', HOST):
+            of_side = by_side.setdefault(f'{row["side"]} {row["dtype"]}', {})
+            of_side[str(row['batch'])] = {key: row[key] for key in kept}
+    pairs = dict.fromkeys((row['backbone'], row['work']) for row in rows)
+    told = {
+        'device': device.device_kind,
+        'ratio': {'torch': ratio(rows, 'vgg16', HOST)},
+        'ratios': {f'{name} {work}': ratio(rows, name, work) for name, work in pairs},
+        'peak': peaks,
+        'sides': by_side,
+        'rows': rows,
+    }
+    print(json.dumps(told))
 
 
 if __name__ == '__main__':

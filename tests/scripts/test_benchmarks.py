@@ -237,25 +237,6 @@ def test_bench_scale_stays_within_its_memory(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# bench_accelerator
-
-
-def test_bench_accelerator_runs_on_a_cpu_with_its_peer():
-    found = figures('bench_accelerator', '--quick', '--peer-on-cpu')
-    assert set(found['peak']) == {'float32', 'tensorfloat32', 'bfloat16'}
-    for name in ('tlflax float32', 'tlflax bfloat16', 'torch bfloat16'):
-        row = found['sides'][name]['4']
-        assert min(row['rounds']) > 0
-        assert 0 < row['of_peak'] < 4
-    ours, theirs = (found['sides'][f'{name} bfloat16']['4'] for name in ('tlflax', 'torch'))
-    expected = ours['images_per_second'] / theirs['images_per_second']
-    assert found['ratio']['torch'] == pytest.approx(expected)
-
-
-def test_operations_of_direct_convolution_are_the_published_number():
-    assert load('bench_accelerator').direct_operations(224) == pytest.approx(2 * 15.35e9, rel=1e-3)
-
-
 # bench_audit
 
 
