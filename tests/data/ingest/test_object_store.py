@@ -3,6 +3,8 @@
 import io
 import sys
 import threading
+from collections import Counter
+from pathlib import Path
 
 import boto3
 import fsspec
@@ -97,22 +99,22 @@ def test_only_what_changed_is_fetched(bucket, fetched, tmp_path):
 
     root = mirrored()
     assert fetched == ['s3://photos/t: 4 objects, 4 to fetch (0 MB), 0 gone']
-    before = {path: path.stat().st_mtime_ns for path in object_store.Path(root).rglob('*.*')}
+    before = {path: path.stat().st_mtime_ns for path in Path(root).rglob('*.*')}
     put(bucket, {'t/red/1.png': 77, 't/blue/x/5.png': 5})
     bucket.Object('t/green/3.png').delete()
     assert mirrored() == root
     assert fetched[1].endswith('4 objects, 2 to fetch (0 MB), 1 gone')
-    assert files(object_store.Path(root)) == {
+    assert files(Path(root)) == {
         'red/1.png': png(77),
         'red/deep/2.png': png(2),
         'green/größe 1.jpg': png(4),
         'blue/x/5.png': png(5),
     }
-    kept = object_store.Path(root, 'red/deep/2.png')
+    kept = Path(root, 'red/deep/2.png')
     assert kept.stat().st_mtime_ns == before[kept]
     bucket.objects.filter(Prefix='t/blue').delete()
     mirrored()
-    assert not object_store.Path(root, 'blue').exists()
+    assert not Path(root, 'blue').exists()
     kept.write_bytes(b'cut')  # by somebody else
     mirrored()
     assert fetched[3].endswith('3 objects, 1 to fetch (0 MB), 0 gone')
@@ -241,9 +243,7 @@ def test_an_interrupted_mirror_goes_on_where_it_stopped(odd, tmp_path, fetched):
     root = object_store.fetch('odd:///t', tmp_path / 'cache')
     assert '40 objects, 40 to fetch' in fetched[0]
     assert '40 objects, 1 to fetch' in fetched[-1]
-    assert files(object_store.Path(root)) == {
-        f'{"ab"[n % 2]}/{n:02}.png': png(n) for n in range(40)
-    }
+    assert files(Path(root)) == {f'{"ab"[n % 2]}/{n:02}.png': png(n) for n in range(40)}
 
 
 def test_objects_are_fetched_side_by_side(odd, tmp_path):
@@ -268,7 +268,7 @@ def test_a_store_that_tells_nothing_is_fetched_anew(odd, tmp_path, fetched, monk
 
 
 def test_a_torn_or_foreign_index_costs_time_only(odd, tmp_path, fetched):
-    root = object_store.Path(object_store.fetch('odd:///t', tmp_path / 'cache'))
+    root = Path(object_store.fetch('odd:///t', tmp_path / 'cache'))
     index = root.parent / 'index.jsonl'
     lines = index.read_text().splitlines()
     index.write_text('\n'.join([*lines[:10], 'null', '{}', '[1]', *lines[10:20], lines[20][:9]]))
@@ -281,7 +281,7 @@ def test_a_torn_or_foreign_index_costs_time_only(odd, tmp_path, fetched):
 def test_names_that_no_folder_can_hold_are_left_out(tmp_path):
     names = ['t//x.png', 't/../y.png', 't/a/z\0.png', 't/a/', 't/a/ok.png', 't/a/__MACOSX/x.png']
     found = {name: {'size': 1, 'type': 'file'} for name in names}
-    ignored = object_store.Counter()
+    ignored = Counter()
     assert list(object_store._select(found, 't', ignored)) == ['a/ok.png']
     assert sum(ignored.values()) == 4
 
