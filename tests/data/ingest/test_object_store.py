@@ -6,13 +6,11 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import boto3
 import fsspec
 import numpy as np
 import pytest
 from absl import logging
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from tlflax.config.parse import resolve
@@ -26,30 +24,6 @@ def png(seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), np.uint8)
     Image.fromarray(pixels).save(buffer, 'PNG')
     return buffer.getvalue()
-
-
-@pytest.fixture(scope='module')
-def server():
-    running = ThreadedMotoServer('127.0.0.1', port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f'http://{host}:{port}'
-    running.stop()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch, tmp_path):
-    """An empty bucket 'photos', as boto3 has it."""
-    monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setenv('AWS_ENDPOINT_URL', server)
-    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'id')
-    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
-    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
-    monkeypatch.setenv('AWS_CONFIG_FILE', str(tmp_path / 'none'))
-    fsspec.get_filesystem_class('s3').clear_instance_cache()
-    bucket = boto3.resource('s3').create_bucket(Bucket='photos')
-    yield bucket
-    bucket.objects.delete()
 
 
 def put(bucket, objects):
