@@ -417,6 +417,17 @@ def test_a_step_that_vanishes_while_it_is_uploaded(bucket, tmp_path):
     sent = Sent(tmp_path / 'sent.json')
     assert not Uploads(Deleting(), top, tmp_path / 'w', sent, lambda: True).round()
     assert objects(bucket) == {}
+
+    class Cut(Deleting):
+        def put_file(self, lpath, rpath):
+            if lpath.endswith(places.MARKER):
+                raise ConnectionError
+            store.put_file(lpath, rpath)
+
+    with pytest.raises(ConnectionError):
+        Uploads(Cut(), top, tmp_path / 'w', sent, lambda: True).round()
+    assert objects(bucket).keys() == {'w/checkpoints/3/b'}
+    sent = Sent.load(tmp_path / 'sent.json')  # as another process
     (step / places.MARKER).unlink()
     assert Uploads(store, top, tmp_path / 'w', sent, lambda: True).round()
     assert objects(bucket) == {}

@@ -14,6 +14,10 @@ _NO_ACCESS = (
 )
 
 
+class StoreFailed(UserError):
+    """A store does not answer as it should, though the URL and the credentials may be right."""
+
+
 class Store(Protocol):
     """The part of fsspec's `AbstractFileSystem` that is used here."""
 
@@ -98,4 +102,4 @@ def explaining(
                 fix='give the credentials that its own tools use (AWS_PROFILE or '
                 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS)',
             ) from error
-        raise UserError(f'{base} {failed} ({said})', fix=fix) from error
+        raise StoreFailed(f'{base} {failed} ({said})', fix=fix) from error

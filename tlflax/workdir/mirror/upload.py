@@ -15,6 +15,7 @@ from tlflax.workdir.mirror.scan import Stamp
 RESULT = 'result.json'
 _EARLY = ('config.json', 'metrics.jsonl', 'provenance.json', '.writing')
 _THREADS = 8
+_BEGUN = Stamp(-1, -1, -1)  # of a step that is not complete in the store
 
 
 @dataclasses.dataclass
@@ -134,15 +135,19 @@ class Uploads:
                 return True
             self._delete_step(step)
         paths = scan.files_of(self._folder, step)
+        self._sent.steps[step] = (_BEGUN, paths)  # so that it is deleted if this is cut off
+        self._sent.save()
         try:
             self._each(self._put, paths[:-1])
+            if whole := bool(paths) and scan.files_of(self._folder, step) == paths:
+                self._put(paths[-1])
         except FileNotFoundError:
             if scan.files_of(self._folder, step) == paths:  # the store's, not ours
                 raise
-        if not paths or scan.files_of(self._folder, step) != paths:
-            self._delete(paths[:-1])
+            whole = False
+        if not whole:
+            self._delete_step(step)
             return False
-        self._put(paths[-1])
         self._sent.steps[step] = (stamp, paths)
         self._sent.save()
         return True
