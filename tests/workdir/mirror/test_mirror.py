@@ -15,6 +15,7 @@ from fork_server import server
 from helpers import make_folders, run_code, run_module, toy_config
 
 import tlflax
+from tlflax.inference.watch import evaluate_each
 from tlflax.report.__main__ import COMMAND as REPORT
 from tlflax.report.__main__ import main as report
 from tlflax.train import loop, train_and_evaluate
@@ -92,8 +93,7 @@ def objects(bucket):
 
 
 def train(folders, url=URL, **changes):
-    with mirrored(url) as folder:
-        return train_and_evaluate(config_of(folders, **changes), folder)
+    return train_and_evaluate(config_of(folders, **changes), url)
 
 
 def test_a_run_is_uploaded_whole_and_used_elsewhere(bucket, folders, whole, monkeypatch, tmp_path):
@@ -111,6 +111,8 @@ def test_a_run_is_uploaded_whole_and_used_elsewhere(bucket, folders, whole, monk
     assert_same(URL, whole)
     copy = places.Place(URL).read
     assert not list(copy.rglob('opt_state')), 'only training needs it'
+    watched = evaluate_each(URL, lambda one: {'step': one.step}, pause=0.1)
+    assert [f'checkpoints/{one["step"]}/' for one in watched] == list(here.steps)
     result = json.loads((whole / 'result.json').read_text())
     assert tlflax.load(URL).evaluate()['loss'] == result['val']['loss']
     assert train(folders) == json.loads((places.Place(URL).run / 'result.json').read_text())
