@@ -12,6 +12,7 @@ from absl import logging
 from tlflax.utils import interrupts
 from tlflax.utils.errors import UserError, as_user_error
 from tlflax.utils.files import write_json
+from tlflax.utils.parallel import processes
 from tlflax.utils.progress import progress
 from tlflax.utils.storage.connect import Store, connect, explaining, is_url
 from tlflax.utils.storage.download import fetch_all, listed
@@ -27,7 +28,7 @@ def mirrored(workdir: str) -> Iterator[str]:
     """Yields the folder to write for a workdir, which the objects follow where it is a URL.
 
     Ends when everything is uploaded. A run that was cut off anywhere continues from there, on this
-    machine or another.
+    machine or another. Of several processes the primary one does all of this.
 
     Args:
         workdir: A folder, which is yielded unchanged, or the URL of one.
@@ -40,6 +41,9 @@ def mirrored(workdir: str) -> Iterator[str]:
         yield workdir
         return
     place = Place(workdir)
+    if not processes.is_primary():  # it neither reads nor writes the workdir
+        yield str(place.run)
+        return
     store, top = connect(place.url)
     with _cache_errors(place):
         place.folder.mkdir(parents=True, exist_ok=True)
