@@ -3,7 +3,7 @@
 Writes configuration, metrics, checkpoints, result and report.html to the workdir, and prints the
 metrics of the best epoch by class. The same command continues; what is finished is left as it is.
 
---find_lr and --find_batch_size only suggest. On several machines, start it on each: docs/scaling.md.
+--find_lr and --find_batch_size only suggest. Several machines: start it on each (docs/scaling.md).
 """
 
 import dataclasses
