@@ -35,6 +35,7 @@ SLOW = """
     test_probe test_interruptions test_run test_phases test_runs test_results test_compare
     test_candidates test_trials test_derive test_find_lr test_trained_cpu test_documented_commands
     test_notebook test_limits test_endpoints test_load test_models test_resize test_page test_int8
+    test_mirror
 """.split()
 
 
@@ -110,3 +111,33 @@ def _formatted(text, args):
     if not args:
         return str(text)
     return text % (args[0] if len(args) == 1 and isinstance(args[0], dict) else args)
+
+
+@pytest.fixture(scope='session')
+def s3_server():
+    """The address of a stand-in for S3 on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer('127.0.0.1', port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f'http://{host}:{port}'
+    running.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch, tmp_path):
+    """An empty bucket 'photos', as boto3 has it, and a cache of its own."""
+    import boto3
+    import fsspec
+
+    monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('AWS_ENDPOINT_URL', s3_server)
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'id')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
+    monkeypatch.setenv('AWS_CONFIG_FILE', str(tmp_path / 'none'))
+    fsspec.get_filesystem_class('s3').clear_instance_cache()
+    bucket = boto3.resource('s3').create_bucket(Bucket='photos')
+    yield bucket
+    bucket.objects.delete()

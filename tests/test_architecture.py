@@ -24,6 +24,7 @@ HOMES = {
     'tensorflow': ('data', 'export'),
     'tensorflow_datasets': ('data',),
     'orbax': ('workdir',),
+    'fsspec': ('utils.storage',),
     'absl.flags': ('config.command_line', 'config.libraries'),
     'ml_collections.config_flags': ('config.command_line',),
 }

@@ -53,11 +53,11 @@ def main(arguments: Arguments) -> None:
     from tlflax.export.model import Options
     from tlflax.export.run import export
     from tlflax.utils.files import dump_json
+    from tlflax.workdir.mirror.read import added_to
 
     options = Options(arguments.calibrated, arguments.resize, arguments.precision)
-    found = export(
-        arguments.workdir, arguments.format, arguments.output, options, step=arguments.step
-    )
+    with added_to(arguments.workdir) as folder:
+        found = export(folder, arguments.format, arguments.output, options, step=arguments.step)
     print(
         f'{found["file"]}: {found["bytes"] / 1e6:.1f} MB; on {found["images"]} validation images '
         f'its probabilities differ from the classifier by at most {found["max_difference"]:.2g}'

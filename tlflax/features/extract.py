@@ -16,7 +16,7 @@ from tlflax.data.augment import sampling
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.pipeline.batch import Batches
 from tlflax.data.table import ImageTable
-from tlflax.features.cache import quota, shared
+from tlflax.features.cache import mirror, quota, shared
 from tlflax.features.cache.store import Store
 from tlflax.features.derive import LowerLayers
 from tlflax.features.programs import Compute, batch_size
@@ -75,6 +75,7 @@ def fill(
         UserError: They cannot be stored, or not read back.
     """
     keys = np.stack([view_keys(table.digests, view) for view in views.names])
+    mirror.fetch(store, keys[wanted][processes.index() :: processes.count()], max_bytes)
     rows = np.stack([store.lookup(view) for view in keys])
     view, index = shared.to_compute(wanted, wanted & (rows >= 0))
     if len(index):
@@ -96,6 +97,7 @@ def fill(
     rows = np.where(wanted, rows, -1)
     owner, everywhere = shared.owners(wanted, rows >= 0)
     _check_found(store, int((wanted & (owner < 0)).sum()))
+    mirror.send(store, keys[owner == processes.index()])
     return Filled(rows, owner, everywhere)
 
 

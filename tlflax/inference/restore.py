@@ -21,21 +21,24 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.files import is_signed
 from tlflax.utils.parallel.mesh import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
+from tlflax.workdir.mirror.read import fetch_step, fetched
 
 
 def load(workdir: str | Path, step: str | None = None) -> Trained:
     """Restores a trained classifier on the devices of this machine.
 
     Args:
-        workdir: The folder of a run.
+        workdir: The folder of a run, or its URL in an object store.
         step: 'best', 'last' or the number of a saved step; None: the one that `result.json` is
             about, which `config.early_stopping.restore_best` decides.
 
     Raises:
         UserError: The checkpoint or its pretrained weights do not exist.
     """
-    with Checkpoints(checkpoint_folder(Path(workdir)), read_only=True) as saved:
+    folder = fetched(workdir)
+    with Checkpoints(checkpoint_folder(folder), read_only=True) as saved:
         number = saved.find(step or _counts(saved))
+        fetch_step(saved.folder, number)
         meta = saved.meta(number)
         raw, class_names = parse.resolve(parse.filled(meta['config'])), tuple(meta['classes'])
         config = setup.configure(parse.to_dict(started_in(raw, meta.get('folder', ''))))
@@ -64,7 +67,7 @@ def load(workdir: str | Path, step: str | None = None) -> Trained:
         step=number,
         weights_digest=digest,
         split_digests=meta.get('split_digests', {}),
-        temperature=_temperature(Path(workdir) / 'result.json', number),
+        temperature=_temperature(folder / 'result.json', number),
         classifier=classifier,
         trainable=replicate(trainable, mesh),
         frozen=replicate(frozen, mesh),

@@ -12,6 +12,7 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.workdir.checkpoints import saved_steps
 from tlflax.workdir.files import read_result
+from tlflax.workdir.mirror.read import fetched
 
 PAUSE = 2.0
 """Seconds between two looks at the folder."""
@@ -34,9 +35,10 @@ def evaluate_each(
         UserError: The latest checkpoint cannot be evaluated, a finished run has none, or the
             workdir is that of a cross-validation.
     """
-    folder, seen = Path(workdir), -1
-    logging.info('waiting for checkpoints in %s', folder)
+    seen = -1
+    logging.info('waiting for checkpoints in %s', workdir)
     while True:
+        folder = fetched(workdir, needed=False)
         checkpoints = checkpoint_folder(folder)
         finished = read_result(folder) is not None  # before the look: no step may come between
         for step in [step for step in saved_steps(checkpoints) if step > seen]:

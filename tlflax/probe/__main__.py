@@ -37,38 +37,38 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Fits the probe, or those of the draws, and prints the results."""
-    if arguments.shots:
-        _run_shots(arguments)
-    elif arguments.draws is None:
-        _run_path(arguments)
-    else:
+    from tlflax.workdir.mirror.write import mirrored
+
+    if arguments.draws is not None and not arguments.shots:
         raise UserError('only --shots has draws', where='--draws', fix='add --shots=1,2,5,10,20')
+    kind = 'shots' if arguments.shots else 'probe'
+    with mirrored(arguments.workdir or f'runs/{arguments.config.name}-{kind}') as folder:
+        (_run_shots if arguments.shots else _run_path)(arguments, folder)
 
 
-def _run_path(arguments: Arguments) -> None:
+def _run_path(arguments: Arguments, folder: str) -> None:
     from tlflax.probe import path, run
     from tlflax.train.metrics import table
     from tlflax.train.setup import configure
     from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
 
-    work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-probe'))
+    work = Workdir(Path(folder))
     result = run.run(configure(arguments.config.values), work, arguments.representation)
-    print(path.format_table(work.records()))
-    print(table.format_table(result['val']))
+    print(path.format_table(work.records()), table.format_table(result['val']), sep='\n')
     best = work.records()[result['best_epoch'] - 1]
     shown = ('l2', 'gradient_norm', 'cv_accuracy', 'cv_loss', 'val_accuracy', 'val_loss')
     print(dump_json({'workdir': str(work.path), **{key: best[key] for key in shown}}))
 
 
-def _run_shots(arguments: Arguments) -> None:
+def _run_shots(arguments: Arguments, folder: str) -> None:
     from tlflax.probe import shots
     from tlflax.train.setup import configure
     from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
 
     counts, draws = shots.parse(arguments.shots, arguments.draws, arguments.representation)
-    work = Workdir(Path(arguments.workdir or f'runs/{arguments.config.name}-shots'))
+    work = Workdir(Path(folder))
     result = shots.run(configure(arguments.config.values), work, counts, draws)
     print(shots.format_table(result['shots']))
     print(dump_json({'workdir': str(work.path), **result}))

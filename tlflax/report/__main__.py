@@ -53,13 +53,16 @@ def main(arguments: Arguments) -> None:
     from tlflax.inference.mistakes import check_writable
     from tlflax.report import write_run
     from tlflax.report.comparison.run import run
+    from tlflax.workdir.mirror.read import added_to, fetched
 
     for path in filter(None, (arguments.output, arguments.differences)):
         check_writable(path)
     if len(names) > 1:
-        run(names, arguments.output or 'comparison.html', arguments.differences)
+        folders = [str(fetched(name)) for name in names]
+        run(folders, arguments.output or 'comparison.html', arguments.differences)
     else:
-        print(write_run(names[0], arguments.output))
+        with added_to(names[0]) as folder:
+            print(write_run(folder, arguments.output))
 
 
 COMMAND = cli.Command('tlflax.report', __doc__, Arguments, main, 'runs/a runs/b')

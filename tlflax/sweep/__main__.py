@@ -44,16 +44,18 @@ def _main(arguments: Arguments) -> None:
     from tlflax.sweep.settings import read_settings
     from tlflax.train.setup import configure
     from tlflax.workdir.files import Workdir
+    from tlflax.workdir.mirror.write import mirrored
 
     sweep = arguments.sweep
     settings = read_settings(Path(sweep))
     workdir = arguments.workdir or f'runs/{arguments.config.name}-{Path(sweep).stem}'
     config = configure(arguments.config.values)
-    ranking = run(config, settings, Workdir(Path(workdir)), where=sweep)
-    print(format_table(ranking))
-    print(f'the best is the run in {workdir}/best')
-    if config.train.report:
-        write_after(Path(workdir) / 'best')
+    with mirrored(workdir) as folder:
+        ranking = run(config, settings, Workdir(Path(folder)), where=sweep)
+        print(format_table(ranking))
+        print(f'the best is the run in {workdir}/best')
+        if config.train.report:
+            write_after(Path(folder) / 'best')
 
 
 COMMAND = cli.Command(

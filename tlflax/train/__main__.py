@@ -1,11 +1,9 @@
 """Trains a classifier, or continues a training that was interrupted.
 
-Writes configuration, metrics, checkpoints, the result and a page about it, report.html, to the
-workdir, and prints the metrics of the best epoch by class. The same command continues after an
-interruption; a finished run is not trained again.
+Writes configuration, metrics, checkpoints, result and report.html to the workdir, and prints the
+metrics of the best epoch by class. The same command continues; what is finished is left as it is.
 
---find_lr and --find_batch_size keep nothing: they suggest a learning rate or a batch size.
-On several machines, start it on each: see docs/scaling.md.
+--find_lr and --find_batch_size only suggest. Several machines: start it on each (docs/scaling.md).
 """
 
 import dataclasses
@@ -23,7 +21,7 @@ class Arguments(flags.Together):
     """The arguments of the command."""
 
     config: ConfigFile = flags.config_file()
-    workdir: str | None = flags.optional(None, 'DIR', 'folder to write to; by default runs/CONFIG')
+    workdir: str | None = flags.optional(None, 'DIR', 'folder or URL to write to; or runs/CONFIG')
     find_lr: bool = flags.switch('suggest a learning rate; draws lr.svg in the workdir')
     find_batch_size: bool = flags.switch('suggest a batch size from speed and gradient noise')
 
@@ -38,22 +36,24 @@ def _main(arguments: Arguments) -> None:
     from tlflax.config.parse import resolve
     from tlflax.train.loop import Interrupted
     from tlflax.utils.interrupts import Agreed
+    from tlflax.workdir.mirror.write import mirrored
 
     values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
-    if arguments.find_lr or arguments.find_batch_size:
-        from tlflax.train.finders.command import find
-
-        print(find(values, workdir, rate=arguments.find_lr, size=arguments.find_batch_size))
-        return
+    asked = {'rate': arguments.find_lr, 'size': arguments.find_batch_size}
     try:
-        print(_train(values, workdir))
+        with mirrored(workdir) as folder:
+            if any(asked.values()):
+                from tlflax.train.finders.command import find
+
+                return print(find(values, folder, **asked))
+            print(_train(values, folder))
+            if resolve(values).train.report:
+                from tlflax.report.write import write_after
+
+                write_after(folder)
     except Interrupted as end:
         done = f'saved at step {end.step} in {workdir}' if end.step else 'no step done'
         raise Agreed(f'{done}; run the same command to continue') from None
-    if resolve(values).train.report:
-        from tlflax.report.write import write_after
-
-        write_after(workdir)
 
 
 def _train(values: 'ConfigDict', workdir: str) -> str:

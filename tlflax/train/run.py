@@ -19,10 +19,12 @@ from tlflax.train.loop import Fit, Interrupted, train_epochs
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Inputs, Run
 from tlflax.utils.files import JsonObject
+from tlflax.utils.storage.connect import is_url
 from tlflax.workdir import provenance
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.files import Workdir
 from tlflax.workdir.loggers.base import Status
+from tlflax.workdir.mirror.write import mirrored
 from tlflax.workdir.profiling import Profile
 
 Sources = tuple[Source, Source]
@@ -34,7 +36,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
 
     Args:
         config: As a config file's `get_config()` returns it.
-        workdir: Where config, metrics, checkpoints and result are written.
+        workdir: Where config, metrics, checkpoints and result are written; a folder, or its URL in
+            an object store.
 
     Returns:
         The contents of `workdir/result.json`. A finished run is not run again.
@@ -43,6 +46,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> JsonObject:
         UserError: The configuration, the data or the machine is at fault.
         tlflax.train.loop.Interrupted: SIGINT or SIGTERM was received, and the state is saved.
     """
+    if is_url(str(workdir)):
+        with mirrored(str(workdir)) as folder:
+            return train_and_evaluate(config, folder)
     resolved = setup.configure(config)
     work = Workdir(Path(workdir))
     with work.locked():

@@ -3,14 +3,14 @@
 import io
 import sys
 import threading
+from collections import Counter
+from pathlib import Path
 
-import boto3
 import fsspec
 import numpy as np
 import pytest
 from absl import logging
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from tlflax.config.parse import resolve
@@ -24,30 +24,6 @@ def png(seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), np.uint8)
     Image.fromarray(pixels).save(buffer, 'PNG')
     return buffer.getvalue()
-
-
-@pytest.fixture(scope='module')
-def server():
-    running = ThreadedMotoServer('127.0.0.1', port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f'http://{host}:{port}'
-    running.stop()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch, tmp_path):
-    """An empty bucket 'photos', as boto3 has it."""
-    monkeypatch.setenv('TLFLAX_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setenv('AWS_ENDPOINT_URL', server)
-    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'id')
-    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
-    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
-    monkeypatch.setenv('AWS_CONFIG_FILE', str(tmp_path / 'none'))
-    fsspec.get_filesystem_class('s3').clear_instance_cache()
-    bucket = boto3.resource('s3').create_bucket(Bucket='photos')
-    yield bucket
-    bucket.objects.delete()
 
 
 def put(bucket, objects):
@@ -97,22 +73,22 @@ def test_only_what_changed_is_fetched(bucket, fetched, tmp_path):
 
     root = mirrored()
     assert fetched == ['s3://photos/t: 4 objects, 4 to fetch (0 MB), 0 gone']
-    before = {path: path.stat().st_mtime_ns for path in object_store.Path(root).rglob('*.*')}
+    before = {path: path.stat().st_mtime_ns for path in Path(root).rglob('*.*')}
     put(bucket, {'t/red/1.png': 77, 't/blue/x/5.png': 5})
     bucket.Object('t/green/3.png').delete()
     assert mirrored() == root
     assert fetched[1].endswith('4 objects, 2 to fetch (0 MB), 1 gone')
-    assert files(object_store.Path(root)) == {
+    assert files(Path(root)) == {
         'red/1.png': png(77),
         'red/deep/2.png': png(2),
         'green/größe 1.jpg': png(4),
         'blue/x/5.png': png(5),
     }
-    kept = object_store.Path(root, 'red/deep/2.png')
+    kept = Path(root, 'red/deep/2.png')
     assert kept.stat().st_mtime_ns == before[kept]
     bucket.objects.filter(Prefix='t/blue').delete()
     mirrored()
-    assert not object_store.Path(root, 'blue').exists()
+    assert not Path(root, 'blue').exists()
     kept.write_bytes(b'cut')  # by somebody else
     mirrored()
     assert fetched[3].endswith('3 objects, 1 to fetch (0 MB), 0 gone')
@@ -241,9 +217,7 @@ def test_an_interrupted_mirror_goes_on_where_it_stopped(odd, tmp_path, fetched):
     root = object_store.fetch('odd:///t', tmp_path / 'cache')
     assert '40 objects, 40 to fetch' in fetched[0]
     assert '40 objects, 1 to fetch' in fetched[-1]
-    assert files(object_store.Path(root)) == {
-        f'{"ab"[n % 2]}/{n:02}.png': png(n) for n in range(40)
-    }
+    assert files(Path(root)) == {f'{"ab"[n % 2]}/{n:02}.png': png(n) for n in range(40)}
 
 
 def test_objects_are_fetched_side_by_side(odd, tmp_path):
@@ -268,7 +242,7 @@ def test_a_store_that_tells_nothing_is_fetched_anew(odd, tmp_path, fetched, monk
 
 
 def test_a_torn_or_foreign_index_costs_time_only(odd, tmp_path, fetched):
-    root = object_store.Path(object_store.fetch('odd:///t', tmp_path / 'cache'))
+    root = Path(object_store.fetch('odd:///t', tmp_path / 'cache'))
     index = root.parent / 'index.jsonl'
     lines = index.read_text().splitlines()
     index.write_text('\n'.join([*lines[:10], 'null', '{}', '[1]', *lines[10:20], lines[20][:9]]))
@@ -281,7 +255,7 @@ def test_a_torn_or_foreign_index_costs_time_only(odd, tmp_path, fetched):
 def test_names_that_no_folder_can_hold_are_left_out(tmp_path):
     names = ['t//x.png', 't/../y.png', 't/a/z\0.png', 't/a/', 't/a/ok.png', 't/a/__MACOSX/x.png']
     found = {name: {'size': 1, 'type': 'file'} for name in names}
-    ignored = object_store.Counter()
+    ignored = Counter()
     assert list(object_store._select(found, 't', ignored)) == ['a/ok.png']
     assert sum(ignored.values()) == 4
 

@@ -10,6 +10,7 @@ from tlflax.data.inputs.listing import Listing
 from tlflax.data.inputs.walk import Report, stop
 from tlflax.utils import assets
 from tlflax.utils.errors import UserError, did_you_mean
+from tlflax.utils.storage.connect import is_url
 
 NAMES = ('train', 'val', 'test')
 _MATERIALIZED = ('demo:', 'tfds:', 'py:')
@@ -34,7 +35,7 @@ def list_input(
         UserError: It does not exist, or it cannot be fetched.
     """
     path, _, part = spec.partition('#')
-    if manifest.is_manifest(path) and not object_store.is_url(spec):
+    if manifest.is_manifest(path) and not is_url(spec):
         known = {} if known is None else known
         if path not in known:
             known[path] = manifest.read_manifest(path, report=report)
@@ -42,7 +43,7 @@ def list_input(
         return manifest.list_manifest(path, rows, split=_part(spec, rows, part, split))
     if spec.startswith(_MATERIALIZED):
         return list_folder(_materialize(spec), report=report)
-    if object_store.is_url(spec):
+    if is_url(spec):
         spec = object_store.fetch(spec, assets.cache_folder())
     if pattern.is_pattern(spec):
         return pattern.list_pattern(spec, report=report)
