@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tlflax.utils.errors import UserError
+from tlflax.utils.parallel.placement import class_product
 
 Shape = tuple[int, ...]
 SMALLEST = {'conv': 4, 'gap_linear': 1, 'flatten_linear': 1, 'mlp': 1}
@@ -76,7 +77,9 @@ def _hidden(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
 def _logits(features_in: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
     """Returns the last layer, of zeros, so that training starts at equal probabilities."""
     init = nnx.initializers.zeros_init()
-    return nnx.Linear(features_in, num_classes, kernel_init=init, rngs=rngs)
+    return nnx.Linear(
+        features_in, num_classes, kernel_init=init, dot_general=class_product, rngs=rngs
+    )
 
 
 def _dropout(x: Array, rate: float, key: Array | None) -> Array:
