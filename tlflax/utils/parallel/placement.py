@@ -208,18 +208,26 @@ def _columns(
 
 def _on_host(array: jax.Array, columns: int) -> Shaped[np.ndarray, '*rows {columns}']:
     """Returns the first columns of an array that is split by its last axis."""
-    whole = np.empty((*array.shape[:-1], columns), array.dtype)
     if array.is_fully_addressable:
+        whole = np.empty((*array.shape[:-1], columns), array.dtype)
         for shard in array.addressable_shards:
             part = whole[..., shard.index[-1]]
             part[...] = np.asarray(shard.data)[..., : part.shape[-1]]
         return whole
+    return _in_blocks(array, columns)
+
+
+def _in_blocks(array: jax.Array, columns: int) -> Shaped[np.ndarray, '*rows {columns}']:
+    """As `_on_host`; every device gathers some rows at a time."""
     if array.ndim == 1:
         return _everywhere(array)[:columns]
+    whole = np.empty((*array.shape[:-1], columns), array.dtype)
     rows = max(1, min(len(array), _BLOCK // max(array.nbytes // len(array), 1)))
     for start in range(0, len(array), rows):
         start = min(start, len(array) - rows)  # all blocks have one size: one program
-        whole[start : start + rows] = _everywhere(_block(array, start, rows))[..., :columns]
+        whole[start : start + rows] = _everywhere(_block(array, jnp.int32(start), rows))[
+            ..., :columns
+        ]
     return whole
 
 
@@ -231,7 +239,7 @@ def _everywhere(array: jax.Array) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=('rows',))
-def _block(array: Array, start: int, rows: int) -> Array:
+def _block(array: Array, start: Int[Array, ''], rows: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, start, rows)
 
 
