@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -40,12 +41,22 @@ def conv3x3_before_pool(
         above = first - (i - 1)
         # With channels last, XLA's matrix product for the gradient is the faster of two.
         row = kernel[i].transpose(0, 2, 1).reshape(-1, c)
-        taps = jnp.einsum('nc,kc->nk', x[first:last].reshape(-1, c), row)
-        taps = taps.reshape(last - first, w, b, 3, -1)
+        taps = _products(x[first:last], row).reshape(last - first, w, b, 3, -1)
         edges = (above, height - (last - first) - above), (1, 1), (0, 0), (0, 0), (0, 0)
         taps = jnp.pad(taps, edges)
         terms += [taps[:, j : j + width, :, j] for j in range(3)]
     return sum(terms[1:], start=terms[0]).transpose(2, 0, 1, 3)
+
+
+def _products(x: Float[Array, 'h w b c'], row: Float[Array, 'k c']) -> Float[Array, 'h w b k']:
+    """Multiplies every place of a map with a matrix.
+
+    As one axis, places and examples are faster on one device; several devices, over which the
+    examples are split, would first gather all of them.
+    """
+    if jax.device_count() > 1:
+        return jnp.einsum('hwbc,kc->hwbk', x, row)
+    return jnp.einsum('nc,kc->nk', x.reshape(-1, x.shape[-1]), row).reshape(*x.shape[:-1], -1)
 
 
 def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
