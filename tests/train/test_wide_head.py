@@ -1,11 +1,15 @@
 """A head that is split over the devices by class, against the same head that is not."""
 
+import contextlib
 import json
+import os
+import socket
 
 import jax
 import numpy as np
 import optax
 import pytest
+from fork_server import server
 from helpers import TESTS, make_folders, run_code
 
 from tlflax.config import default_config
@@ -58,7 +62,7 @@ def trained(classes, split, name, loss, mixed, average):
         assert kernel.shape == (16, model.shards.width)
         assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, 'data')
         assert {shard.data.shape for shard in kernel.addressable_shards} == {
-            (16, model.shards.width // 8)}
+            (16, model.shards.width // 4)}
         whole = model.shards.fetch(state)
     else:
         whole = jax.device_get(state)
@@ -87,7 +91,7 @@ print(json.dumps(outcome))
 
 
 def test_steps_are_those_of_the_whole_head():
-    for classes, difference, learned in on_devices(STEPS):
+    for classes, difference, learned in on_devices(STEPS, devices=4):
         assert difference < 2e-5, classes
         assert learned != 0
 
@@ -203,6 +207,65 @@ def test_a_split_array_is_fetched_in_blocks(monkeypatch):
     split = placed['head']['logits']['kernel']
     np.testing.assert_array_equal(placement._in_blocks(split, 7), kernel)
     np.testing.assert_array_equal(placement._in_blocks(split[3], 7), kernel[3])
+
+
+JOIN = """
+import sys, jax
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+number = int(sys.argv[4])
+jax.distributed.initialize(sys.argv[3], 2, number)
+"""
+
+PROCESSES = """
+from tlflax.utils.parallel import placement
+from tlflax.utils.parallel.mesh import local_rows
+placement._BLOCK = 200  # bytes: many blocks
+model, variables = w.make(13, split=True)
+state, mesh = w.first_state(model, variables, w.OPTIMIZERS['adam']), default_mesh()
+whole = model.shards.fetch(state)
+for leaf, same in zip(
+        jax.tree.leaves(whole.params), jax.tree.leaves(variables.params), strict=True):
+    np.testing.assert_array_equal(leaf, same)
+rows = {key: value[8 * number:][:8] for key, value in w.make_batch(13).items()}
+sums, probabilities = steps.eval_step(
+    state.variables, put_batch(rows, mesh), classifier=model)
+own = local_rows(probabilities)
+assert own.shape == (8, 13)
+print(json.dumps([jax.device_count(), jax.local_device_count(), float(sums.sums.loss), *(
+    own[np.arange(8), rows['label']].tolist())]))
+"""
+
+ALONE = """
+model, variables = w.make(13, split=False)
+batch = w.make_batch(13)
+sums, found = steps.eval_step(variables, batch, classifier=model)
+print(json.dumps([float(sums.sums.loss), *found[np.arange(16), batch['label']].tolist()]))
+"""
+
+
+def test_two_processes_share_a_split_head(tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context((tmp_path / str(n)).open('w+')) for n in (0, 1)]
+        folders = str(TESTS / 'train'), str(TESTS)
+        processes = [
+            server().start(
+                'code', JOIN + BEGIN + PROCESSES, *folders, address, str(number),
+                env=env, stdout=output, stderr=output,
+            )
+            for number, output in enumerate(outputs)
+        ]  # fmt: skip
+        codes = [process.wait(120) for process in processes]
+    said = [(tmp_path / str(number)).read_text() for number in (0, 1)]
+    assert codes == [0, 0], said
+    first, second = (json.loads(text.splitlines()[-1]) for text in said)
+    assert first[:2] == second[:2] == [4, 2]
+    assert first[2] == second[2]
+    loss, *own = on_devices(ALONE, devices=1)
+    np.testing.assert_allclose([first[2], *first[3:], *second[3:]], [loss, *own], rtol=1e-5)
 
 
 WHICH = """
