@@ -417,6 +417,12 @@ class TrainConfig:
         "steps of the run, counted from 0, that jax.profiler traces into the workdir's folder "
         "profile, such as '10:20' for ten of them",
     )
+    shard_head: str = _key(
+        'auto',
+        'split the last layer of the head and its optimizer state over the devices by class, for '
+        'very many classes; auto: where its parameters have at least 256 MiB',
+        choices=('auto', 'True', 'False'),
+    )
     phases: tuple[Phase, ...] = _key(
         (),
         'trainings one after another, each {key: value} of the keys of optim, train.epochs and the '

@@ -22,6 +22,7 @@ from tlflax.models.base.modules import Static, Training, Variables
 from tlflax.models.base.taps import Tap
 from tlflax.models.weights import preprocess
 from tlflax.utils.errors import UserError
+from tlflax.utils.parallel.placement import ClassShards, splitting
 from tlflax.utils.trees import Tree, flatten, unflatten
 
 Params = Tree
@@ -48,6 +49,7 @@ class Classifier:
         head: The head.
         taps: What is taken of several layers, the last of them `layer`; empty: the output of
             `layer`.
+        shards: How the head is split over devices by class; None: each has all of it.
     """
 
     backbone: Backbone
@@ -57,6 +59,7 @@ class Classifier:
     dtype: str
     head: Static
     taps: tuple[Tap, ...] = ()
+    shards: ClassShards | None = None
 
     @property
     def cut_is_image(self) -> bool:
@@ -117,12 +120,15 @@ class Classifier:
             training: None for evaluation.
 
         Returns:
-            The logits, float32, and the new state.
+            The logits, float32, with padding where the head is split; and the new state.
         """
         x, after = self.before_head(variables, batch, training)
         state = dict(variables.state) | ({'backbone': after} if after else {})
         inside = training and training.inside('head')
-        x, after = self.head.apply(variables.branch('head'), x, inside)
+        with splitting(self.shards):
+            x, after = self.head.apply(variables.branch('head'), x, inside)
+        if self.shards is not None:
+            x = self.shards.masked(x)
         return x, state | ({'head': after} if after else {})
 
     def before_head(

@@ -50,6 +50,14 @@ def builder(
     return build
 
 
+def class_leaves(name: str) -> tuple[str, ...]:
+    """Returns the paths of a head's parameters whose last axis is the class, and nothing else.
+
+    They can be split by class. There are none where a head may mix the logits of several classes.
+    """
+    return ('logits/kernel', 'logits/bias') if name in HEADS else ()
+
+
 def _find(name: str) -> Any:
     """Returns the class of a head, or what builds it; a user's file may name anything."""
     key = 'config.model.head'

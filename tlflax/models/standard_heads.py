@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
 from tlflax.utils.errors import UserError
+from tlflax.utils.parallel.placement import class_product
 
 Shape = tuple[int, ...]
 SMALLEST = {'conv': 4, 'gap_linear': 1, 'flatten_linear': 1, 'mlp': 1}
@@ -39,12 +41,22 @@ def conv3x3_before_pool(
         above = first - (i - 1)
         # With channels last, XLA's matrix product for the gradient is the faster of two.
         row = kernel[i].transpose(0, 2, 1).reshape(-1, c)
-        taps = jnp.einsum('nc,kc->nk', x[first:last].reshape(-1, c), row)
-        taps = taps.reshape(last - first, w, b, 3, -1)
+        taps = _products(x[first:last], row).reshape(last - first, w, b, 3, -1)
         edges = (above, height - (last - first) - above), (1, 1), (0, 0), (0, 0), (0, 0)
         taps = jnp.pad(taps, edges)
         terms += [taps[:, j : j + width, :, j] for j in range(3)]
     return sum(terms[1:], start=terms[0]).transpose(2, 0, 1, 3)
+
+
+def _products(x: Float[Array, 'h w b c'], row: Float[Array, 'k c']) -> Float[Array, 'h w b k']:
+    """Multiplies every place of a map with a matrix.
+
+    As one axis, places and examples are faster on one device; several devices, over which the
+    examples are split, would first gather all of them.
+    """
+    if jax.device_count() > 1:
+        return jnp.einsum('hwbc,kc->hwbk', x, row)
+    return jnp.einsum('nc,kc->nk', x.reshape(-1, x.shape[-1]), row).reshape(*x.shape[:-1], -1)
 
 
 def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
@@ -76,7 +88,9 @@ def _hidden(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
 def _logits(features_in: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
     """Returns the last layer, of zeros, so that training starts at equal probabilities."""
     init = nnx.initializers.zeros_init()
-    return nnx.Linear(features_in, num_classes, kernel_init=init, rngs=rngs)
+    return nnx.Linear(
+        features_in, num_classes, kernel_init=init, dot_general=class_product, rngs=rngs
+    )
 
 
 def _dropout(x: Array, rate: float, key: Array | None) -> Array:

@@ -30,7 +30,7 @@ from tlflax.train.optim.learner import configured_rates
 from tlflax.train.position import Position, Record, make_record, next_epoch
 from tlflax.train.setup import Run
 from tlflax.utils.parallel import processes
-from tlflax.utils.parallel.mesh import place, to_host
+from tlflax.utils.parallel.mesh import put_array, to_host
 
 Saved = tuple[steps.TrainState, Position]
 
@@ -237,7 +237,7 @@ def _take(replicas: Replicas, chosen: Sequence[int], mesh: Mesh) -> Replicas:
 def _put(replicas: Replicas, mesh: Mesh) -> Replicas:
     def put(leaf: Array | np.ndarray | np.generic) -> Array:
         axes = ('data',) if leaf.ndim else ()
-        return place(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+        return put_array(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
     return jax.tree.map(put, replicas)
 

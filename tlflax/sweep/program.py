@@ -56,7 +56,7 @@ def compile_program(run: Run, *, shared_order: bool) -> Program:
     rows_axis = None if shared_order else 0
     mesh = run.runner.mesh
     train = functools.partial(_train, run)
-    evaluate = functools.partial(_evaluate, run.runner.classifier)
+    evaluate = functools.partial(_evaluate, _classifier(run))
     both = per_member.members(train, (axes, 0, 0, None, rows_axis), mesh, donate=True)
 
     def train_all(*operands: Any) -> tuple[steps.TrainState, steps.Sums]:
@@ -84,10 +84,15 @@ def _train(
         rows,
         numbers.seed,
         numbers.loss,
-        classifier=run.runner.classifier,
+        classifier=_classifier(run),
         tx=run.learner.make(numbers.rates),
         average=run.learner.average,
     )
+
+
+def _classifier(run: Run) -> Classifier:
+    """Returns the model; the devices share the members, so that no head is split over them."""
+    return dataclasses.replace(run.runner.classifier, shards=None)
 
 
 def _evaluate(

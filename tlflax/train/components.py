@@ -18,6 +18,7 @@ from tlflax.utils import python_file, trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError, located
 from tlflax.utils.files import expand
+from tlflax.utils.parallel.placement import FROM, ClassShards
 
 
 def load_backbone(config: Config) -> Pretrained:
@@ -124,6 +125,28 @@ def init_head(config: Config, num_classes: int) -> Variables:
         units=config.model.units,
         dropout=config.model.dropout,
     )
+
+
+def head_shards(config: Config, num_classes: int, mesh: Mesh) -> ClassShards | None:
+    """Returns how the head is split over the devices by class; None: each has all of it.
+
+    Raises:
+        UserError: `train.shard_head` asks for it, and the head cannot be split.
+    """
+    asked, leaves = config.train.shard_head, heads.class_leaves(config.model.head)
+    if asked == 'True' and not leaves:
+        raise UserError(
+            f'the head {config.model.head!r} cannot be split by class',
+            where='config.train.shard_head',
+            fix=f"leave it at 'auto', or use one of the heads {', '.join(heads.HEADS)}",
+        )
+    if asked == 'False' or not leaves or mesh.size == 1:
+        return None
+    if asked == 'auto':
+        flat = trees.flatten(jax.eval_shape(lambda: init_head(config, num_classes)).params)
+        if sum(flat[path].size * flat[path].dtype.itemsize for path in leaves) < FROM:
+            return None
+    return ClassShards(mesh, num_classes, frozenset(f'head/{path}' for path in leaves))
 
 
 def tapped(config: Config) -> tuple[taps.Tap, ...]:

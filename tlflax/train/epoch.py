@@ -23,7 +23,8 @@ from tlflax.train.metrics.summary import summary
 from tlflax.train.optim.ema import Average
 from tlflax.utils.files import JsonObject
 from tlflax.utils.parallel import processes
-from tlflax.utils.parallel.mesh import local_rows, put_batch, put_rows, to_host
+from tlflax.utils.parallel.mesh import Tree, local_rows, put_batch, put_rows, to_host
+from tlflax.utils.parallel.placement import place
 from tlflax.utils.progress import Tick, progress
 
 _AHEAD = 2  # dispatched steps in flight: bounds memory, hides latency
@@ -53,7 +54,7 @@ class Runner:
     Attributes:
         classifier: The static half of the model.
         tx: The optimizer of the trainable parameters; None where nothing is trained.
-        frozen: The parameters and state that never change, replicated over the mesh.
+        frozen: The parameters and state that never change, as `place` puts them.
         mesh: Devices along one axis, 'data', over which batches are split.
         seed: Of dropout.
         loss: What training minimizes.
@@ -67,6 +68,15 @@ class Runner:
     seed: int
     loss: losses.Loss
     average: Average | None = None
+
+    def place(self, tree: Tree) -> Tree:
+        """Puts states and variables of the host on the mesh, as the steps expect them."""
+        return place(tree, self.mesh, self.classifier.shards)
+
+    def fetch(self, tree: Tree) -> Tree:
+        """Returns a tree in which what is split by class is whole again, on the host."""
+        shards = self.classifier.shards
+        return tree if shards is None else shards.fetch(tree)
 
     def train(
         self,

@@ -65,6 +65,7 @@ class Fit:
             position: The position after it.
             record: The record of the epoch that has ended; None in the middle of an epoch.
         """
+        state = self.run.runner.fetch(state)
         improved = record is not None and position.stopping.improved
         self.checkpoints.save(
             int(state.step),
@@ -95,7 +96,7 @@ def train_epochs(
         fit: The run.
         train: The training split.
         rule: When to stop early; None: never.
-        state: Donated; its arrays are replicated over the mesh.
+        state: Donated; on the mesh as `Runner.place` puts it.
         position: The position of `state`.
 
     Returns:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float64, Int
 
 from tlflax.config.schema import LossConfig
 from tlflax.utils.errors import UserError, did_you_mean, quoted
+from tlflax.utils.parallel.placement import ClassShards
 from tlflax.utils.trees import Tree
 
 Number = Any  # a float, a NumPy number or array, or traced
@@ -47,18 +48,30 @@ class Loss(NamedTuple):
 
 
 def cross_entropy(
-    logits: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: Scalar = 0.0
+    logits: Float[Array, 'b classes'],
+    label: Int[Array, ' b'],
+    smoothing: Scalar = 0.0,
+    shards: ClassShards | None = None,
 ) -> Float[Array, ' b']:
     """Softmax cross-entropy, in nats, of each example.
 
     Label smoothing mixes the one-hot target with the uniform distribution (Szegedy et al. 2016,
     arXiv:1512.00567).
+
+    Args:
+        logits: Of the model.
+        label: The true classes.
+        smoothing: The weight of the uniform distribution.
+        shards: How the logits are split over devices by class; None: they are not.
     """
-    return _expected(-jax.nn.log_softmax(logits), label, smoothing)
+    return _expected(-jax.nn.log_softmax(logits), label, smoothing, shards)
 
 
 def training_losses(
-    loss: Loss, logits: Float[Array, 'b classes'], batch: dict[str, Array]
+    loss: Loss,
+    logits: Float[Array, 'b classes'],
+    batch: dict[str, Array],
+    shards: ClassShards | None = None,
 ) -> Float[Array, ' b']:
     """Returns each example's weighted training loss.
 
@@ -69,14 +82,15 @@ def training_losses(
         batch: Holds 'label'. With 'mix' f[b] and 'mix_label' i[b], the target is the mixture
             mix * label + (1 - mix) * mix_label, each part with its own class's weight. 'weight'
             f[b] multiplies the example's loss.
+        shards: See `cross_entropy`.
     """
     if loss.shift is not None:
-        logits = logits + loss.shift
+        logits = logits + (loss.shift if shards is None else shards.padded(loss.shift))
     gamma = loss.gamma
     costs = -jax.nn.log_softmax(logits) if gamma is None else _focal_costs(logits, gamma)
 
     def of(label: Int[Array, ' b']) -> Float[Array, ' b']:
-        losses = _expected(costs, label, loss.smoothing)
+        losses = _expected(costs, label, loss.smoothing, shards)
         return losses if loss.class_weight is None else loss.class_weight[label] * losses
 
     losses = of(batch['label'])
@@ -242,9 +256,15 @@ def describe_weights(loss: Loss, classes: Sequence[str]) -> str:
 
 
 def _expected(
-    costs: Float[Array, 'b classes'], label: Int[Array, ' b'], smoothing: Scalar
+    costs: Float[Array, 'b classes'],
+    label: Int[Array, ' b'],
+    smoothing: Scalar,
+    shards: ClassShards | None,
 ) -> Float[Array, ' b']:
     """Returns the mean cost of each row under the smoothed target."""
+    if shards is not None:
+        right, mean = shards.of_label(costs, label), shards.mean(costs)
+        return (1 - smoothing) * right + smoothing * mean
     right = jnp.take_along_axis(costs, label[:, None], axis=-1)[:, 0]
     return (1 - smoothing) * right + smoothing * costs.mean(-1)
 

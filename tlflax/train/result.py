@@ -19,7 +19,6 @@ from tlflax.train.metrics.table import format_table
 from tlflax.train.position import Position, Record
 from tlflax.train.setup import Run
 from tlflax.utils.files import JsonObject
-from tlflax.utils.parallel.mesh import replicate
 from tlflax.workdir import provenance
 from tlflax.workdir.loggers import pictures
 from tlflax.workdir.loggers.base import Pictures
@@ -39,7 +38,7 @@ def evaluate(fit: Fit, position: Position, run: Run, trained: Variables) -> Json
     """
     checkpoints = fit.checkpoints
     best = checkpoints.meta(checkpoints.find('best'))['record']
-    trained = replicate(trained, run.runner.mesh)
+    trained = run.runner.place(trained)
     source = fit.val if run is fit.run else run.sources.eval(run.splits.val, 'validation')
     val, probabilities = evaluate_split(run.runner, trained, source, run.splits.val)
     test = None
@@ -145,6 +144,7 @@ def format_calibration(calibration: JsonObject | None) -> str:
 
 def assess(run: Run, variables: Variables, train: Source, val: Source) -> Record:
     """Returns the metrics that a record has of a head that was fitted at once, without steps."""
+    variables = run.runner.place(variables)
     on_train, on_val = (run.runner.evaluate(variables, split).metrics for split in (train, val))
     return {
         'train_loss': on_train['loss'],

@@ -18,7 +18,6 @@ from tlflax.train.setup import Inputs, Run
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.utils.parallel import processes
-from tlflax.utils.parallel.mesh import replicate
 from tlflax.utils.trees import Tree
 from tlflax.workdir import recovery
 from tlflax.workdir.checkpoints import Checkpoints
@@ -31,7 +30,7 @@ class Stage:
 
     Attributes:
         run: The phase.
-        state: Its arrays are replicated over the mesh.
+        state: On the mesh; see `Runner.place`.
         position: The position of `state`.
         spent: Seconds that earlier processes spent on the training.
     """
@@ -92,7 +91,7 @@ def next_phase(checkpoints: Checkpoints, stage: Stage, inputs: Inputs) -> Stage 
         inputs,
         phase=run.phase + 1,
         began=position.began,
-        start=jax.device_get(before.runner.frozen).merge(trained),
+        start=jax.device_get(before.runner.fetch(before.runner.frozen)).merge(trained),
     )
     state = after.first_state()._replace(step=jnp.int32(position.epoch * run.steps_per_epoch))
     if before.config.optim.name == after.config.optim.name:
@@ -134,7 +133,7 @@ def _position(meta: JsonObject) -> Position:
 
 
 def _placed(state: steps.TrainState, run: Run) -> steps.TrainState:
-    return replicate(processes.of_primary(state), run.runner.mesh)  # others may round differently
+    return run.runner.place(processes.of_primary(state))  # others may round differently
 
 
 def _check_unchanged(meta: JsonObject, run: Run, work: Workdir) -> None:

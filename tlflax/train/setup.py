@@ -34,6 +34,7 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject, leaves, plain_json
 from tlflax.utils.parallel import processes
 from tlflax.utils.parallel.mesh import default_mesh, replicate
+from tlflax.utils.parallel.placement import on_host, place
 from tlflax.workdir import provenance
 from tlflax.workdir.loggers import group as loggers
 
@@ -78,8 +79,8 @@ class Run:
     @property
     def saved_frozen(self) -> Variables:
         """The frozen variables that a checkpoint holds; see `phases.saved`."""
-        include = self.config.checkpoint.include_backbone
-        return phases.saved(self.runner.frozen, self.changed, include_backbone=include)
+        include, frozen = self.config.checkpoint.include_backbone, self.runner.frozen
+        return phases.saved(self.runner.fetch(frozen), self.changed, include_backbone=include)
 
     def first_state(self) -> steps.TrainState:
         """Returns the state before the first step, on the host.
@@ -87,8 +88,9 @@ class Run:
         It is a copy: training donates its state, and the run may start once more.
         """
         learner = self.learner
-        first = steps.init_state(learner.trainable, learner.tx, learner.average)
-        return jax.tree.map(np.array, first)  # NumPy's copy needs no program
+        with on_host(self.runner.classifier.shards):
+            first = steps.init_state(learner.trainable, learner.tx, learner.average)
+            return jax.tree.map(np.array, first)  # NumPy's copy needs no program
 
     def log_length(self) -> None:
         """Says which batch size and epochs were chosen, if any were."""
@@ -213,7 +215,8 @@ def build(
     model = components.build_classifier(
         own, learner.trainable.params, len(classes), inputs.preprocess
     )
-    runner = _runner(own, inputs, learner, model, mesh)
+    shards = components.head_shards(own, len(classes), mesh)
+    runner = _runner(own, inputs, learner, dataclasses.replace(model, shards=shards), mesh)
     digest = phases.features_digest(inputs.pretrained.digest, changed, model.backbone, model.cut)
     backbone = learner.trainable.merge(runner.frozen).branch('backbone')
     return Run(
@@ -234,7 +237,9 @@ def build(
 
 def first_variables(config: Config, inputs: Inputs) -> Variables:
     """Returns all variables of a model before training: the pretrained ones and a new head."""
-    head = components.init_head(config, len(inputs.splits.train.class_names))
+    num_classes = len(inputs.splits.train.class_names)
+    with on_host(components.head_shards(config, num_classes, default_mesh())):
+        head = components.init_head(config, num_classes)
     return components.joined(backbone=inputs.pretrained.variables, head=head)
 
 
@@ -284,7 +289,7 @@ def _runner(
         classifier=model,
         tx=learner.tx,
         average=learner.average,
-        frozen=replicate(learner.frozen, mesh),
+        frozen=place(learner.frozen, mesh, model.shards),
         mesh=mesh,
         seed=config.train.seed,
         loss=_loss(config, inputs, learner, mesh),

@@ -15,6 +15,7 @@ from tlflax.models.classifier import Classifier, Params
 from tlflax.train import losses
 from tlflax.train.metrics.counts import ClassCounts, by_class
 from tlflax.train.optim.ema import Average
+from tlflax.utils.parallel.placement import ClassShards
 from tlflax.utils.trees import flatten, like
 
 Batch = dict[str, Array]
@@ -78,14 +79,19 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, ema)
 
 
-def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], batch: Batch) -> Sums:
+def metric_sums(
+    logits: Float[Array, 'b classes'],
+    loss: Float[Array, ' b'],
+    batch: Batch,
+    shards: ClassShards | None = None,
+) -> Sums:
     """Sums loss and correct predictions over a batch's real examples.
 
     For a mixture of two labels, a prediction is correct by the share of its label (as in the code
     of Zhang et al. 2018, arXiv:1710.09412).
     """
     mask: Bool[Array, ' b'] = batch['mask']
-    predicted = logits.argmax(-1)
+    predicted = _predicted(logits, shards)
     right = (predicted == batch['label']).astype(jnp.float32)
     if 'mix' in batch:
         right = batch['mix'] * right + (1 - batch['mix']) * (predicted == batch['mix_label'])
@@ -94,6 +100,10 @@ def metric_sums(logits: Float[Array, 'b classes'], loss: Float[Array, ' b'], bat
         jnp.where(mask, right, 0).sum(),
         mask.sum(dtype=jnp.float32),
     )
+
+
+def _predicted(logits: Float[Array, 'b classes'], shards: ClassShards | None) -> Int[Array, ' b']:
+    return logits.argmax(-1) if shards is None else shards.argmax(logits)
 
 
 def class_counts(
@@ -138,14 +148,22 @@ def gradients(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     training = Training(key, batch['mask'], frozenset(flatten(state.model_state)))
     batch = _at_cut(frozen, batch, classifier)
+    shards, targets = classifier.shards, _targets(batch, classifier.shards)
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Sums, Params]]:
         variables = Variables(params, state.model_state).merge(frozen)
         logits, after = classifier(variables, batch, training)
-        sums = metric_sums(logits, losses.training_losses(loss, logits, batch), batch)
+        each = losses.training_losses(loss, logits, targets, shards)
+        sums = metric_sums(logits, each, targets, shards)
         return _mean(sums) + losses.penalty(loss, params), (sums, after)
 
     return jax.grad(loss_fn, has_aux=True)(state.params)
+
+
+def _targets(batch: Batch, shards: ClassShards | None) -> Batch:
+    """Returns the batch without what the model reads; of all examples, where logits are too."""
+    targets = {key: value for key, value in batch.items() if key not in ('features', 'image')}
+    return targets if shards is None else shards.gathered(targets)
 
 
 def _mean(sums: Sums) -> Float[Array, '']:
@@ -200,7 +218,8 @@ def update(
     )
     params, step = optax.apply_updates(state.params, updates), state.step + 1
     ema = state.ema if average is None else average.updated(state.ema, params, step)
-    return TrainState(step, params, opt_state, like(after, state.model_state), ema), sums
+    new = TrainState(step, params, opt_state, like(after, state.model_state), ema)
+    return new if classifier.shards is None else classifier.shards.keep(new), sums
 
 
 train_step = functools.partial(
@@ -214,14 +233,27 @@ def eval_step(
     variables: Variables, batch: Batch, *, classifier: Classifier
 ) -> tuple[EvalSums, Array]:
     """Returns the metric sums of a batch and its class probabilities, f32[b, classes]."""
-    sums, logits = _assess(variables, batch, classifier)
-    counts = class_counts(logits.argmax(-1), batch['label'], batch['mask'], logits.shape[-1])
-    return EvalSums(sums, counts), jax.nn.softmax(logits)
+    (sums, predicted, logits), shards = _assess(variables, batch, classifier), classifier.shards
+    classes = logits.shape[-1] if shards is None else shards.num_classes
+    counts = class_counts(predicted, batch['label'], batch['mask'], classes)
+    return EvalSums(sums, counts), _probabilities(logits, shards)
 
 
-def _assess(variables: Variables, batch: Batch, classifier: Classifier) -> tuple[Sums, Array]:
+def _assess(
+    variables: Variables, batch: Batch, classifier: Classifier
+) -> tuple[Sums, Int[Array, ' b'], Float[Array, 'b classes']]:
+    """Returns the metric sums of a batch, the predicted classes and the logits."""
+    shards, targets = classifier.shards, _targets(batch, classifier.shards)
     logits, _ = classifier(variables, batch)
-    return metric_sums(logits, losses.cross_entropy(logits, batch['label']), batch), logits
+    each = losses.cross_entropy(logits, targets['label'], shards=shards)
+    return metric_sums(logits, each, targets, shards), _predicted(logits, shards), logits
+
+
+def _probabilities(
+    logits: Float[Array, 'b _classes'], shards: ClassShards | None
+) -> Float[Array, 'b classes']:
+    probabilities = jax.nn.softmax(logits)
+    return probabilities if shards is None else shards.by_example(probabilities)
 
 
 def gather(on_device: OnDevice, rows: Int[Array, ' b']) -> Batch:
@@ -274,8 +306,9 @@ def eval_scan(
     """Evaluates many batches as one program; the counts are sums over all of them."""
 
     def body(carry: None, rows: Array) -> tuple[None, tuple[Sums, Array, Array]]:
-        sums, logits = _assess(variables, gather(on_device, rows), classifier)
-        return None, (sums, logits.argmax(-1), jax.nn.softmax(logits))
+        batch = gather(on_device, rows)
+        sums, predicted, logits = _assess(variables, batch, classifier)
+        return None, (sums, predicted, _probabilities(logits, classifier.shards))
 
     sums, predicted, probabilities = jax.lax.scan(body, None, rows)[1]
     flat, label = rows.ravel(), on_device.label[rows.ravel()]

@@ -71,7 +71,7 @@ def _backward(
     parts, taps = kept
     products = _cut(MATRICES.output.T, dy, border=0)
     dx = _overlapped(_multiply(products, taps, 2, 2), dy.shape)
-    return dx, _kernel_gradient(_multiply(parts, products, 1, 1))
+    return dx, _summed(parts, products, len(dy))
 
 
 convolve.defvjp(_forward, _backward)
@@ -112,7 +112,23 @@ def _transformed_kernel(kernel: Float[Array, '3 3 c d']) -> Float[Array, 'p c d'
     return both.reshape(SIZE**2, *kernel.shape[2:])
 
 
-def _kernel_gradient(taps: Float[Array, 'p c d']) -> Float[Array, '3 3 c d']:
+def _summed(
+    parts: Float[Array, 'p t c'], products: Float[Array, 'p t d'], batch: int
+) -> Float[Array, '3 3 c d']:
+    """Returns the gradient of the kernel; its sum is over the tiles of all examples.
+
+    Several devices, over which the examples are split, each transform their own sum, so that they
+    add up 9 numbers for each pair of channels, not `SIZE**2`.
+    """
+    devices = jax.device_count()
+    if devices == 1 or batch % devices:
+        return _kernel_gradient(_multiply(parts, products, 1, 1))
+    a, b = (one.reshape(len(one), devices, -1, one.shape[-1]) for one in (parts, products))
+    taps = lax.dot_general(a, b, (((2,), (2,)), ((0, 1), (0, 1))), precision=lax.Precision.HIGHEST)
+    return _kernel_gradient(taps).sum(2)
+
+
+def _kernel_gradient(taps: Float[Array, 'p *n c d']) -> Float[Array, '3 3 *n c d']:
     both = taps.reshape(SIZE, SIZE, *taps.shape[1:])
     columns = winograd.mirrored_columns(MATRICES.kernel.T, [both[:, i] for i in range(SIZE)])
     rows = jnp.stack(columns, axis=1)

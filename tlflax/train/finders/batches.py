@@ -11,7 +11,7 @@ from tlflax.features.sources import OnDeviceFeatures, StreamedFeatures
 from tlflax.models.classifier import Params
 from tlflax.train import steps
 from tlflax.train.setup import Run
-from tlflax.utils.parallel.mesh import put_batch, put_rows, replicate
+from tlflax.utils.parallel.mesh import put_batch, put_rows
 
 Batch = dict[str, jax.Array]
 
@@ -46,7 +46,7 @@ def with_size(run: Run, source: Source, size: int) -> Source:
 
 def first_state(run: Run) -> steps.TrainState:
     """Returns the state before the first step, on the mesh; without a moving average."""
-    return replicate(run.first_state()._replace(ema={}), run.runner.mesh)
+    return run.runner.place(run.first_state()._replace(ema={}))
 
 
 def step(run: Run, state: steps.TrainState, batch: Batch) -> tuple[steps.TrainState, steps.Sums]:

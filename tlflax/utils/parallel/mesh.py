@@ -73,12 +73,12 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     def put(leaf: object) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == sharding.device_set:
             return leaf
-        return place(np.asarray(leaf), sharding)
+        return put_array(np.asarray(leaf), sharding)
 
     return jax.tree.map(put, tree)
 
 
-def place(value: jax.Array | np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
+def put_array(value: jax.Array | np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
     """Puts an array that all processes have on devices, each its part."""
     if processes.count() == 1:
         return jax.device_put(value, sharding)
@@ -120,7 +120,7 @@ def put_rows(rows: Int[np.ndarray, 'steps b'], mesh: Mesh) -> Int[jax.Array, 'st
     """Splits the row numbers of many batches over the devices; padding is -1."""
     padded = pad(rows.T, mesh.size, fill=-1).T
     sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
-    return place(padded, sharding)
+    return put_array(padded, sharding)
 
 
 def local_rows(array: jax.Array) -> Shaped[np.ndarray, 'rows ...']:

@@ -25,6 +25,7 @@ T = TypeVar('T')
 P = ParamSpec('P')
 
 _SMALL = 2**16  # bytes of a message that goes through the key-value store
+_BLOCK = 2**26  # bytes that go through the devices at once
 _CONNECT = 300  # seconds that processes wait for each other at the beginning
 _HEARTBEAT = 100  # seconds after which JAX itself takes a process for lost; `Watch` is faster
 _ASK = 60_000  # milliseconds of one question to the key-value store, which is repeated
@@ -170,9 +171,12 @@ def gather_arrays(value: np.ndarray) -> np.ndarray:
 
 
 def _broadcast(data: np.ndarray) -> np.ndarray:
+    """Returns the bytes of the primary process, sent through the devices block by block."""
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)
+    blocks = [data[at : at + _BLOCK] for at in range(0, len(data), _BLOCK)]
+    found = [multihost_utils.broadcast_one_to_all(block) for block in blocks]
+    return np.concatenate([np.asarray(block, np.uint8) for block in found])
 
 
 @contextlib.contextmanager
