@@ -136,10 +136,10 @@ class Watch:
             said = f'process {ending.process} of {self._count}: {said}'
         elif ending.code == INTERRUPTED:
             said = f'{said}; what was computed is kept; run the same command to continue'
-        print(f'{kind}: {said}', file=sys.stderr, flush=True)
         if self._index == 0:
             self._await_others(but=(0, ending.process if ending.code == INTERRUPTED else 0))
             time.sleep(_PERIOD)
+        print(f'{kind}: {said}', file=sys.stderr, flush=True)  # the last line of this process
         _exit(ending.code)
 
     def _mark_ended(self) -> None:
