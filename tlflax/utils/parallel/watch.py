@@ -82,7 +82,8 @@ class Watch:
         ending = _ending(self._index, error)
         self._failing = True
         if not self._publish(ending):
-            self._leave(self._first() or ending)
+            with contextlib.suppress(Exception):  # process 0 may be gone
+                self._leave(self._first() or ending)
         self._await_others(but=(0, self._index))
         self._mark_ended()
         self._stopped.set()
