@@ -1,6 +1,7 @@
 """What tests share: caches of their own, checked annotations, the real weights and images."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -24,6 +25,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     # Under a limit, JAX locks the folder, so that no process reads what another still writes.
     os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(4 << 30)
 
+MOST_MAPS = 20_000  # of memory, in a worker, between two files of tests
+
 # A pytest in the background of a script ignores SIGINT, and every process it starts would too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +38,7 @@ SLOW = """
     test_probe test_interruptions test_run test_phases test_runs test_results test_compare
     test_candidates test_trials test_derive test_find_lr test_trained_cpu test_documented_commands
     test_notebook test_limits test_endpoints test_load test_models test_resize test_page test_int8
-    test_mirror
+    test_mirror test_several_processes test_wide_head test_accelerator
 """.split()
 
 
@@ -55,6 +58,18 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TLFLAX_CACHE', str(tmp_path_factory.mktemp('cache')))
         yield
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _few_programs():
+    """Frees compiled programs: thousands reach the limit of memory maps (65,530), a crash."""
+    yield
+    maps = Path('/proc/self/maps')
+    if maps.exists() and maps.read_bytes().count(b'\n') > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope='session')
