@@ -108,7 +108,7 @@ class StreamedFeatures:
         self, positions: Int[np.ndarray, 'steps b'], view: Int[np.ndarray, ' n']
     ) -> Batches:
         table, count = self.cached.table, processes.count()
-        for whole in positions.reshape(len(positions), count, -1):
+        for whole in positions.reshape(len(positions), count, positions.shape[1] // count):
             index = whole[processes.index()]
             mask = index >= 0
             label = np.where(mask, table.labels[index], 0).astype(np.int32)

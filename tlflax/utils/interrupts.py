@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 _LATER = 0.05  # seconds: the callback has returned by then
-_REPEATED = 1.0  # seconds in which a signal is the first one again: some launchers send it twice
+_REPEATED = 0.1  # seconds in which a signal is the first one again: some launchers send it twice
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], object]
 
