@@ -17,12 +17,12 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from bench_scaling import free_port
 from small_runs import Job, command, difference, in_child, make_jobs, outcome, report
 
 LONGEST = 30.0  # seconds until all have ended
@@ -31,9 +31,7 @@ MODES = ('cached', 'extracting', 'live')
 
 def start(job: Job, workdir: Path, folder: Path, count: int) -> list[int]:
     """Starts the processes of a run; returns their numbers."""
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        port = found.getsockname()[1]
+    port = free_port()
 
     def run(number: int) -> int:
         place = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')

@@ -1,6 +1,8 @@
 """Generated images and small configurations for tests of whole runs."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from tlflax.utils.errors import located
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+
+TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes', 'sha256'}
 
 COLORS = {'green': (40, 190, 60), 'red': (200, 40, 40), 'yellow': (210, 200, 50)}
 
@@ -73,6 +77,23 @@ def small_config(root: Path, **changes):
         section, name = key.split('__')
         config[section][name] = value
     return config
+
+
+def free_port() -> int:
+    """Returns a port of this machine that is free now."""
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+def outcome(workdir: Path) -> list[dict]:
+    """Returns the records and the result of a finished run, without what no two runs share."""
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    result = json.loads((workdir / 'result.json').read_text())
+    return [
+        {key: value for key, value in record.items() if key not in TIMES}
+        for record in (*map(json.loads, lines), result)
+    ]
 
 
 def write_config(path: Path, root: Path) -> Path:

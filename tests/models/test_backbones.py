@@ -4,12 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, TESTS, Stops, make_folders, run_module, small_config
+from helpers import ROOT, TESTS, Stops, make_folders, run_code, run_module, small_config
 
 import tlflax
 from tlflax.data.images.format import ImageFormat
@@ -343,6 +345,21 @@ try:
 except UserError as error:
     print(error)
 """
+
+
+def test_several_processes_are_refused_in_one_sentence(root, tmp_path):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+
+    def start(number):
+        rest = (str(port), str(number), str(root), str(tmp_path / 'w'))
+        return run_code(PROCESSES, str(TESTS), *rest)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(start, range(2)):
+            assert done.stdout.startswith('jax.distributed: 2 processes run together'), done.stderr
+    assert not (tmp_path / 'w').exists()
 
 
 def test_no_architecture_is_named_outside_models():

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import make_folders, run_code, run_module, small_config
+from helpers import make_folders, outcome, run_code, run_module, small_config
 
 import tlflax
 from tlflax.train import loop, train_and_evaluate
@@ -19,8 +19,6 @@ from tlflax.train.epoch import Runner
 from tlflax.utils.errors import UserError
 from tlflax.workdir.checkpoints import Checkpoints
 from tlflax.workdir.lock import locked
-
-TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes', 'sha256'}
 
 
 @pytest.fixture(scope='module')
@@ -41,15 +39,6 @@ def config_of(folders, **changes):
         train__epochs=8,
         **changes,
     )
-
-
-def outcome(workdir):
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    result = json.loads((workdir / 'result.json').read_text())
-    return [
-        {key: value for key, value in record.items() if key not in TIMES}
-        for record in (*map(json.loads, lines), result)
-    ]
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import TESTS, make_folders, run_code
+from helpers import TESTS, free_port, make_folders, run_code
 
 RUN = '\nfrom tlflax.{}.__main__ import COMMAND\nCOMMAND.run()\n'
 STREAMED = 'from tlflax.features import sources\nsources.on_device_limit = lambda: 0\n'
@@ -67,9 +66,7 @@ def together(count, config, workdir, *flags, before='', of=None, own_caches=Fals
         own_caches: Give each process its own feature cache.
         command: 'train' or 'sweep'.
     """
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        port = found.getsockname()[1]
+    port = free_port()
 
     def run(number):
         place = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')

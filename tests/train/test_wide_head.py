@@ -1,11 +1,15 @@
 """A head that is split over the devices by class, against the same head that is not."""
 
+import contextlib
 import json
+import os
+import socket
 
 import jax
 import numpy as np
 import optax
 import pytest
+from fork_server import server
 from helpers import TESTS, make_folders, run_code
 
 from tlflax.config import default_config
@@ -206,10 +210,11 @@ def test_a_split_array_is_fetched_in_blocks(monkeypatch):
 
 
 JOIN = """
-import sys, jax
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-number = int(sys.argv[4])
-jax.distributed.initialize(sys.argv[3], 2, number)
+import contextlib, sys
+from tlflax.utils.parallel import processes
+from tlflax.utils.parallel.launch import Launch
+number, together = int(sys.argv[4]), contextlib.ExitStack()
+together.enter_context(processes.started(Launch(sys.argv[3], 2, number)))
 """
 
 PROCESSES = """
@@ -229,6 +234,7 @@ own = local_rows(probabilities)
 assert own.shape == (8, 13)
 print(json.dumps([jax.device_count(), jax.local_device_count(), float(sums.sums.loss), *(
     own[np.arange(8), rows['label']].tolist())]))
+together.close()
 """
 
 ALONE = """
@@ -237,6 +243,31 @@ batch = w.make_batch(13)
 sums, found = steps.eval_step(variables, batch, classifier=model)
 print(json.dumps([float(sums.sums.loss), *found[np.arange(16), batch['label']].tolist()]))
 """
+
+
+def test_two_processes_share_a_split_head(tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context((tmp_path / str(n)).open('w+')) for n in (0, 1)]
+        folders = str(TESTS / 'train'), str(TESTS)
+        processes = [
+            server().start(
+                'code', JOIN + BEGIN + PROCESSES, *folders, address, str(number),
+                env=env, stdout=output, stderr=output,
+            )
+            for number, output in enumerate(outputs)
+        ]  # fmt: skip
+        codes = [process.wait(120) for process in processes]
+    said = [(tmp_path / str(number)).read_text() for number in (0, 1)]
+    assert codes == [0, 0], said
+    first, second = (json.loads(text.splitlines()[-1]) for text in said)
+    assert first[:2] == second[:2] == [4, 2]
+    assert first[2] == second[2]
+    loss, *own = on_devices(ALONE, devices=1)
+    np.testing.assert_allclose([first[2], *first[3:], *second[3:]], [loss, *own], rtol=1e-5)
 
 
 WHICH = """

@@ -31,9 +31,7 @@ from tlflax.utils.errors import EXIT_CODE, UserError
 
 T = TypeVar('T')
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _HELP = ('--help', '-help', '-h')
-_GOES_ON = 'what was computed is kept; run the same command to continue'
 
 
 @contextlib.contextmanager
@@ -102,7 +100,7 @@ class Command(Generic[T]):
                 output.say(flags.usage(self.name, flags.described(self.arguments)))
             return EXIT_CODE, f'error: {error}'
         except KeyboardInterrupt as interrupt:
-            return _INTERRUPTED, f'interrupted: {str(interrupt) or _GOES_ON}'
+            return interrupts.EXIT_CODE, f'interrupted: {str(interrupt) or interrupts.GOES_ON}'
         except output.OutputError as error:
             return output.give_up(error)
 

@@ -168,15 +168,19 @@ def feature_source(cached: CachedFeatures) -> FeatureSource:
 
     The store is closed if they do, so that others may evict what is in memory now.
     """
-    wanted, mesh = cached.wanted, cached.mesh
+    wanted = cached.wanted
     size = int(wanted.sum()) * cached.store.row_bytes
     if not all(processes.gather(size <= on_device_limit())):
         return StreamedFeatures(cached)
+
+    def put(values: Shaped[np.ndarray, 'rows ...']) -> jax.Array:
+        return cast(jax.Array, replicate(values, cached.mesh))
+
     image, weights = np.nonzero(wanted)[1], cached.table.weights
     on_device = OnDevice(
-        features=cast(jax.Array, replicate(_whole(cached), mesh)),
-        label=cast(jax.Array, replicate(cached.table.labels[image], mesh)),
-        weight=None if weights is None else cast(jax.Array, replicate(weights[image], mesh)),
+        features=put(_whole(cached)),
+        label=put(cached.table.labels[image]),
+        weight=None if weights is None else put(weights[image]),
     )
     cached.store.close()
     places = np.cumsum(wanted.ravel()).reshape(wanted.shape) - 1

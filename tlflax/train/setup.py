@@ -118,8 +118,10 @@ def configure(raw: ConfigDict | Mapping[str, Any]) -> Config:
     """Returns a complete, checked configuration, with the backbone's own layers for 'auto'.
 
     Raises:
-        UserError: A key or value is not allowed, or there is no such backbone or layer.
+        UserError: A key or value is not allowed, there is no such backbone or layer, or JAX runs
+            in several processes that tlflax did not start.
     """
+    processes.require_known()
     config = parse.resolve(raw)
     backbone, features = find(config.model.backbone), config.features
     layers = features.layers

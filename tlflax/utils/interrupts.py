@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+EXIT_CODE = 130  # 128 + SIGINT, as shells report it
+GOES_ON = 'what was computed is kept; run the same command to continue'
+
 _LATER = 0.05  # seconds: the callback has returned by then
 _REPEATED = 0.1  # seconds in which a signal is the first one again: some launchers send it twice
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

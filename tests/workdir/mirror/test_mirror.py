@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from fork_server import server
-from helpers import make_folders, run_code, run_module, toy_config
+from helpers import make_folders, outcome, run_code, run_module, toy_config
 
 import tlflax
 from tlflax.inference.watch import evaluate_each
@@ -29,7 +29,6 @@ from tlflax.workdir.mirror.upload import Sent, Uploads
 from tlflax.workdir.mirror.write import mirrored
 
 URL = 's3://photos/runs/one'
-TIMES = {'epoch_seconds', 'images_per_second', 'wall_seconds', 'peak_memory_bytes', 'sha256'}
 
 
 @pytest.fixture(scope='module')
@@ -56,15 +55,6 @@ def config_of(folders, **changes):
         optim__learning_rate=1e-2,
         **{'train__epochs': 5, **changes},
     )
-
-
-def outcome(workdir):
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    result = json.loads((workdir / 'result.json').read_text())
-    return [
-        {key: value for key, value in record.items() if key not in TIMES}
-        for record in (*map(json.loads, lines), result)
-    ]
 
 
 @pytest.fixture(scope='module')

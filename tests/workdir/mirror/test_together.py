@@ -2,11 +2,10 @@
 
 import json
 import re
-import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from helpers import make_folders, run_module, toy_config
+from helpers import free_port, make_folders, run_module, toy_config
 
 URL = 's3://photos/runs/one'
 MIRROR = 's3://photos/features'
@@ -18,9 +17,7 @@ def test_processes_share_a_workdir_and_features_in_a_bucket(bucket, tmp_path):
     path = tmp_path / 'config.json'
     config = toy_config(tmp_path, train__report=False, train__epochs=2)
     path.write_text(json.dumps(config.to_dict()))
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        port = found.getsockname()[1]
+    port = free_port()
 
     def train(number, *flags, workdir=URL):
         cache = tmp_path / f'cache{number}'

@@ -137,6 +137,22 @@ def gather(value: T) -> list[T]:
     return [value] if _group is None or _group.inside else _group.gather(value)
 
 
+def require_known() -> None:
+    """Checks that JAX does not run in other processes too, of which tlflax was not told.
+
+    Raises:
+        UserError: It does.
+    """
+    import jax
+
+    if _group is None and jax.process_count() > 1:
+        raise UserError(
+            f'{jax.process_count()} processes run together, and tlflax was not told',
+            where='jax.distributed',
+            fix='train by the command, or within tlflax.utils.parallel.processes.started',
+        )
+
+
 def require_same(facts: Mapping[str, object], fix: str) -> None:
     """Checks that all processes are at the same work.
 

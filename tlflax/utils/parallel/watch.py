@@ -12,8 +12,9 @@ from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 from tlflax.utils.errors import EXIT_CODE, UserError, reason
+from tlflax.utils.interrupts import EXIT_CODE as INTERRUPTED
+from tlflax.utils.interrupts import GOES_ON
 
-INTERRUPTED = 130
 _PERIOD = 1.0  # seconds between two looks
 _LOST = 20.0  # seconds without a sign of life
 _PATIENCE = 5.0  # seconds for the others to end
@@ -136,7 +137,7 @@ class Watch:
         if ending.process != self._index and ending.code != INTERRUPTED:
             said = f'process {ending.process} of {self._count}: {said}'
         elif ending.code == INTERRUPTED:
-            said = f'{said}; what was computed is kept; run the same command to continue'
+            said = f'{said}; {GOES_ON}'
         if self._index == 0:
             self._await_others(but=(0, ending.process if ending.code == INTERRUPTED else 0))
             time.sleep(_PERIOD)
