@@ -30,7 +30,7 @@ def blocks() -> list[list[str]]:
 
 def tlflax(params: Params) -> Run:
     """Ours on all cores, with a plan for each batch size."""
-    from tlflax.models.vgg import autotune, fast_cpu
+    from tlflax.models.vgg import autotune, cores
     from tlflax.utils import assets
 
     runs: dict[int, Run] = {}
@@ -40,7 +40,7 @@ def tlflax(params: Params) -> Run:
             folder = assets.cache_folder() / 'plans'
             measured = '--guess' not in sys.argv
             chosen = autotune.choose(params, x.shape[:3], folder, measured=measured)
-            runs[x.shape[0]] = fast_cpu.compiled(params, chosen)
+            runs[x.shape[0]] = cores.compiled(params, chosen)
         return runs[x.shape[0]](x)
 
     return run

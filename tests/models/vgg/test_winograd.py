@@ -15,7 +15,8 @@ import vgg_reference as reference
 from PIL import Image
 
 from tlflax.models import pretrained
-from tlflax.models.vgg import autotune, fast_cpu, network, winograd
+from tlflax.models.base.taps import Tap
+from tlflax.models.vgg import autotune, cores, fast_cpu, network, race, winograd
 from tlflax.models.vgg.fast_cpu import BlockPlan, direct_plan
 from tlflax.models.vgg.rows import VGG16
 from tlflax.models.vgg.winograd import DIRECT, Tiling
@@ -142,21 +143,75 @@ def test_the_dense_layers_and_uint8_images():
     params = reference.random_arrays(2, widths=WIDTHS, top=True, units=8)
     x = np.random.default_rng(3).integers(0, 256, (1, 224, 224, 3), np.uint8)
     for name in ('fc1', 'fc2', 'predictions'):
-        run = fast_cpu.compiled(params, direct_plan(), layer=name, before=PREPROCESS['caffe'])
+        run = cores.compiled(params, direct_plan(), layer=name, before=PREPROCESS['caffe'])
         want = network.VGG(params)(PREPROCESS['caffe'](x), stop=name)
         assert relative_error(run(x), np.asarray(want, np.float64)) < 1e-5
 
 
 @pytest.mark.parametrize('batch', [1, 8, 11])
 def test_threads_share_a_batch(batch, monkeypatch):
-    monkeypatch.setattr(fast_cpu.cpu, 'cores', lambda: 2)
-    assert len(fast_cpu.split(batch)) == (1 if batch == 1 else 2)
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
+    assert len(cores.split(batch)) == (1 if batch == 1 else 2)
     params = reference.random_arrays(1, widths=WIDTHS)
     x = images(batch, 32, 32, 3)
-    run = fast_cpu.compiled(params, uniform(Tiling(4)))
+    run = cores.compiled(params, uniform(Tiling(4)))
     got = run(x)
     assert relative_error(got, exact_blocks(params, x)['block5_pool']) < 1e-5
     np.testing.assert_array_equal(got, run(x))
+
+
+@pytest.mark.parametrize(
+    ('workers', 'way', 'size', 'blocks'),
+    [
+        (2, uniform(Tiling(4), rows=8), (64, 64), 3),
+        (3, uniform(DIRECT, images=1, rows=6), (97, 61), 4),
+        (3, MIXED, (97, 61), 2),
+    ],
+    ids=['4', 'direct', 'mixed'],
+)
+def test_threads_share_the_rows_of_few_images(workers, way, size, blocks, monkeypatch):
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: workers)
+    params = reference.random_arrays(1, widths=WIDTHS)
+    x = images(3, *size, 3)
+    want = exact_blocks(params, x)
+    for batch in (1, 3):
+        assert len(cores.split(batch)) == 1
+        assert cores._shared_blocks(way, size[0], 'block5_pool', ()) == blocks
+        run = cores.compiled(params, way)
+        got = run(x[:batch])
+        assert relative_error(got, want['block5_pool'][:batch]) < 1e-5
+        np.testing.assert_array_equal(got, run(x[:batch]))
+    got = cores.compiled(params, way, layer='block2_pool')(x[:1])
+    assert relative_error(got, want['block2_pool'][:1]) < 1e-5
+
+
+def test_shared_rows_end_where_a_tap_reads(monkeypatch):
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
+    params = reference.random_arrays(1, widths=WIDTHS)
+    way, x = uniform(Tiling(4), rows=8), images(1, 64, 64, 3)
+    taps = (Tap('block2_pool', 'flatten'), Tap('block5_pool', 'flatten'))
+    assert cores._shared_blocks(way, 64, 'block5_pool', taps) == 1
+    got = cores.compiled(params, way, taps=taps)(x)
+    want = exact_blocks(params, x)
+    flat = [want[tap.layer].reshape(1, -1) for tap in taps]
+    assert relative_error(got, np.concatenate(flat, axis=1)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ('rows', 'height', 'shared', 'shares'),
+    [
+        (16, 224, 28, 2),  # 4 strips for each thread
+        (16, 112, 28, 2),  # 2 for each, not 4 and 3 of 16 rows
+        (16, 20, 12, 2),
+        (16, 17, 12, 2),
+    ],
+)
+def test_every_thread_has_as_many_strips(rows, height, shared, shares, monkeypatch):
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
+    plan = BlockPlan((Tiling(4),) * 2, 1, rows)
+    found, count = cores.share_rows(plan, height)
+    assert (found.rows, count) == (shared, shares)
+    assert found.layers == plan.layers
 
 
 def left(name):
@@ -170,12 +225,12 @@ def left(name):
 
 
 def test_a_dropped_program_leaves_neither_threads_nor_arrays_nor_programs(monkeypatch):
-    monkeypatch.setattr(fast_cpu.cpu, 'cores', lambda: 2)
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
     params = reference.random_arrays(1, widths=WIDTHS)
     client = jax.devices()[0].client
     counts = []
     for _ in range(4):
-        run = fast_cpu.compiled(params, uniform(Tiling(4)))
+        run = cores.compiled(params, uniform(Tiling(4)))
         np.asarray(run(np.zeros((8, 32, 32, 3), np.float32)))
         assert any(thread.name.startswith('backbone') for thread in threading.enumerate())
         del run
@@ -246,7 +301,7 @@ def test_a_damaged_plan_is_measured_again(params, tmp_path, monkeypatch, damage)
 def test_accelerators_convolve_directly(params, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     assert autotune.choose(params, (2, 32, 32), tmp_path) == direct_plan()
-    assert fast_cpu.split(64) == [slice(0, 64)]
+    assert cores.split(64) == [slice(0, 64)]
     assert not list(tmp_path.iterdir())
 
 
@@ -258,11 +313,11 @@ def test_the_fastest_wins(monkeypatch):
     def prepare(way):
         return lambda: calls.append(way) or times[way]
 
-    with autotune._Race((2, 32, 32), 3, 4) as race:
-        monkeypatch.setattr(race, '_prepare', prepare)
-        assert race.best(plans) == plans[1]
+    with race.Race((2, 32, 32), 3, 4) as running:
+        monkeypatch.setattr(running, '_prepare', prepare)
+        assert running.best(plans) == plans[1]
     assert calls.count(plans[0]) == 1  # hopeless after the first round
-    assert calls.count(plans[3]) == autotune.ROUNDS
+    assert calls.count(plans[3]) == race.ROUNDS
 
 
 @pytest.mark.assets
@@ -290,5 +345,5 @@ def test_vgg19_is_computed_by_a_plan_of_its_own_depths(tmp_path):
     assert [len(block.layers) for block in plan] == list(depths)
     x = np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
     want = network.VGG(params)(jnp.asarray(x))
-    assert relative_error(fast_cpu.compiled(params, plan)(x), want) < 1e-5
+    assert relative_error(cores.compiled(params, plan)(x), want) < 1e-5
     assert autotune.plan_key(WIDTHS, shape, depths) != autotune.plan_key(WIDTHS, shape)

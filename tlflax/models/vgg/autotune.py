@@ -13,19 +13,18 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
 from tlflax.models.base.taps import Tap
-from tlflax.models.vgg import fast_cpu, network
-from tlflax.models.vgg.fast_cpu import BlockPlan, Features, Plan, direct_plan
-from tlflax.models.vgg.winograd import DIRECT, Kernel, Layer, Tiling
+from tlflax.models.vgg import cores, network
+from tlflax.models.vgg.cores import Features
+from tlflax.models.vgg.fast_cpu import BlockPlan, Plan, direct_plan
+from tlflax.models.vgg.race import Race, share
+from tlflax.models.vgg.winograd import DIRECT, Tiling
 from tlflax.utils import assets, cpu
 from tlflax.utils.files import is_signed, signed, write_json
 
@@ -36,8 +35,6 @@ WIDE = 256  # channels from which a layer's kernels outgrow the cache, so that g
 ENOUGH_TILES = 196  # rows of a matrix product that make up for reading the kernels
 STRIP_BYTES = 8 << 20  # an image whose transformed tiles need more than this is cut into strips
 STRIP_ROWS = 16
-ROUNDS = 3
-HOPELESS = 1.4  # a plan this many times slower than the best is not measured again
 
 Shape = tuple[int, int, int]
 
@@ -64,7 +61,7 @@ def program(
     if any(one not in (*network.POOLS, *network.TOP) for one in (layer, *(t.layer for t in taps))):
         return None
     plan = choose(params, shape, assets.cache_folder() / 'plans', measured=measured)
-    return fast_cpu.compiled(params, plan, layer=layer, before=before, taps=taps)
+    return cores.compiled(params, plan, layer=layer, before=before, taps=taps)
 
 
 def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool = True) -> Plan:
@@ -155,7 +152,7 @@ def save(path: Path, key: dict[str, object], plan: Plan, seconds: list[float]) -
 def guess(widths: tuple[int, ...], shape: Shape, depths: network.Depths = network.VGG16) -> Plan:
     """Returns a plan that was fast on the machines it was tried on, without measuring."""
     batch, height, width = shape
-    batch = _share(batch)
+    batch = share(batch)
     blocks, channels = [], 3
     for depth, wide in zip(depths, widths, strict=True):
         layers = []
@@ -189,7 +186,7 @@ def measure(
     blocks, seconds, channels = [], [], 3
     for block, wide in zip(guess(widths, shape, depths), widths, strict=True):
         best = block
-        with _Race((batch, height, width), channels, wide) as race:
+        with Race((batch, height, width), channels, wide) as race:
             for alternatives in _stages(block, channels, height):
                 best = race.best([best, *alternatives(best)])
         blocks.append(best)
@@ -218,82 +215,3 @@ def _tilings(numbers: list[int], block: BlockPlan) -> list[BlockPlan]:
         for tiling in TILINGS
     ]
     return [dataclasses.replace(block, layers=chosen) for chosen in layers]
-
-
-def _share(batch: int) -> int:
-    """Returns how many images of a batch one thread computes."""
-    return max(rows.stop - rows.start for rows in fast_cpu.split(batch))
-
-
-class _Race:
-    """Times ways to compute one block, on as many threads at once as will compute it.
-
-    A context manager: leaving it ends the threads and frees the arrays.
-
-    Attributes:
-        seconds: The shortest time per image of every plan run so far.
-    """
-
-    def __init__(self, shape: Shape, channels: int, wide: int) -> None:
-        batch, self._height, self._width = shape
-        self._channels, self._wide = channels, wide
-        self._threads, self._share = len(fast_cpu.split(batch)), _share(batch)
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix='autotune')
-        self._runs: dict[BlockPlan, Callable[[], float]] = {}
-        self.seconds: dict[BlockPlan, float] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        self._runs.clear()  # they refer to this object and to large arrays
-
-    def best(self, plans: Iterable[BlockPlan]) -> BlockPlan:
-        """Returns the fastest plan, timing the plans in turn so that noise affects all alike."""
-        plans = list(dict.fromkeys(plans))
-        for plan in plans:
-            if plan not in self._runs:
-                self._runs[plan] = self._prepare(plan)
-        for _ in range(ROUNDS):
-            for plan in plans:
-                self.seconds[plan] = min(self._runs[plan](), self.seconds.get(plan, math.inf))
-            limit = HOPELESS * min(self.seconds[plan] for plan in plans)
-            plans = [plan for plan in plans if self.seconds[plan] < limit]
-        return min(plans, key=self.seconds.__getitem__)
-
-    def _prepare(self, plan: BlockPlan) -> Callable[[], float]:
-        """Compiles a plan and returns a function that runs it and returns seconds per image."""
-        inputs = [self._channels] + [self._wide] * (len(plan.layers) - 1)
-        layers = [_layer(c, self._wide, t) for c, t in zip(inputs, plan.layers, strict=True)]
-        # Two groups of images, as the loop over them is part of the cost.
-        count = min(self._share, 2 * plan.images) if plan.images else self._share
-        x = jnp.ones((count, self._height, self._width, self._channels), jnp.float32)
-
-        @jax.jit
-        def program(layers: list[Layer], x: jax.Array) -> jax.Array:
-            block = functools.partial(fast_cpu.run_block, layers, plan=plan)
-            return fast_cpu.over_images(block, x, plan.images)
-
-        def run(_: int) -> None:
-            jax.block_until_ready(program(layers, x))
-
-        def timed() -> float:
-            began = time.perf_counter()
-            list(self._pool.map(run, range(self._threads)))
-            return (time.perf_counter() - began) / (count * self._threads)
-
-        run(0)
-        return timed
-
-
-def _layer(channels: int, wide: int, tiling: Tiling) -> Layer:
-    """Returns parameters of the right shapes; their values make no difference to the time."""
-    size = tiling.tile + 2
-    if not tiling.tile:
-        kernel: Kernel = jnp.ones((3, 3, channels, wide))
-    elif tiling.by_row:
-        kernel = tuple(jnp.ones((size, channels, wide)) for _ in range(size))
-    else:
-        kernel = jnp.ones((size * size, channels, wide))
-    return {'kernel': kernel, 'bias': jnp.zeros(wide)}

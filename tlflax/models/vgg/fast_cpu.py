@@ -1,9 +1,10 @@
-"""The frozen network as a fast CPU program: cache-blocked Winograd convolution on several threads.
+"""The frozen network as a fast CPU program: cache-blocked Winograd convolution.
 
 Convolution by `tlflax.models.vgg.winograd` needs few multiplications, so speed depends on whether
 its transformed tiles stay in the processor's cache. A `Plan` says for every block how many images
 and rows are computed at a time, and for every layer the size of its tiles;
-`tlflax.models.vgg.autotune` finds one by measurement.
+`tlflax.models.vgg.autotune` finds one by measurement, and `tlflax.models.vgg.cores` runs it on all
+cores.
 """
 
 import functools
@@ -13,21 +14,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from tlflax.models.base.taps import Tap
 from tlflax.models.vgg import network, winograd
 from tlflax.models.vgg.winograd import DIRECT, Layer, Tiling
-from tlflax.utils import cpu
-from tlflax.utils.threads import ThreadedProgram
 
 Prepared = dict[str, Layer]
-Images = Shaped[np.ndarray, 'b h w 3'] | Shaped[Array, 'b h w 3']
-Features = Callable[[Images], Array]
-
-IMAGES_PER_WORKER = 2  # with one, reading the deep layers' large kernels would not pay
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ def prepare(params: network.Params, plan: Plan, *, layer: str = 'predictions') -
         layer: A pool or a layer of the top.
     """
     prepared: Prepared = {name: params[name] for name in network.TOP if name in params}
-    for block, block_plan in enumerate(plan[: _depth(layer)], start=1):
+    for block, block_plan in enumerate(plan[: depth(layer)], start=1):
         for name, tiling in zip(
             network.conv_names(block, len(block_plan.layers)), block_plan.layers, strict=True
         ):
@@ -73,21 +67,23 @@ def prepare(params: network.Params, plan: Plan, *, layer: str = 'predictions') -
 
 def features(
     prepared: Prepared,
-    x: Float[Array, 'b h w 3'],
+    x: Float[Array, 'b h w c'],
     plan: Plan,
     *,
     layer: str = 'block5_pool',
     taps: Sequence[Tap] = (),
+    start: int = 0,
 ) -> Float[Array, 'b ...']:
     """Runs the network up to one layer in float32; equals `network.VGG` except for rounding.
 
     Args:
         prepared: `prepare(params, plan, layer=layer)`.
-        x: Preprocessed images, at least 32 pixels high and wide.
+        x: Preprocessed images, at least 32 pixels high and wide, or what block `start` returned.
         plan: How to compute it.
         layer: A pool or a layer of the top.
         taps: What to return, of pools and layers of the top up to `layer`, as one vector; empty:
             the output of `layer`.
+        start: How many blocks `x` has been through already; none of these may have a tap.
     """
     tapped = {tap.layer for tap in taps}
     outputs: dict[str, Array] = {}
@@ -96,7 +92,7 @@ def features(
         """Blocks that are computed together have the same, and no tap between them."""
         return plan[block].images, sum(name in tapped for name in network.POOLS[:block])
 
-    for (images, _), group in itertools.groupby(range(_depth(layer)), key=segment):
+    for (images, _), group in itertools.groupby(range(start, depth(layer)), key=segment):
         blocks = tuple(group)
         x = over_images(functools.partial(_blocks, prepared, plan, blocks), x, images)
         outputs[network.POOLS[blocks[-1]]] = x
@@ -116,52 +112,9 @@ def _dense(prepared: Prepared, name: str, x: Float[Array, 'b d']) -> Float[Array
     return jax.nn.softmax(x) if name == network.PROBABILITIES else jax.nn.relu(x)
 
 
-def compiled(
-    params: network.Params,
-    plan: Plan,
-    *,
-    layer: str = 'block5_pool',
-    before: Callable[[Array], Array] = lambda x: x,
-    taps: Sequence[Tap] = (),
-) -> Features:
-    """Returns the network up to `layer` as a function of images, to run many batches.
-
-    On a CPU every core computes its own share of the batch: two programs side by side computed 1.3
-    times as many images per second as one that splits single operations between two cores. Their
-    threads end when the function is no longer referenced.
-
-    Args:
-        params: Nested dict like that of `network.init`.
-        plan: How to compute it.
-        layer: A pool or a layer of the top.
-        before: Preprocessing, compiled with the network.
-        taps: See `features`.
-    """
-    prepared = prepare(params, plan, layer=layer)
-    program: ThreadedProgram[Array] = ThreadedProgram(
-        lambda prepared, x: features(prepared, before(x), plan, layer=layer, taps=taps),
-        name='backbone',
-    )
-
-    def run(x: Images) -> Array:
-        parts = program.map([(prepared, x[rows]) for rows in split(x.shape[0])])
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-
-    return run
-
-
-def _depth(layer: str) -> int:
+def depth(layer: str) -> int:
     """Returns how many blocks a layer needs."""
     return network.POOLS.index(layer) + 1 if layer in network.POOLS else len(network.POOLS)
-
-
-def split(batch: int) -> list[slice]:
-    """Returns the rows of a batch that each thread computes; all rows where threads do not pay."""
-    workers = min(cpu.cores(), batch // IMAGES_PER_WORKER)
-    if workers < 2 or jax.default_backend() != 'cpu':
-        return [slice(0, batch)]
-    edges = [batch * i // workers for i in range(workers + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _blocks(prepared: Prepared, plan: Plan, numbers: tuple[int, ...], x: Array) -> Array:
@@ -174,17 +127,37 @@ def _blocks(prepared: Prepared, plan: Plan, numbers: tuple[int, ...], x: Array) 
 def run_block(layers: list[Layer], x: Float[Array, 'b h w c'], plan: BlockPlan) -> Array:
     """Runs the convolutions of a block and its pool on images, `plan.rows` rows at a time."""
     if plan.rows and plan.rows < x.shape[1]:
-        return _strips(layers, x, plan)
+        return strips(layers, x, plan)[:, : x.shape[1] // 2]
     for i, (layer, tiling) in enumerate(zip(layers, plan.layers, strict=True), start=1):
         x = winograd.conv3x3(x, layer, tiling, pool=i == len(layers))
     return x
 
 
-def _strips(layers: list[Layer], x: Array, plan: BlockPlan) -> Array:
-    """Runs a block strip by strip; rows that two strips need are computed twice."""
+def strips(
+    layers: list[Layer],
+    x: Float[Array, 'b h w c'],
+    plan: BlockPlan,
+    *,
+    shares: int = 1,
+    share: int | Array = 0,
+) -> Float[Array, 'b p q d']:
+    """Runs a block strip by strip; rows that two strips need are computed twice.
+
+    Args:
+        layers: The block's layers.
+        x: Whole images.
+        plan: How to compute it; `plan.rows` is the height of a strip.
+        shares: In how many equal shares the strips are divided.
+        share: The number of the one to compute.
+
+    Returns:
+        The rows of the block's pool in this share. The last shares may go beyond the image; what
+        they have there means nothing.
+    """
     height, depth, rows = x.shape[1], len(layers), plan.rows
-    count = -(-height // rows)
-    x = jnp.pad(x, ((0, 0), (depth, count * rows + depth - height), (0, 0), (0, 0)))
+    count = -(-height // (rows * shares))
+    below = shares * count * rows + depth - height
+    x = jnp.pad(x, ((0, 0), (depth, below), (0, 0), (0, 0)))
 
     def strip(first: Array) -> Array:
         y = lax.dynamic_slice_in_dim(x, first, rows + 2 * depth, axis=1)
@@ -196,8 +169,8 @@ def _strips(layers: list[Layer], x: Array, plan: BlockPlan) -> Array:
                 y = jnp.where(inside[:, None, None], y, 0)
         return y
 
-    y = jnp.moveaxis(lax.map(strip, jnp.arange(count) * rows), 0, 1)
-    return y.reshape(y.shape[0], -1, *y.shape[3:])[:, : height // 2]
+    y = jnp.moveaxis(lax.map(strip, (share * count + jnp.arange(count)) * rows), 0, 1)
+    return y.reshape(y.shape[0], -1, *y.shape[3:])
 
 
 def over_images(function: Callable[[Array], Array], x: Array, images: int) -> Array:
