@@ -17,12 +17,17 @@ pixels (shrunk). Each side is a process that stays up, they take turns, and each
 each data set that does not count. The stages are tlflax's, each alone, fed with what the stage
 before it left in memory. The last line is JSON: `images_per_second` holds every round, `ratio` is
 that of the medians on the data where tlflax does worse. Takes three minutes, `--quick` under one.
+
+In the end tlflax runs alone on 1, 2, 4, ... cores, up to all that there are, and a table tells how
+many images a second they feed, the CPU time of an image, and how many cores a backbone of 1,000,
+2,000 or 5,000 images a second needs, if further cores add as much as these did.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -38,11 +43,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from tlflax.data.inputs.demos import TRAFFIC_LIGHTS
+from tlflax.utils import cpu
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import EXIT_CODE, UserError
 
 PHOTO = (375, 500)  # (height, width), the most common of ImageNet
 PHOTOS, QUICK_PHOTOS = 512, 128
+BACKBONES = 1000, 2000, 5000  # images a second
 PEERS = {'keras': ('keras', 'tensorflow'), 'torch': ('torch',)}  # and what they need
 ENVIRONMENT = {'KERAS_BACKEND': 'tensorflow', 'TF_CPP_MIN_LOG_LEVEL': '3'}
 
@@ -71,13 +78,18 @@ def photograph(rng: np.random.Generator) -> UInt8[np.ndarray, '375 500 3']:
 
 
 @contextlib.contextmanager
-def worker(side: str) -> Iterator[Callable[[Path], dict[str, float]]]:
-    """Starts a side in a process of its own and yields what makes it run an epoch of a folder."""
+def worker(side: str, cores: int | None = None) -> Iterator[Callable[[Path], dict[str, float]]]:
+    """Starts a side in a process of its own and yields what makes it run an epoch of a folder.
+
+    Args:
+        side: See bench_input_worker.py.
+        cores: How many cores the process may use; None: those of this one.
+    """
     script = str(Path(__file__).with_name('bench_input_worker.py'))
     with (
         tempfile.TemporaryFile('w+') as log,
         subprocess.Popen(
-            [sys.executable, script, side],
+            [sys.executable, script, side, *([str(cores)] if cores else [])],
             env={**os.environ, **ENVIRONMENT},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -112,6 +124,45 @@ def measure(folders: dict[str, Path], sides: list[str], repeats: int) -> dict[st
                     for name, rate in run(folder).items() if counts else ():
                         rates[data].setdefault(name, []).append(rate)
     return rates
+
+
+def core_counts(cores: int) -> list[int]:
+    """Returns 1, 2, 4, ... and `cores`; only that where a process cannot be held to fewer."""
+    if not hasattr(os, 'sched_setaffinity'):
+        return [cores]
+    return [*(2**power for power in range(cores.bit_length()) if 2**power < cores), cores]
+
+
+def by_cores(folder: Path, cores: int, repeats: int) -> dict[int, dict[str, float]]:
+    """Returns the medians of tlflax's pipelines on each number of cores, one after another."""
+    found: dict[int, dict[str, float]] = {}
+    for count in core_counts(cores):
+        with worker('cores', None if count == cores else count) as run:
+            rounds = [run(folder) for _ in range(repeats)]
+        found[count] = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    return found
+
+
+def cores_needed(found: dict[int, dict[str, float]]) -> dict[str, dict[int, int]]:
+    """Returns how many cores feed each of `BACKBONES`, by pipeline."""
+    most = max(found)
+    each = {name: rate / most for name, rate in found[most].items() if not name.endswith(' ms')}
+    return {
+        name: {wanted: math.ceil(wanted / rate) for wanted in BACKBONES}
+        for name, rate in each.items()
+    }
+
+
+def show_cores(data: str, found: dict[int, dict[str, float]]) -> None:
+    """Prints what each number of cores feeds, and how many are needed."""
+    needed = cores_needed(found)
+    print(f'\n{data}: tlflax on some cores')
+    for name, wanted in needed.items():
+        for count, values in found.items():
+            rate, spent = values[name], values[f'{name}, CPU ms']
+            print(f'{name:20} {count:4} cores {rate:7.0f} images/s {spent:6.2f} ms of CPU an image')
+        told = ', '.join(f'{count} for {rate:,}' for rate, count in wanted.items())
+        print(f'{name:20} cores that a backbone needs: {told} images/s')
 
 
 def ratios(rates: dict[str, Rates]) -> dict[str, Any]:
@@ -166,7 +217,8 @@ def main() -> int:
     parser.add_argument('--repeats', type=int, help='rounds; default 7, with --quick 3')
     options = parser.parse_args()
     count = options.photographs or (QUICK_PHOTOS if options.quick else PHOTOS)
-    print(f'{platform.machine()}, {os.cpu_count()} cores', flush=True)
+    cores, vectors = cpu.cores(), cpu.vector_width()
+    print(f'{platform.machine()}, {cores} cores, {vectors}', flush=True)
     with tempfile.TemporaryDirectory(prefix='bench_input-') as scratch:
         folders: dict[str, Path] = {}
         try:
@@ -178,12 +230,16 @@ def main() -> int:
             return EXIT_CODE
         if 'photographs' in options.data:
             folders['photographs'] = write_photographs(Path(scratch) / 'photographs', count)
-        rates = measure(
-            folders, [*installed(), 'stages'], options.repeats or (3 if options.quick else 7)
-        )
+        repeats = options.repeats or (3 if options.quick else 7)
+        rates = measure(folders, [*installed(), 'stages'], repeats)
+        shrunk = list(folders)[-1]  # the photographs, unless they are left out
+        some = by_cores(folders[shrunk], cores, repeats)
     for data, found in rates.items():
         show(data, found)
-    print(json.dumps({'quick': options.quick, **ratios(rates), 'images_per_second': rates}))
+    show_cores(shrunk, some)
+    figures = {'quick': options.quick, 'vectors': vectors, **ratios(rates), 'by_cores': some}
+    figures |= {'cores_needed': cores_needed(some), 'images_per_second': rates}
+    print(json.dumps(figures))
     return 0
 
 

@@ -1,9 +1,10 @@
 """One side of scripts/bench_input.py, in a process of its own.
 
-    python scripts/bench_input_worker.py {tlflax,stages,keras,torch,augmentations}
+    python scripts/bench_input_worker.py {tlflax,stages,cores,keras,torch,augmentations} [CORES]
 
 For each line on stdin, a folder of class folders of JPEGs, it goes through the images once and
-answers with a line of JSON: images a second by name. A folder's first epoch does not count.
+answers with a line of JSON: images a second by name. A folder's first epoch does not count. CORES
+says how many cores the process may use. `cores` also answers with CPU milliseconds an image.
 `augmentations` is for use by hand: tlflax's whole pipeline with each augmentation by itself, and
 each as a stage fed from memory.
 """
@@ -11,6 +12,7 @@ each as a stage fed from memory.
 import functools
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -64,6 +66,11 @@ def tlflax_epochs(folder: Path) -> dict[str, Epoch]:
         'tlflax_no_augmentation': tlflax_epoch(folder, horizontal_flip=False),
         'tlflax_full_augmentation': tlflax_epoch(folder, **FULL),
     }
+
+
+def core_epochs(folder: Path) -> dict[str, Epoch]:
+    """Returns the pipelines whose need of cores is asked for."""
+    return {'flips': tlflax_epoch(folder), 'full augmentation': tlflax_epoch(folder, **FULL)}
 
 
 def tlflax_epoch(folder: Path, *, antialias: bool = True, **augment: Any) -> Epoch:
@@ -195,14 +202,17 @@ def stage_epochs(
 SIDES: dict[str, Callable[[Path], dict[str, Epoch]]] = {
     'tlflax': tlflax_epochs,
     'stages': stage_epochs,
+    'cores': core_epochs,
     'keras': keras_epochs,
     'torch': torch_epochs,
     'augmentations': augmentation_epochs,
 }
 
 
-def main(side: str) -> None:
+def main(side: str, cores: str = '') -> None:
     """Answers until stdin ends."""
+    if cores:  # before a library counts them
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     # Libraries print where they like; the answers keep the real standard output.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
@@ -213,16 +223,26 @@ def main(side: str) -> None:
             known[folder] = SIDES[side](Path(folder))
             for epoch in known[folder].values():
                 epoch()
-        rates = {name: rate(epoch) for name, epoch in known[folder].items()}
-        print(json.dumps(rates), file=answers, flush=True)
+        answer: dict[str, float] = {}
+        for name, epoch in known[folder].items():
+            answer[name], milliseconds = measure(epoch)
+            if side == 'cores':
+                answer[f'{name}, CPU ms'] = milliseconds
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-def rate(epoch: Epoch) -> float:
-    """Runs an epoch and returns images a second."""
-    began = time.perf_counter()
+def measure(epoch: Epoch) -> tuple[float, float]:
+    """Runs an epoch and returns images a second, and milliseconds of CPU time an image."""
+    began, spent = time.perf_counter(), cpu_seconds()
     count = epoch()
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began), 1000 * (cpu_seconds() - spent) / count
+
+
+def cpu_seconds() -> float:
+    """Returns the CPU time of all threads of this process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ from helpers import ROOT, make_folders
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+
+from tlflax.utils import cpu
 
 SCRIPTS = ROOT / 'scripts'
 
@@ -56,6 +59,50 @@ def test_bench_input_measures_every_side():
             assert found['ratio'][peer] == pytest.approx(expected)
         else:
             assert found['ratio'][peer] is None
+    assert found['vectors'] == cpu.vector_width()
+    assert list(found['by_cores']) == list(map(str, core_counts(cpu.cores())))
+    for measured in found['by_cores'].values():
+        assert set(measured) == {
+            f'{name}{of}' for name in ('flips', 'full augmentation') for of in ('', ', CPU ms')
+        }
+        assert min(measured.values()) > 0
+        assert measured['full augmentation, CPU ms'] > measured['flips, CPU ms'] > 0.5
+
+
+def core_counts(cores):
+    return load('bench_input').core_counts(cores)
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='cores cannot be withheld')
+def test_cores_are_doubled_up_to_all():
+    assert [core_counts(cores) for cores in (1, 2, 6, 8)] == [
+        [1],
+        [1, 2],
+        [1, 2, 4, 6],
+        [1, 2, 4, 8],
+    ]
+
+
+def test_cores_needed_follow_from_the_most_that_were_measured():
+    one, four = {'flips': 400.0, 'flips, CPU ms': 2.5}, {'flips': 1200.0, 'flips, CPU ms': 3.3}
+    needed = load('bench_input').cores_needed({1: one, 4: four})
+    assert needed == {'flips': {1000: 4, 2000: 7, 5000: 17}}
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='cores cannot be withheld')
+def test_a_worker_is_held_to_its_cores(tmp_path):
+    make_folders(tmp_path, per_class=2)
+    code = f"""if True:
+        import io, os, sys
+        import bench_input_worker as worker
+        sys.stdin = io.StringIO({str(tmp_path)!r})
+        worker.main('cores', '1')
+        assert len(os.sched_getaffinity(0)) == 1
+    """
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+    assert set(json.loads(done.stdout)) >= {'flips', 'full augmentation, CPU ms'}, done.stderr
 
 
 def test_input_ratio_is_that_of_the_worse_data():
