@@ -59,6 +59,7 @@ def main(arguments: Arguments) -> None:
         tta=arguments.tta,
         keep_features=arguments.keep_features,
         calibrated=arguments.calibrated,
+        no_more=True,
     )
     show = prediction.printer(style, classifier.class_names)
     total = len(images) if isinstance(images, list) else None

@@ -1,6 +1,7 @@
 """The command line: values, config files, mistakes and exit codes."""
 
 import dataclasses
+import gc
 
 import pytest
 
@@ -184,3 +185,13 @@ def test_bad_config_json_is_one_sentence(tmp_path, text, hint):
     with pytest.raises(UserError) as caught:
         parse(f'--config={path}')
     assert hint in str(caught.value)
+
+
+def test_commands_collect_garbage_seldom():
+    before = gc.get_threshold()
+    try:
+        cli.collect_seldom()
+        assert gc.isenabled()
+        assert gc.get_threshold() == (50_000, *before[1:])
+    finally:
+        gc.set_threshold(*before)

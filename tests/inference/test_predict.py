@@ -551,3 +551,26 @@ def test_a_file_of_mistakes_that_cannot_be_written_is_found_before_anything_is_c
     assert (done.returncode, done.stdout) == (2, '')
     sentence = "/nowhere/mistakes.csv: cannot be written: there is no folder '/nowhere'"
     assert sentence in done.stderr
+
+
+def test_a_few_images_and_no_more_are_computed_without_preparation(place, tmp_path):
+    """By the backbone as XLA compiles it: the same predictions but for rounding."""
+    folder = tmp_path / 'new'
+    folder.mkdir()
+    for number in range(3):
+        shown = picture((40, 30), number)
+        Image.fromarray(shown).save(folder / f'{number}.png')
+    fresh = tlflax.load(place / 'cached')
+    few = list(fresh.predict_each(folder, no_more=True))
+    assert fresh.sources._programs == []
+    many = fresh.predict(folder)
+    assert len(fresh.sources._programs) == 1
+    np.testing.assert_allclose(numbers(few), numbers(many), rtol=1e-4)
+    assert [one.label for one in few] == [one.label for one in many]
+
+
+def test_features_that_are_kept_are_those_of_the_usual_program(place, tmp_path):
+    Image.fromarray(picture((40, 30), 8)).save(tmp_path / 'kept.png')
+    fresh = tlflax.load(place / 'cached')
+    list(fresh.predict_each(tmp_path / 'kept.png', no_more=True, keep_features=True))
+    assert len(fresh.sources._programs) == 1

@@ -28,10 +28,10 @@ def load(name):
     return module
 
 
-def run(name, *arguments):
+def run(name, *arguments, timeout=120):
     """Runs a script as a user would."""
     command = [sys.executable, str(SCRIPTS / f'{name}.py'), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -155,6 +155,24 @@ def test_each_augmentation_has_its_rate(tmp_path):
         [sys.executable, '-c', code], cwd=SCRIPTS, capture_output=True, text=True, check=False
     )
     assert done.stdout == '6 6 6\n', done.stderr
+
+
+# bench_start
+
+
+def test_bench_start_times_every_command():
+    found = json.loads(run('bench_start', '--quick', timeout=400).stdout)
+    names = ['libraries', 'import', 'help', 'train', 'train_without_report', 'predict']
+    assert [*found['seconds']] == [*found['cpu_seconds']] == [*found['range']] == names
+    for name, (least, most) in found['range'].items():
+        assert 0 < least == found['seconds'][name] == most  # of one round
+    assert found['ratio'] == found['seconds']['import'] / found['seconds']['libraries']
+    assert found['cpu_seconds']['help'] < 0.5  # it imports nothing
+
+
+def test_bench_start_says_what_fails(tmp_path):
+    with pytest.raises(SystemExit, match='failed: 3'):
+        load('bench_start').run(['-c', 'raise SystemExit(3)'], {})
 
 
 # bench_training

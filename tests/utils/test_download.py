@@ -1,6 +1,7 @@
 """Mirrors against a real web server, real pip, and a server that misbehaves."""
 
 import hashlib
+import os
 import socket
 import subprocess
 import sys
@@ -203,3 +204,34 @@ def test_digest_of_a_folder(tmp_path):
     assert download.matches(tmp_path, digest)
     (tmp_path / 'Train/red/a.jpg').rename(tmp_path / 'Train/green/a.jpg')  # another class now
     assert not download.matches(tmp_path, digest)
+
+
+@pytest.mark.parametrize('target', ['file', 'folder'])
+def test_what_matched_is_read_again_only_when_it_changes(tmp_path, monkeypatch, target):
+    path = tmp_path / 'kept'
+    inside = path / 'a' / 'b.bin' if target == 'folder' else path
+    inside.parent.mkdir(parents=True, exist_ok=True)
+    inside.write_bytes(DATA)
+    digest = download.compute_digest(path)
+    read = []
+    real = download.compute_digest
+    monkeypatch.setattr(
+        download, 'compute_digest', lambda *given: (read.append(given), real(*given))[1]
+    )
+    assert download.matches(path, digest)
+    assert download.matches(path, digest)
+    assert len(read) == 1
+    assert not download.matches(path, 'sha256:other')
+
+    before = inside.stat()
+    inside.write_bytes(DATA[:-1] + b'x')  # of the same length, and as old as before
+    os.utime(inside, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not download.matches(path, digest)
+    inside.write_bytes(DATA)
+    assert download.matches(path, digest)
+    if target == 'folder':
+        (path / 'another').write_bytes(b'')
+        assert not download.matches(path, digest)
+    else:
+        path.unlink()
+        assert not download.matches(path, digest)

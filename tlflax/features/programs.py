@@ -21,6 +21,8 @@ from tlflax.utils.parallel.mesh import pad, put_batch
 BATCH = 32  # images computed at once on a CPU: the activations of more do not fit its cache
 ACCELERATOR_BATCH = 256  # on each accelerator, to fill it
 _SMALL = (32, 8, 1)  # sizes of batches of a few images, besides the full one
+FEW = -1
+"""Stands for a number of images for which no faster program is prepared."""
 _WORTH_MEASURING = 20_000 * 224**2  # pixels, about half an hour on two cores
 Compute = Callable[[UInt8[np.ndarray, 'b h w 3']], jax.Array]
 """Turns a batch of images into features on the device, f[b, ...]."""
@@ -89,10 +91,11 @@ def backbone_program(
         backbone: The backbone's variables.
         classifier: The preprocessing, the cut and the compute type.
         image_size: (height, width) in pixels.
-        images: Number of images to come; for many, it pays to measure what is fastest.
+        images: Number of images to come; for many, it pays to measure what is fastest. `FEW`: so
+            few that preparing the fast program, which takes seconds, does not pay.
         mesh: The devices over which batches are split.
     """
-    if has_fast_program(classifier):
+    if images != FEW and has_fast_program(classifier):
         measured = images * math.prod(image_size) > _WORTH_MEASURING
         program = _fast_program(backbone, classifier, image_size, mesh, measured=measured)
         if program is not None:

@@ -203,7 +203,8 @@ class SourceSelector:
         """Returns the program of the backbone, which all splits share.
 
         Args:
-            images: About how many are to come; for many, the fastest is measured.
+            images: About how many are to come; for many, the fastest is measured. With
+                `programs.FEW`, a program that is not there yet is not kept for others.
         """
         if not self._programs:
             program = programs.backbone_program(
@@ -213,6 +214,8 @@ class SourceSelector:
                 images=images,
                 mesh=local_mesh(self.mesh),
             )
+            if images == programs.FEW:
+                return program
             self._programs.append(program)
         return self._programs[0]
 

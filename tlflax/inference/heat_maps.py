@@ -36,6 +36,7 @@ from tlflax.models.base.backbone import Backbone
 from tlflax.models.base.modules import Variables
 from tlflax.models.base.taps import Tap
 from tlflax.models.classifier import Classifier
+from tlflax.models.standard_heads import for_these_devices
 from tlflax.utils.errors import UserError
 from tlflax.utils.parallel.mesh import put_batch
 
@@ -219,7 +220,8 @@ def _maps(
 
     def logits(activations: Float[Array, 'b ...']) -> Float[Array, 'b classes']:
         head = variables.branch('head')
-        return classifier.head.apply(head, rebuilt(activations))[0]
+        with for_these_devices():
+            return classifier.head.apply(head, rebuilt(activations))[0]
 
     found, back = jax.vjp(logits, activations)
     target = jnp.where(target < 0, found.argmax(-1), target)

@@ -17,17 +17,20 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8, UInt64
 from tlflax.data.augment import sampling
 from tlflax.data.images import decode, given
 from tlflax.data.images.given import Given
+from tlflax.data.pipeline import without_tensorflow
 from tlflax.features import programs
 from tlflax.features.cache.store import Store
 from tlflax.features.select import SourceSelector
 from tlflax.features.views import view_keys
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier
+from tlflax.models.standard_heads import for_these_devices
 from tlflax.utils import cpu
 from tlflax.utils.errors import UserError
 from tlflax.utils.parallel.mesh import put_batch
 
 _NO_DIGEST = 64 * '0'  # of what is not a file: it is not looked up
+_FEW = 8  # views: reading them with TensorFlow takes four seconds, most of them its import
 _READERS = 8  # threads at least, however few cores: files may be far away
 
 T = TypeVar('T')
@@ -48,12 +51,14 @@ class _Block:
         keys: Of each view of each image in the store.
         rows: Of each view of each image in the store; -1: to be computed.
         pixels: By the number of an image, its views that are to be computed.
+        few: The process computes no other images, and these are few.
     """
 
     images: list[Given | UserError]
     keys: UInt64[np.ndarray, 'n views 2']
     rows: Int[np.ndarray, 'n views']
     pixels: dict[int, Future[UInt8[np.ndarray, '_views h w 3']]]
+    few: bool
 
 
 class _Threads(NamedTuple):
@@ -98,6 +103,7 @@ class Predictor:
         views: Sequence[sampling.View],
         *,
         keep_features: bool = False,
+        no_more: bool = False,
     ) -> Iterator[Outcome]:
         """Yields the mean of each image's outputs over its views, in order.
 
@@ -108,6 +114,9 @@ class Predictor:
             images: Images, and errors, which are passed on.
             views: How each image is shown.
             keep_features: Add computed features to the store.
+            no_more: This process computes no others, so for a few images nothing is prepared that
+                pays for many: the backbone runs as XLA compiles it, whose features differ by
+                rounding.
         """
         with contextlib.ExitStack() as stack:
             store = None
@@ -116,7 +125,8 @@ class Predictor:
             threads = _Threads.start(stack)
             before: Future[_Block] | None = None
             for part in in_blocks(images, programs.batch_size()):
-                block = threads.begin.submit(self._begin, part, views, store, threads)
+                few = no_more and before is None and len(part) * len(views) <= _FEW
+                block = threads.begin.submit(self._begin, part, views, store, threads, few)
                 if before is not None:
                     yield from self._finish(before.result(), store, keep_features)
                 before = block
@@ -129,6 +139,7 @@ class Predictor:
         views: Sequence[sampling.View],
         store: Store | None,
         threads: _Threads,
+        few: bool,
     ) -> _Block:
         """Reads images, looks their features up, and starts to decode those that lack some."""
         read = list(threads.read.map(_read, images))
@@ -140,20 +151,22 @@ class Predictor:
             known = np.array(digests) != _NO_DIGEST
             rows[known] = store.lookup(keys[known].reshape(-1, 2)).reshape(-1, len(views))
         pixels = {
-            number: threads.decode.submit(self._show, image, list(compress(views, lacking)))
+            number: threads.decode.submit(self._show, image, list(compress(views, lacking)), few)
             for number, ((image, _), lacking) in enumerate(zip(read, rows < 0, strict=True))
             if isinstance(image, Given) and lacking.any()
         }
-        return _Block([_emptied(image) for image, _ in read], keys, rows, pixels)
+        return _Block([_emptied(image) for image, _ in read], keys, rows, pixels, few)
 
     def _show(
-        self, image: Given, views: Sequence[sampling.View]
+        self, image: Given, views: Sequence[sampling.View], few: bool
     ) -> UInt8[np.ndarray, 'views h w 3']:
         """Decodes an image and returns views of it, of the network's size."""
-        from tlflax.data.pipeline import one_image  # imports TensorFlow, which cached runs spare
-
         form, augment = self.sources.image_format, self.sources.augment
         rgb = given.to_rgb(image, background=form.background, max_pixels=form.max_pixels)
+        if few and all(without_tensorflow.serves(view, form) for view in views):
+            return np.stack([without_tensorflow.show(rgb, view, form) for view in views])
+        from tlflax.data.pipeline import one_image  # imports TensorFlow, which cached runs spare
+
         return np.stack([one_image.show(rgb, view, form, augment) for view in views])
 
     def _finish(self, block: _Block, store: Store | None, keep: bool) -> Iterator[Outcome]:
@@ -167,7 +180,9 @@ class Predictor:
         means: Iterator[Values] = iter(())
         if good:
             pixels = [block.pixels[n].result() for n in good if n in block.pixels]
-            values = self._values(block.keys[good], block.rows[good], pixels, store, keep)
+            few = block.few and not keep
+            program = functools.partial(self.sources.program, programs.FEW if few else 0)
+            values = self._values(block.keys[good], block.rows[good], pixels, store, keep, program)
             every = programs.in_batches(values, self._outputs).astype(np.float64)
             means = iter(every.reshape(len(good), -1, every.shape[-1]).mean(1))
         for image in block.images:
@@ -180,6 +195,7 @@ class Predictor:
         pixels: Sequence[UInt8[np.ndarray, '_views h w 3']],
         store: Store | None,
         keep: bool,
+        program: Callable[[], programs.Compute],
     ) -> Shaped[np.ndarray, 'n*views ...']:
         """Returns what the upper part of the model takes: features, or pixels if it is all of it.
 
@@ -189,12 +205,13 @@ class Predictor:
             pixels: Of the images that lack something, the views that do.
             store: The features that are kept.
             keep: Add what is computed.
+            program: Returns that of the backbone.
         """
         computed = np.concatenate(pixels) if pixels else np.zeros(0)
         if self.classifier.cut_is_image:
             return computed
         if pixels:
-            computed = programs.in_batches(computed, self.sources.program())
+            computed = programs.in_batches(computed, program())
         if store is None:
             return computed
         lacking = rows.ravel() < 0
@@ -218,7 +235,8 @@ def class_probabilities(
     variables: Variables, batch: dict[str, Array], *, classifier: Classifier
 ) -> Float[Array, 'b classes']:
     """Returns the class probabilities of a batch."""
-    return jax.nn.softmax(classifier(variables, batch)[0])
+    with for_these_devices():
+        return jax.nn.softmax(classifier(variables, batch)[0])
 
 
 def _read(image: Given | UserError) -> tuple[Given | UserError, str]:

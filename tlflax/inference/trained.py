@@ -242,8 +242,12 @@ class Trained:
         tta: bool = False,
         keep_features: bool = False,
         calibrated: bool = False,
+        no_more: bool = False,
     ) -> Iterator[Prediction | UserError]:
-        """Yields predictions as they come, in bounded memory; arguments as of `predict`.
+        """Yields predictions as they come, in bounded memory; other arguments as of `predict`.
+
+        Args:
+            no_more: See `Predictor.outputs`.
 
         Yields:
             A prediction, or the error of an image that cannot be classified.
@@ -251,7 +255,9 @@ class Trained:
         temperature = self.known_temperature() if calibrated else None
         views = self._test_views() if tta else [sampling.plain(self.config.augment)]
         given = loose_images.find(images, scale=scale)
-        for outcome in self._predictor.outputs(given, views, keep_features=keep_features):
+        for outcome in self._predictor.outputs(
+            given, views, keep_features=keep_features, no_more=no_more
+        ):
             if isinstance(outcome, UserError):
                 yield outcome
             else:

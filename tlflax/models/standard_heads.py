@@ -5,8 +5,10 @@ features [b, *shape] to logits [b, num_classes]. A head that has a parameter `ke
 dropout there.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.parallel.placement import class_product
 
 Shape = tuple[int, ...]
+_HERE: contextvars.ContextVar[bool] = contextvars.ContextVar('here', default=False)
 SMALLEST = {'conv': 4, 'gap_linear': 1, 'flatten_linear': 1, 'mlp': 1}
 """Height and width of a feature map below which a head does not fit, by its name."""
 
@@ -66,7 +69,22 @@ def _conv_general_dilated(x: Array, kernel: Array, *args: Any, **kwargs: Any) ->
     def direct(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, *args, **kwargs)[:, :height, :width]
 
+    if _HERE.get():
+        return (conv3x3_before_pool if jax.default_backend() == 'cpu' else direct)(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=conv3x3_before_pool, default=direct)
+
+
+@contextlib.contextmanager
+def for_these_devices() -> Iterator[None]:
+    """Lets heads be traced for JAX's default devices alone.
+
+    Tracing the way of other devices too, which is what exports need, takes twice as long.
+    """
+    token = _HERE.set(True)
+    try:
+        yield
+    finally:
+        _HERE.reset(token)
 
 
 def _conv3x3(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Conv:

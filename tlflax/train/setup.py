@@ -89,7 +89,7 @@ class Run:
         """
         learner = self.learner
         with on_host(self.runner.classifier.shards):
-            first = steps.init_state(learner.trainable, learner.tx, learner.average)
+            first = steps.first_state(learner.trainable, tx=learner.tx, average=learner.average)
             return jax.tree.map(np.array, first)  # NumPy's copy needs no program
 
     def log_length(self) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tlflax.features.batches import OnDevice
 from tlflax.models.base.modules import Training, Variables
 from tlflax.models.classifier import Classifier, Params
+from tlflax.models.standard_heads import for_these_devices
 from tlflax.train import losses
 from tlflax.train.metrics.counts import ClassCounts, by_class
 from tlflax.train.optim.ema import Average
@@ -77,6 +78,10 @@ def init_state(
     params, model_state = variables
     ema = {} if average is None else jax.tree.map(jnp.array, params)  # a copy: both are donated
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, ema)
+
+
+first_state = functools.partial(jax.jit, static_argnames=('tx', 'average'))(init_state)
+"""`init_state`, compiled: operation by operation, each shape would be a program of its own."""
 
 
 def metric_sums(
@@ -152,7 +157,8 @@ def gradients(
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Sums, Params]]:
         variables = Variables(params, state.model_state).merge(frozen)
-        logits, after = classifier(variables, batch, training)
+        with for_these_devices():
+            logits, after = classifier(variables, batch, training)
         each = losses.training_losses(loss, logits, targets, shards)
         sums = metric_sums(logits, each, targets, shards)
         return _mean(sums) + losses.penalty(loss, params), (sums, after)
@@ -244,7 +250,8 @@ def _assess(
 ) -> tuple[Sums, Int[Array, ' b'], Float[Array, 'b classes']]:
     """Returns the metric sums of a batch, the predicted classes and the logits."""
     shards, targets = classifier.shards, _targets(batch, classifier.shards)
-    logits, _ = classifier(variables, batch)
+    with for_these_devices():
+        logits, _ = classifier(variables, batch)
     each = losses.cross_entropy(logits, targets['label'], shards=shards)
     return metric_sums(logits, each, targets, shards), _predicted(logits, shards), logits
 

@@ -1,8 +1,9 @@
 """Downloads that are verified by digest and kept in the user's cache folder.
 
 An asset is downloaded into a temporary folder in the cache, verified, and renamed, so the cache
-never holds a part of one. Its digest is checked again at every use, so a file that was copied or
-changed by hand is used only if it is right. What is in the cache needs no network.
+never holds a part of one. Every process checks its digest again, and at each use that no file has
+changed since, so a file that was copied or changed by hand is used only if it is right. What is in
+the cache needs no network.
 """
 
 import contextlib

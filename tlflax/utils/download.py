@@ -186,8 +186,36 @@ def compute_digest(path: Path, algorithm: str = 'sha256') -> str:
 
 
 def matches(path: Path, digest: str) -> bool:
-    """Returns whether a file or folder exists and has this digest."""
-    return path.exists() and compute_digest(path, digest.partition(':')[0]) == digest
+    """Returns whether a file or folder exists and has this digest.
+
+    What this process has found to have it is not read again while no file of it is replaced,
+    written to, added or removed.
+    """
+    if not path.exists():
+        return False
+    state = _state(path)
+    if _MATCHED.get((path, digest)) == state:
+        return True
+    if compute_digest(path, digest.partition(':')[0]) != digest:
+        return False
+    _MATCHED[path, digest] = state
+    return True
+
+
+_State = frozenset[tuple[str, int, int, int, int]]
+_MATCHED: dict[tuple[Path, str], _State] = {}
+
+
+def _state(path: Path) -> _State:
+    """Returns what tells a file, or the files of a folder, from changed ones, without reading."""
+    files = [str(path)]
+    if path.is_dir():
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return frozenset(
+        (file, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        for file in files
+        for status in [os.stat(file)]
+    )
 
 
 def _verify(path: Path, digest: str) -> None:

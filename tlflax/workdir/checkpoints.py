@@ -1,4 +1,4 @@
-"""Saving and restoring runs; the only home of Orbax.
+"""Saving and restoring runs.
 
 A checkpoint is a step of an Orbax `CheckpointManager` with separate items: `params` (the trained
 parameters), `opt_state`, `meta` (JSON: everything needed to use or resume them) and, where there is
@@ -19,10 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from tlflax.models.base.modules import Variables
 from tlflax.utils import trees
@@ -35,24 +32,7 @@ from tlflax.workdir import metadata
 NOTHING = Variables({}, {})
 
 _DIGESTS = 'digests'  # key of the metadata: those of the other items
-_LOOKS = 10  # at a folder in which a training deletes steps
 _ROOM = 2**18  # bytes of a checkpoint beside its arrays, at most
-
-
-class _Keep(policies.PreservationPolicy):
-    """Keeps the steps in `steps`; Orbax deletes the others once a new one is saved."""
-
-    def __init__(self) -> None:
-        self.steps: set[int] = set()
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[policies.PolicyCheckpointInfo],
-        *,
-        context: policies.PreservationContext,
-    ) -> Sequence[bool]:
-        """Returns whether each checkpoint is kept."""
-        return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -81,29 +61,19 @@ class Checkpoints:
                 where=str(self.folder),
                 fix='give a workdir in which `python -m tlflax.train` ran',
             )
-        self._keep = _Keep()
+        from tlflax.workdir import orbax_manager  # Orbax takes a quarter of a second
+
         self._metas: dict[int, JsonObject] = {}
         if not read_only:
             with self._saving():
                 self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._keep,
-            # Folders made in the background leave threads waiting for minutes when that fails.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            read_only=read_only,
-            create=False,  # Orbax creates nothing where some of several processes take no part
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix='tlflax'
-            ),
-            cleanup_tmp_directories=not read_only,
-        )
         with as_user_error(
             'the checkpoints cannot be opened ({reason})',
             where=str(self.folder),
             fix='delete what is damaged of the files _CHECKPOINT_METADATA, which are not needed',
             of=(ValueError, TypeError),
         ):
-            self._manager = _opened(self.folder, options)
+            self._manager = orbax_manager.Manager(self.folder, read_only=read_only)
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -238,13 +208,8 @@ class Checkpoints:
         digests = {name: trees.fingerprint(tree) for name, tree in arrays.items()}
         best_step = best[-1] if best else None
         whole = signed({**meta, 'rank': rank, 'best_step': best_step, _DIGESTS: digests})
-        items: dict[str, ocp.args.CheckpointArgs] = {
-            name: ocp.args.StandardSave(tree) for name, tree in arrays.items()
-        }
-        items['meta'] = ocp.args.JsonSave(whole)
-        self._keep.steps = {step, *best}
         with self._saving():
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._manager.save(step, arrays, whole, keep={step, *best})
         self._metas[step] = whole
 
     def _check_room(self, size: int) -> None:
@@ -269,7 +234,7 @@ class Checkpoints:
             UserError: It failed; earlier steps are still saved.
         """
         with self._saving():
-            self._manager.wait_until_finished()
+            self._manager.wait()
 
     def _saving(self) -> contextlib.AbstractContextManager[None]:
         return as_user_error(
@@ -287,7 +252,7 @@ class Checkpoints:
             UserError: It is damaged.
         """
         if step not in self._metas:
-            saved = self._restore(step, meta=ocp.args.JsonRestore())['meta']
+            saved = self._restore(step, meta=None)['meta']
             try:
                 self._metas[step] = metadata.decode(saved)
             except ValueError as error:
@@ -316,7 +281,7 @@ class Checkpoints:
         self, step: int, trained: Variables, opt_state: optax.OptState, ema: trees.Tree
     ) -> tuple[Variables, optax.OptState, trees.Tree]:
         """Returns variables, the optimizer's state and the moving average, as host arrays."""
-        restored = self._restore(step, opt_state=_host(opt_state))
+        restored = self._restore(step, opt_state=opt_state)
         variables = self._variables(step, trained, ('params', 'state'))
         average = self._variables(step, Variables(ema, {}), ('ema', 'state')).params
         return variables, restored['opt_state'], average
@@ -331,7 +296,7 @@ class Checkpoints:
 
     def _variables(self, step: int, abstract: Variables, names: tuple[str, str]) -> Variables:
         """Restores variables, and compares them: Orbax restores the shapes that were saved."""
-        wanted = {name: _host(tree) for name, tree in zip(names, abstract, strict=True) if tree}
+        wanted = {name: tree for name, tree in zip(names, abstract, strict=True) if tree}
         got = self._restore(step, **wanted) if wanted else {}
         found = Variables(*(got[name] if name in wanted else {} for name in names))
         where = str(self.folder / str(step))
@@ -339,14 +304,14 @@ class Checkpoints:
             trees.check_same(expected, tree, where=where, fix='it was written by another model')
         return found
 
-    def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+    def _restore(self, step: int, **items: Any) -> Any:
         """Restores items of a step, and compares arrays with the digests in its metadata."""
         with as_user_error(
             f'step {step} cannot be read ({{reason}})',
             where=str(self.folder),
             fix='it was written by another model or is damaged; choose another --step',
         ):
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._manager.restore(step, items)
         arrays = [name for name in items if name != 'meta']
         digests = self.meta(step).get(_DIGESTS) if arrays else None
         for name in arrays:
@@ -355,21 +320,7 @@ class Checkpoints:
         return restored
 
 
-def _opened(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    """Opens a folder, again where a training deletes a step while Orbax looks at all of them."""
-    for _ in range(_LOOKS - 1):
-        with contextlib.suppress(FileNotFoundError):
-            return ocp.CheckpointManager(folder, options=options)
-    return ocp.CheckpointManager(folder, options=options)
-
-
 def saved_steps(folder: Path) -> list[int]:
     """Returns the steps in a folder of checkpoints, in order; none where there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
-
-
-def _host(tree: Any) -> ocp.args.StandardRestore:
-    """Restores as NumPy arrays, so that the number of devices that saved does not matter."""
-    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
-    return ocp.args.StandardRestore(arrays)

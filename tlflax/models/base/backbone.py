@@ -4,6 +4,7 @@ The built-in ones are in `tlflax.models.backbones`, and what makes one of a few 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from tlflax.utils.trees import Tree
 
 IMAGE = 'image'
 """The name of the input, before the first layer."""
+
+_KEPT = 64  # shapes that are remembered
 
 Tensors = dict[str, np.ndarray]
 Features = Callable[[Array | np.ndarray], Array]
@@ -155,7 +158,7 @@ class Backbone:
 
     def shapes(self, layer: str) -> Variables:
         """Returns the shapes and types of the variables needed for a layer."""
-        return jax.eval_shape(lambda key: self.init(key, layer), jax.random.key(0))
+        return _shapes(self, layer)
 
     def between(self, start: str, stop: str) -> tuple[str, ...]:
         """Returns the layers after `start` up to `stop`."""
@@ -211,18 +214,28 @@ class Backbone:
         """
         if layer == IMAGE:
             return (*image_size, 3)
-        image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-
-        def run(variables: Variables, image: Array) -> Array:
-            return self.apply(variables, image, stop=layer)[0]
-
         with as_user_error(
             f'{self.name} fails on images of {image_size[0]}x{image_size[1]} pixels with '
             '{kind}: {reason}',
             where='config.data.image_size and config.features.layer',
             fix='give larger images, an earlier layer, or correct the backbone',
         ):
-            shape = jax.eval_shape(run, self.shapes(layer), image).shape[1:]
-            if 0 in shape:
-                raise ValueError(f'nothing is left of them at {layer}: {shape}')
-        return shape
+            return _feature_shape(self, image_size, layer)
+
+
+@functools.lru_cache(_KEPT)
+def _shapes(backbone: Backbone, layer: str) -> Variables:
+    return jax.eval_shape(lambda: backbone.init(jax.random.key(0), layer))
+
+
+@functools.lru_cache(_KEPT)
+def _feature_shape(backbone: Backbone, image_size: tuple[int, int], layer: str) -> tuple[int, ...]:
+    image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+
+    def run(variables: Variables, image: Array) -> Array:
+        return backbone.apply(variables, image, stop=layer)[0]
+
+    shape = jax.eval_shape(run, backbone.shapes(layer), image).shape[1:]
+    if 0 in shape:
+        raise ValueError(f'nothing is left of them at {layer}: {shape}')
+    return tuple(shape)

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from tlflax.models.weights import archives, catalogue, hdf5, isolated, onnx_file, pytorch
+from tlflax.models.weights import archives, catalogue, isolated, pytorch
 from tlflax.utils.errors import UserError, as_user_error, printable
 from tlflax.utils.files import atomic_write, regular
 
@@ -74,6 +72,8 @@ def write_safetensors(
     Raises:
         UserError: The file cannot be written.
     """
+    import safetensors.numpy
+
     path = Path(path)
     # safetensors writes the buffer in memory order and ignores the strides.
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -134,7 +134,12 @@ def _sniff_zip(path: Path) -> str | None:
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
 
 
+# Each imports its library itself: a run needs one of them.
+
+
 def _read_safetensors(path: Path, _: int) -> Found:  # as large as its file
+    import safetensors.numpy
+
     with safetensors.safe_open(path, framework='numpy') as file:
         metadata = file.metadata() or {}
     return safetensors.numpy.load_file(path), metadata
@@ -144,10 +149,13 @@ def _read_npz(path: Path, most: int) -> Found:
     return archives.read_npz(path, most), {}
 
 
-def _apart(reader: isolated.Reader) -> isolated.Reader:
-    """Returns a reader that reads in another process what nobody has verified."""
+def _hdf5(name: str) -> isolated.Reader:
+    """Returns a reader of `hdf5`; what nobody has verified it reads in another process."""
 
     def read(path: Path, most: int) -> Found:
+        from tlflax.models.weights import hdf5
+
+        reader: isolated.Reader = getattr(hdf5, name)
         if catalogue.is_published(path):
             return reader(path, most)
         return isolated.read(reader, path, most)
@@ -155,10 +163,16 @@ def _apart(reader: isolated.Reader) -> isolated.Reader:
     return read
 
 
+def _read_onnx(path: Path, most: int) -> Found:
+    from tlflax.models.weights import onnx_file
+
+    return onnx_file.read(path, most)
+
+
 READERS: dict[str, isolated.Reader] = {
-    'Keras HDF5': _apart(hdf5.read),
-    'Keras archive': _apart(hdf5.read_keras),
-    'ONNX': onnx_file.read,
+    'Keras HDF5': _hdf5('read'),
+    'Keras archive': _hdf5('read_keras'),
+    'ONNX': _read_onnx,
     'safetensors': _read_safetensors,
     'npz': _read_npz,
     'PyTorch': pytorch.read,

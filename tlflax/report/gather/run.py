@@ -78,7 +78,7 @@ def _with_images(
     if train is not None and is_changed(trained, 'train', train):
         notes.append('The training images are not those of the run any more.')
     near: dict[int, list[Neighbor]] = {}
-    with ThreadPoolExecutor(1) as pool:  # the map takes as long as compiling the heat maps
+    with ThreadPoolExecutor(1) as pool:  # the map takes as long as all that follows
         if train is not None:
             part = _comparable(trained, train, notes)
             vectors, others = (embeddings.of_table(trained, one) for one in (table, part))
@@ -87,21 +87,25 @@ def _with_images(
             mapped = pool.submit(feature_map, splits)
             of_cards = vectors[np.array(chosen.cards, np.int64)]
             near = cards.neighbors(of_cards, chosen.cards, part, others, thumbnails)
+            augmented = _unless_failing(lambda: _samples(trained, train), notes) or ()
+            page = dataclasses.replace(page, augmented=augmented)
         heats, heat_note = cards.heat_pictures(trained, table, chosen.cards)
-    if train is not None:
-        points, map_note = mapped.result()
-        augmented = _unless_failing(lambda: _samples(trained, train), notes) or ()
-        page = dataclasses.replace(page, points=points, map_note=map_note, augmented=augmented)
-    return dataclasses.replace(
-        page,
-        examples=cards.examples(table, probabilities, chosen, thumbnails, heats=heats, near=near),
-        cells=chosen.cells,
-        mistakes=chosen.mistakes,
-        uncertain=chosen.uncertain,
-        heat_note=heat_note,
-        audit=_unless_failing(lambda: _audit(trained, announced), notes),
-        notes=list(dict.fromkeys(notes)),
-    )
+        page = dataclasses.replace(
+            page,
+            examples=cards.examples(
+                table, probabilities, chosen, thumbnails, heats=heats, near=near
+            ),
+            cells=chosen.cells,
+            mistakes=chosen.mistakes,
+            uncertain=chosen.uncertain,
+            heat_note=heat_note,
+            audit=_unless_failing(lambda: _audit(trained, announced), notes),
+            notes=list(dict.fromkeys(notes)),
+        )
+        if train is not None:
+            points, map_note = mapped.result()
+            page = dataclasses.replace(page, points=points, map_note=map_note)
+    return page
 
 
 def _comparable(trained: Trained, train: ImageTable, notes: list[str]) -> ImageTable:
