@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -37,6 +36,7 @@ from tlflax.data.images import perceptual_hash, scan_cache
 from tlflax.data.images.files import Entry, ScannedFile
 from tlflax.data.inputs.listing import Listing, Scan
 from tlflax.data.table import table_of
+from tlflax.utils import cpu
 
 Figures = dict[str, Any]  # a JSON object
 
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument('--folder', type=Path, help='where to write; default: a temporary folder')
     options = parser.parse_args()
     files = options.files or (3_000 if options.quick else 100_000)
-    print(f'{platform.machine()}, {os.cpu_count()} cores', flush=True)
+    print(cpu.described(), flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix='bench_audit-') as scratch:
         found = real(Path(scratch), files)
         for key, value in found.items():
@@ -201,7 +201,11 @@ def main() -> None:
         scale = remembered(Path(scratch), 10**5 if options.quick else 10**6)
         for key, value in scale.items():
             print(f'remembered {key:15} {value:12,.1f}')
-    print(json.dumps({'quick': options.quick, 'real': found, 'remembered': scale}))
+    print(
+        json.dumps(
+            {'quick': options.quick, 'machine': cpu.described(), 'real': found, 'remembered': scale}
+        )
+    )
 
 
 if __name__ == '__main__':

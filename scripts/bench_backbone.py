@@ -32,6 +32,7 @@ from tlflax.models import pretrained
 from tlflax.models.vgg import network
 from tlflax.models.vgg.rows import VGG16
 from tlflax.models.weights import preprocess
+from tlflax.utils import cpu
 
 SIZE = 224
 CHECKED = 2  # images compared with float64
@@ -209,6 +210,7 @@ def main() -> None:
     names = [name for name in bench_peers.CONTESTANTS if name in wanted or name == 'tlflax']
 
     peak = roofline.measure_peak()
+    print(cpu.described())
     print(f'peak: {peak.operations / 1e9:.0f} GFLOP/s, {peak.bytes / 1e9:.0f} GB/s copied')
     params = load_params(options.weights)
     images = load_images(options.images, max(CHECKED, *batches))
@@ -229,7 +231,12 @@ def main() -> None:
     print(
         f'\ntlflax does {direct / peak.operations:.2f} of the peak in direct-equivalent operations'
     )
-    print(json.dumps(results[-1] | {'relative_error': errors['tlflax'], 'all': results[:-1]}))
+    print(
+        json.dumps(
+            results[-1]
+            | {'machine': cpu.described(), 'relative_error': errors['tlflax'], 'all': results[:-1]}
+        )
+    )
 
 
 if __name__ == '__main__':

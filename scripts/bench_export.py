@@ -13,7 +13,6 @@ Markdown; `--table` also writes its rows as JSON. The last line is JSON.
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from tlflax.export.model import Options
 from tlflax.export.run import FORMATS, export
 from tlflax.export.verify import Program, Sample
 from tlflax.inference.restore import load
-from tlflax.utils.cpu import cores
+from tlflax.utils import cpu
 from tlflax.utils.files import atomic_write, size_of
 
 Row = dict[str, Any]
@@ -62,7 +61,7 @@ def main() -> None:
             for row, times in zip(rows, _times(programs, sample, count, arguments), strict=True):
                 row[f'latency_ms_{count}'] = 1e3 * statistics.median(times)
         for row in rows:
-            row |= {'threads': cores(), 'processor': processor()}
+            row |= {'machine': machine()}
     print(table(rows))
     if arguments.table:
         atomic_write(Path(arguments.table), json.dumps(rows, indent=2) + '\n')
@@ -110,21 +109,14 @@ def _times(
     return times
 
 
-def processor() -> str:
-    """Returns the name of the processor, and which instructions for 8 bits it has."""
-    name, flags = platform.processor() or platform.machine(), ''
+def machine() -> str:
+    """Describes the processor, and which instructions for 8 bits it has."""
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        flags = Path(cpu.CPUINFO).read_text().split()
     except OSError:
-        return name
-    for line in lines:
-        key, _, value = line.partition(':')
-        if key.strip() == 'model name':
-            name = value.strip()
-        if key.strip() == 'flags':
-            flags = value
-    kinds = [kind for kind in ('avx512_vnni', 'avx_vnni', 'avx2') if kind in flags.split()]
-    return f'{name} ({kinds[0]})' if kinds else name
+        flags = []
+    kinds = [kind for kind in ('avx512_vnni', 'avx_vnni', 'avx2') if kind in flags]
+    return f'{cpu.described()} ({kinds[0]})' if kinds else cpu.described()
 
 
 def table(rows: list[Row]) -> str:

@@ -28,7 +28,6 @@ import importlib.util
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -224,7 +223,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> Figures:
         'learning_rate': setting.rate,
         'measured_epochs': options.epochs,
         'accuracy_epochs': options.accuracy_epochs,
-        'cores': cpu.cores(),
+        'machine': cpu.described(),
     }
 
 
@@ -314,7 +313,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.epochs < 1:
         parser.error('--epochs: the first epoch is not like the others, so at least 1 more')
-    print(f'{platform.processor() or platform.machine()}, {cpu.cores()} cores', flush=True)
+    print(cpu.described(), flush=True)
     with tempfile.TemporaryDirectory(prefix='bench_finetune-') as scratch:
         if options.check:
             figures = check(options, Path(scratch))

@@ -25,7 +25,6 @@ import functools
 import importlib.util
 import json
 import os
-import platform
 import runpy
 import statistics
 import subprocess
@@ -51,7 +50,7 @@ from tlflax.models.vgg.rows import VGG16
 from tlflax.train import setup, steps
 from tlflax.train.losses import Loss
 from tlflax.train.optim import build
-from tlflax.utils import trees
+from tlflax.utils import cpu, trees
 from tlflax.utils.labels import label_tree
 
 SHAPE, CLASSES, BATCH = (7, 7, 512), 3, 32
@@ -330,13 +329,14 @@ def main() -> None:
     parser.add_argument('--solo', type=int, help='how many solo runs are made')
     flags = parser.parse_args()
     n = 300 if flags.quick else 1187
-    print(f'{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}, {n} examples')
+    print(f'{cpu.described()}, jax {jax.__version__}, {n} examples')
     seconds = measure_epochs(n, flags.repeats or (3 if flags.quick else 15))
     torch_ratio = print_epochs(n, seconds)
     found = measure_sweep(n, flags.epochs or (3 if flags.quick else 10),
                           flags.solo or (2 if flags.quick else 4))  # fmt: skip
     ratios = print_sweep(found)
     figures = {
+        'machine': cpu.described(),
         'ratio': {'torch': torch_ratio, 'sweep': ratios[''], 'sweep_epochs': ratios['_epochs']},
         'images_per_second': {
             name: [n / second for second in times] for name, times in seconds.items()

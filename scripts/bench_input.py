@@ -29,7 +29,6 @@ import importlib.util
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -217,8 +216,8 @@ def main() -> int:
     parser.add_argument('--repeats', type=int, help='rounds; default 7, with --quick 3')
     options = parser.parse_args()
     count = options.photographs or (QUICK_PHOTOS if options.quick else PHOTOS)
-    cores, vectors = cpu.cores(), cpu.vector_width()
-    print(f'{platform.machine()}, {cores} cores, {vectors}', flush=True)
+    cores = cpu.cores()
+    print(cpu.described(), flush=True)
     with tempfile.TemporaryDirectory(prefix='bench_input-') as scratch:
         folders: dict[str, Path] = {}
         try:
@@ -237,7 +236,12 @@ def main() -> int:
     for data, found in rates.items():
         show(data, found)
     show_cores(shrunk, some)
-    figures = {'quick': options.quick, 'vectors': vectors, **ratios(rates), 'by_cores': some}
+    figures = {
+        'quick': options.quick,
+        'machine': cpu.described(),
+        **ratios(rates),
+        'by_cores': some,
+    }
     figures |= {'cores_needed': cores_needed(some), 'images_per_second': rates}
     print(json.dumps(figures))
     return 0

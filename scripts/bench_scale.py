@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import json
 import math
-import platform
 import resource
 import shutil
 import statistics
@@ -38,6 +37,7 @@ from jaxtyping import Float16, UInt64
 
 from tlflax.features.cache.keys import row_keys
 from tlflax.features.cache.store import Store
+from tlflax.utils import cpu
 
 Figures = dict[str, Any]  # a JSON object
 Result = TypeVar('Result')
@@ -176,7 +176,7 @@ def main() -> None:
         phase = {'write': write, 'read': read}[arguments.phase]
         print(json.dumps(phase(arguments.folder, arguments.rows)))
         return
-    print(f'{platform.machine()}, rows of {WIDTH} float16 values, batches of {BATCH}; seconds')
+    print(f'{cpu.described()}; rows of {WIDTH} float16 values, batches of {BATCH}; seconds')
     print(
         f'{"rows":>9}  append   open  {"look-up (min-max)":20}  {"verify (min-max)":20}'
         f'  {"epoch (min-max)":20}  control  peak MiB'
@@ -196,7 +196,7 @@ def main() -> None:
         print(f'{phase:8} grows as rows^{", ".join(f"{exponent:.2f}" for exponent in exponents)}')
     verdict = 'within' if figures['within_bound'] else 'BEYOND'
     print(f'peak memory {figures["peak_mib"]:.0f} MiB, {verdict} the bound of {MEMORY_MIB} MiB')
-    print(json.dumps(figures))
+    print(json.dumps(figures | {'machine': cpu.described()}))
 
 
 def _cell(result: Figures, phase: str) -> str:

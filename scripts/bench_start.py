@@ -32,6 +32,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tlflax.utils import cpu
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = 'import jax, flax.nnx, optax, orbax.checkpoint'
 RECIPE = f'--config={ROOT / "configs" / "traffic.py"}'
@@ -53,7 +55,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(Path(scratch), 1 if given.quick else given.rounds, quick=given.quick)
-    print(json.dumps(found))
+    print(json.dumps(found | {'machine': cpu.described()}))
 
 
 def measure(scratch: Path, rounds: int, *, quick: bool) -> dict[str, object]:

@@ -24,7 +24,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -205,7 +204,7 @@ def summarize(tlflax: dict[str, list[Run]], keras: Run | None) -> Figures:
         'ratio': ratio,
         'accuracy': accuracy,
         'seconds': {'tlflax': seconds, 'keras': peer},
-        'cores': cpu.cores(),
+        'machine': cpu.described(),
     }
 
 
@@ -247,7 +246,7 @@ def main() -> int:
         parser.error('--keras-epochs: the first epoch is not like the others, so 2 or more')
     if options.cold_repeats < 1:
         parser.error('--cold-repeats: at least 1')
-    print(f'{platform.processor() or platform.machine()}, {cpu.cores()} cores', flush=True)
+    print(cpu.described(), flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix='bench_training-') as scratch:
             setting = prepare(Path(scratch), options.quick)

@@ -14,7 +14,6 @@ seed; without `--out` it prints the page.
 
 import argparse
 import datetime
-import platform
 from pathlib import Path
 
 import jax
@@ -60,11 +59,7 @@ def measure(images: ImageSet, effort: Effort) -> Figures:
 
 def machine() -> str:
     """Returns the processor and the version of JAX."""
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f'{cpu.cores()} cores of {name}, jax {jax.__version__}'
+    return f'{cpu.described()}, jax {jax.__version__}'
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=16)
     batch = parser.parse_args().batch
     peak = measure_peak()
-    print(f'{cpu.cores()} cores: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
+    print(f'{cpu.described()}: {peak.operations / 1e9:.0f} GFLOP/s', end=', ')
     print(f'{peak.bytes / 1e9:.1f} GB/s copied (read + written)')
     folder = assets.cache_folder() / 'plans'
     params = jax.eval_shape(network.init, jax.random.key(0))
@@ -129,6 +129,7 @@ def main() -> None:
     direct = sum(cost.direct for cost in found)
     print(f'at peak: direct {peak.operations / direct:.1f} images/s, plan {1 / total:.1f} images/s')
     summary = {
+        'machine': cpu.described(),
         'gflops': peak.operations / 1e9,
         'gbytes_per_second': peak.bytes / 1e9,
         'direct_gflop': direct / 1e9,

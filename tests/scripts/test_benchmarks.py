@@ -59,7 +59,7 @@ def test_bench_input_measures_every_side():
             assert found['ratio'][peer] == pytest.approx(expected)
         else:
             assert found['ratio'][peer] is None
-    assert found['vectors'] == cpu.vector_width()
+    assert found['machine'] == cpu.described()
     assert list(found['by_cores']) == list(map(str, core_counts(cpu.cores())))
     for measured in found['by_cores'].values():
         assert set(measured) == {

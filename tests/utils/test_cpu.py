@@ -62,3 +62,16 @@ def test_a_processor_that_is_not_described_is_unknown(
 def test_an_arm_processor_has_neon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, 'machine', lambda: 'aarch64')
     assert cpu.vector_width() == 'NEON'
+
+
+def test_this_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, number, width = cpu.described().rsplit(', ', 2)
+    assert name == cpu.processor()
+    assert number == f'{cpu.cores()} cores'
+    assert width == cpu.vector_width()
+    place = tmp_path / 'cpuinfo'
+    place.write_text('processor\t: 0\nmodel name\t: Some: Processor\nmodel name\t: another\n')
+    monkeypatch.setattr(cpu, 'CPUINFO', str(place))
+    assert cpu.processor() == 'Some: Processor'
+    place.write_text('')
+    assert cpu.processor() in (platform.processor(), platform.machine())

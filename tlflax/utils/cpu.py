@@ -13,6 +13,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
+def processor() -> str:
+    """Returns the name of the processor, or its architecture where the name cannot be found out."""
+    return _cpuinfo('model name') or platform.processor() or platform.machine()
+
+
+def described() -> str:
+    """Names the processor, the cores that this process may use, and the width of their vectors."""
+    return f'{processor()}, {cores()} cores, {vector_width()}'
+
+
 def vector_width() -> str:
     """Names the widest vector instructions: 'AVX-512', 'AVX2', 'AVX', 'SSE', 'NEON' or 'unknown'.
 
@@ -46,8 +56,16 @@ def _features() -> str:
             return subprocess.run(
                 ['/usr/sbin/sysctl', '-n', *keys], capture_output=True, text=True, check=False
             ).stdout
+        return _cpuinfo('flags')
+    except OSError:
+        return ''
+
+
+def _cpuinfo(wanted: str) -> str:
+    """Returns the first value of a name in Linux's description of the processor; '' if none."""
+    try:
         with open(CPUINFO, encoding='utf-8', errors='replace') as file:
             lines = (line.partition(':') for line in file)
-            return next((value for name, _, value in lines if name.strip() == 'flags'), '')
+            return next((value.strip() for name, _, value in lines if name.strip() == wanted), '')
     except OSError:
         return ''

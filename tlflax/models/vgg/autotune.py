@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -98,7 +97,7 @@ def plan_key(
     """Returns everything that a measured plan depends on."""
     return {
         'format': FORMAT,
-        'processor': _processor(),
+        'processor': cpu.processor(),
         'cores': cpu.cores(),
         'jax': jax.__version__,
         'widths': list(widths),
@@ -106,13 +105,6 @@ def plan_key(
         # Plans measured before there was a choice of depths stay valid.
         **({'depths': list(depths)} if depths != network.VGG16 else {}),
     }
-
-
-def _processor() -> str:
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def load(path: Path, key: dict[str, object]) -> Plan | None:
