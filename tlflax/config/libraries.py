@@ -14,6 +14,7 @@ from tlflax.config import tensorflow_notices
 from tlflax.utils import assets, interrupts, progress
 
 _RAISED = tuple(f'{os.sep}{name}{os.sep}' for name in ('orbax', 'asyncio'))
+_WORTH_KEEPING = 0.02  # seconds that compiling takes; reading a program takes a few milliseconds
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -73,7 +74,7 @@ def keep_compiled_programs() -> None:
         import jax  # takes a second, which `--help` and mistakes on the command line are spared
 
         jax.config.update('jax_compilation_cache_dir', str(assets.cache_folder() / 'programs'))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING)
 
 
 def _ours_or_error(record: logging.LogRecord) -> bool:
