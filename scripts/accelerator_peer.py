@@ -31,7 +31,10 @@ class Peer:
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
-        return torch.compile(function) if self.device.type == 'cuda' else function
+        if self.device.type != 'cuda':
+            return function
+        torch.backends.cudnn.benchmark = True  # XLA measures its convolutions, too
+        return torch.compile(function, dynamic=False)  # a program for each batch size
 
     def _blocks(self, params: vgg.Params, blocks: range) -> Any:
         import torch

@@ -1,7 +1,7 @@
 """Every built-in backbone on an accelerator: tlflax, a compiled PyTorch network, and the peak.
 
-    python scripts/bench_accelerator.py [--quick] [--backbones=vgg16,vgg19] [--batches=64,256]
-                                        [--images=1024] [--size=224] [--rounds=3]
+    python scripts/bench_accelerator.py [--quick] [--backbones=vgg16,vgg19] [--batches=256]
+                                        [--images=1024] [--size=224] [--rounds=3] [--minutes=5]
 
 Random weights of the right shapes and noise as images; nothing here needs TensorFlow or a network.
 Four kinds of work are timed, each over all of `--images` images:
@@ -19,6 +19,10 @@ and its steps are dispatched one by one, as a program of PyTorch does. It is lef
 not installed or finds no accelerator of its own (`--peer-on-cpu` lets it run on the CPU,
 uncompiled, to try the script). Before that, outputs have to agree with float32.
 
+Most of the time is that of compilers. What has not begun after `--minutes`, does not fit into the
+device's memory, or PyTorch cannot compile, is left out, and the script says so. JAX takes memory as
+it needs it, because PyTorch has the same device; XLA_PYTHON_CLIENT_PREALLOCATE changes that.
+
 Prints, for every backbone, work, side, compute type and batch size, the median images a second over
 the rounds, their range and the part of the peak: the operations that XLA counts in features or in a
 training step, by the best rate of square matrix products of the same type on the same device in the
@@ -32,6 +36,7 @@ faster) in VGG16's features from host memory, `ratios` the same of all work, `ro
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -145,24 +150,52 @@ def measure(backbone: Backbone, options: argparse.Namespace, peaks: Figures) -> 
     if peer := torch_side.peer(backbone, variables.params, on_cpu=options.peer_on_cpu):
         sides_by_name[PEER, 'bfloat16'] = peer
     want = next(ours['float32'].extract([pixels[:2]]))
-    rows = []
-    for (name, dtype), side in sides_by_name.items():
-        error = relative_error(next(iter(side.extract([pixels[:2]]))), want)
-        if not error <= TOLERANCE[dtype]:
-            raise SystemExit(f'error: {name} {dtype} differs from float32 by {error:.1e}')
-        for batch in options.batches:
-            count = options.images // batch * batch
-            for work, repeat, operations in works(side, ours[dtype], pixels, batch):
-                values = rates(repeat, count * PASSES.get(work, 1), options.rounds)
-                median = statistics.median(values)
-                row = {
-                    'backbone': backbone.name, 'work': work, 'side': name, 'dtype': dtype,
-                    'batch': batch, 'images_per_second': median, 'rounds': values,
-                    'of_peak': median * operations / peaks[dtype], 'error': error,
-                }  # fmt: skip
-                rows.append(row)
-                print(line(row), flush=True)
+    rows: list[Figures] = []
+    for (name, dtype), side in reversed(sides_by_name.items()):  # the ratio's two sides first
+        about = {'backbone': backbone.name, 'side': name, 'dtype': dtype}
+        if time.monotonic() > options.deadline:
+            print(f'{backbone.name} {name} {dtype}: left out, {options.minutes:g} minutes are over')
+            continue
+        try:
+            for row in measure_side(side, ours[dtype], pixels, want, options):
+                rows.append({**about, **row, 'of_peak': row['per_second'] / peaks[dtype]})
+                print(line(rows[-1]), flush=True)
+        except Exception as error:
+            if name != PEER and 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            print(f'{backbone.name} {name} {dtype}: left out: {reason}')
     return rows
+
+
+def measure_side(
+    side: sides.Ours | torch_side.Peer,
+    ours: sides.Ours,
+    pixels: Images,
+    want: np.ndarray,
+    options: argparse.Namespace,
+) -> Iterator[Figures]:
+    """Yields figures of each kind of work and batch size.
+
+    Args:
+        side: Whose work it is.
+        ours: tlflax's side in the same compute type, which counts operations.
+        pixels: The images.
+        want: The features of the first two of them in float32.
+        options: The command line.
+    """
+    error = relative_error(next(iter(side.extract([pixels[:2]]))), want)
+    if not error <= TOLERANCE[ours.dtype]:
+        raise SystemExit(f'error: {ours.dtype} differs from float32 by {error:.1e}')
+    for batch in options.batches:
+        count = options.images // batch * batch
+        for work, repeat, operations in works(side, ours, pixels, batch):
+            values = rates(repeat, count * PASSES.get(work, 1), options.rounds)
+            median = statistics.median(values)
+            yield {
+                'work': work, 'batch': batch, 'images_per_second': median, 'rounds': values,
+                'per_second': median * operations, 'error': error,
+            }  # fmt: skip
 
 
 def line(row: Figures) -> str:
@@ -224,23 +257,26 @@ def read_options() -> argparse.Namespace:
     parser.add_argument('--images', type=int, help='images a round')
     parser.add_argument('--size', type=int, help='height and width in pixels')
     parser.add_argument('--rounds', type=int)
+    parser.add_argument('--minutes', type=float, default=5.0, help='nothing begins after them')
     parser.add_argument('--peer-on-cpu', action='store_true', help=argparse.SUPPRESS)
     options = parser.parse_args()
     quick = options.quick
     options.backbones = options.backbones or list(BACKBONES)[: 1 if quick else None]
     if unknown := set(options.backbones) - set(BACKBONES):
         parser.error(f'no such backbone: {", ".join(sorted(unknown))}')
-    options.batches = options.batches or ([4] if quick else [64, 256])
+    options.batches = options.batches or ([4] if quick else [256])
     options.images = max(options.images or (4 if quick else 1024), *options.batches)
     options.size = options.size or (32 if quick else 224)
     options.rounds = options.rounds or (1 if quick else 3)
     options.peak_width = 512 if quick else 8192
+    options.deadline = time.monotonic() + 60 * options.minutes
     return options
 
 
 def main() -> None:
     """Prints the rows and the table, and as its last line one JSON object."""
     options = read_options()
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # before JAX finds devices
     device = jax.devices()[0]
     print(f'{device.device_kind} ({device.platform}), jax {jax.__version__}')
     peaks = {dtype: measure_peak(dtype, options.peak_width) for dtype in classifier.COMPUTE}

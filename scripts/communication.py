@@ -200,7 +200,7 @@ def compile_step(case: Case) -> tuple[jax.stages.Compiled, Variables, int]:
     )
     leaves = frozenset(f'head/{leaf}' for leaf in heads.class_leaves(case.head))
     shards = ClassShards(mesh, case.num_classes, leaves) if case.split else None
-    model = dataclasses.replace(model, shards=shards)
+    model = dataclasses.replace(model, shards=shards, adders=None if shards else mesh)
     state = jax.eval_shape(lambda first: steps.init_state(first, learner.tx), learner.trainable)
     state, frozen = (abstract(tree, mesh, shards) for tree in (state, learner.frozen))
     inputs = trees.flatten(head.params)['logits/kernel'].shape[0]

@@ -18,7 +18,7 @@ from tlflax.config.schema import OPTIMIZERS
 from tlflax.train import components
 from tlflax.train.optim import build
 from tlflax.utils.errors import UserError
-from tlflax.utils.parallel import placement
+from tlflax.utils.parallel import columns
 from tlflax.utils.parallel.mesh import default_mesh
 from tlflax.utils.parallel.placement import ClassShards
 
@@ -200,13 +200,13 @@ def test_padding_stays_zero(name):
 
 def test_a_split_array_is_fetched_in_blocks(monkeypatch):
     """As it is where other processes have a part: here the only device has all of it."""
-    monkeypatch.setattr(placement, '_BLOCK', 3 * 7 * 4)
+    monkeypatch.setattr(columns, '_BLOCK', 3 * 7 * 4)
     shards = ClassShards(default_mesh(), 7, frozenset({'head/logits/kernel'}))
     kernel = np.arange(70, dtype=np.float32).reshape(10, 7)
     placed = shards.place({'head': {'logits': {'kernel': kernel}}, 'other': kernel})
     split = placed['head']['logits']['kernel']
-    np.testing.assert_array_equal(placement._in_blocks(split, 7), kernel)
-    np.testing.assert_array_equal(placement._in_blocks(split[3], 7), kernel[3])
+    np.testing.assert_array_equal(columns._in_blocks(split, 7), kernel)
+    np.testing.assert_array_equal(columns._in_blocks(split[3], 7), kernel[3])
 
 
 JOIN = """
@@ -218,9 +218,9 @@ together.enter_context(processes.started(Launch(sys.argv[3], 2, number)))
 """
 
 PROCESSES = """
-from tlflax.utils.parallel import placement
+from tlflax.utils.parallel import columns
 from tlflax.utils.parallel.mesh import local_rows
-placement._BLOCK = 200  # bytes: many blocks
+columns._BLOCK = 200  # bytes: many blocks
 model, variables = w.make(13, split=True)
 state, mesh = w.first_state(model, variables, w.OPTIMIZERS['adam']), default_mesh()
 whole = model.shards.fetch(state)

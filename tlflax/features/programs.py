@@ -16,7 +16,7 @@ from tlflax.models.base.modules import Variables
 from tlflax.models.base.taps import Tap
 from tlflax.models.classifier import Classifier
 from tlflax.models.weights import preprocess
-from tlflax.utils.parallel.mesh import pad, put_batch
+from tlflax.utils.parallel.mesh import on_one_device, pad, put_batch
 
 BATCH = 32  # images computed at once on a CPU: the activations of more do not fit its cache
 ACCELERATOR_BATCH = 256  # on each accelerator, to fill it
@@ -122,12 +122,13 @@ def _fast_program(
     """Returns the fast program up to the highest layer that it serves, followed by the rest."""
     model, order = classifier.backbone, classifier.backbone.layers
     assert model.fast_cpu is not None
+    params = on_one_device(backbone.params)  # its threads use all cores, however many devices
     for base in reversed(model.between(IMAGE, classifier.cut)):
         below = tuple(t for t in classifier.taps if order.index(t.layer) <= order.index(base))
         whole = base == classifier.cut
         keep = (Tap(base, 'flatten'),) if classifier.taps and not whole else ()
         fast = model.fast_cpu(
-            backbone.params,
+            params,
             layer=base,
             taps=(*below, *keep),
             shape=(BATCH, *image_size),

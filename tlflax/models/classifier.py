@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
@@ -50,6 +51,7 @@ class Classifier:
         taps: What is taken of several layers, the last of them `layer`; empty: the output of
             `layer`.
         shards: How the head is split over devices by class; None: each has all of it.
+        adders: The devices whose sums over a batch are added up at once; None: as XLA does it.
     """
 
     backbone: Backbone
@@ -60,6 +62,7 @@ class Classifier:
     head: Static
     taps: tuple[Tap, ...] = ()
     shards: ClassShards | None = None
+    adders: Mesh | None = None
 
     @property
     def cut_is_image(self) -> bool:

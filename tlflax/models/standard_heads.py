@@ -17,7 +17,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from tlflax.models.vgg import trained_cpu
 from tlflax.utils.errors import UserError
+from tlflax.utils.parallel import parts
 from tlflax.utils.parallel.placement import class_product
 
 Shape = tuple[int, ...]
@@ -114,10 +116,14 @@ def _logits(features_in: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
 def _dropout(x: Array, rate: float, key: Array | None) -> Array:
     if key is None or rate == 0:
         return x
+    if parts.inside():
+        return jnp.where(parts.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
     return nnx.Dropout(rate)(x, deterministic=False, rngs=key)
 
 
 def _pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h//2 w//2 c']:
+    if jax.default_backend() == 'gpu':  # XLA's gradient of it there may differ from run to run
+        return trained_cpu.max_pool(x)
     return nnx.max_pool(x, (2, 2), strides=(2, 2))
 
 

@@ -53,13 +53,12 @@ def main(arguments: Arguments) -> None:
     from tlflax.inference.mistakes import check_writable
     from tlflax.report import write_run
     from tlflax.report.comparison.run import run
-    from tlflax.workdir.mirror.read import added_to, fetched
+    from tlflax.workdir.mirror.read import added_to
 
     for path in filter(None, (arguments.output, arguments.differences)):
         check_writable(path)
     if len(names) > 1:
-        folders = [str(fetched(name)) for name in names]
-        run(folders, arguments.output or 'comparison.html', arguments.differences)
+        run(names, arguments.output or 'comparison.html', arguments.differences)
     else:
         with added_to(names[0]) as folder:
             print(write_run(folder, arguments.output))

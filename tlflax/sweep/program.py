@@ -92,7 +92,7 @@ def _train(
 
 def _classifier(run: Run) -> Classifier:
     """Returns the model; the devices share the members, so that no head is split over them."""
-    return dataclasses.replace(run.runner.classifier, shards=None)
+    return dataclasses.replace(run.runner.classifier, shards=None, adders=None)
 
 
 def _evaluate(

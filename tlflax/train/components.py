@@ -9,7 +9,7 @@ from tlflax.data.images.format import ImageFormat
 from tlflax.features.select import SourceSelector
 from tlflax.models import classifier as classifiers
 from tlflax.models import heads, pretrained
-from tlflax.models.backbones import find
+from tlflax.models.backbones import BACKBONES, find
 from tlflax.models.base import taps
 from tlflax.models.base.modules import Variables
 from tlflax.models.classifier import Classifier, Params
@@ -18,6 +18,7 @@ from tlflax.utils import python_file, trees
 from tlflax.utils.assets import fetch
 from tlflax.utils.errors import UserError, located
 from tlflax.utils.files import expand
+from tlflax.utils.parallel import parts
 from tlflax.utils.parallel.placement import FROM, ClassShards
 
 
@@ -147,6 +148,17 @@ def head_shards(config: Config, num_classes: int, mesh: Mesh) -> ClassShards | N
         if sum(flat[path].size * flat[path].dtype.itemsize for path in leaves) < FROM:
             return None
     return ClassShards(mesh, num_classes, frozenset(f'head/{path}' for path in leaves))
+
+
+def adders(config: Config, model: Classifier, trainable: Variables, mesh: Mesh) -> Mesh | None:
+    """Returns the devices whose gradients are added up at once; None: XLA does it array by array.
+
+    That needs a model that computes each example by itself, which is known of the built-in ones.
+    """
+    known = model.cut == model.layer or config.model.backbone in BACKBONES
+    alone = known and config.model.head in heads.HEADS and not trainable.state
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'  # others do not wait for each array
+    return mesh if alone and on_cpu and mesh.size > 1 and parts.draws_by_place() else None
 
 
 def tapped(config: Config) -> tuple[taps.Tap, ...]:

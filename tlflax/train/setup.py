@@ -218,7 +218,9 @@ def build(
         own, learner.trainable.params, len(classes), inputs.preprocess
     )
     shards = components.head_shards(own, len(classes), mesh)
-    runner = _runner(own, inputs, learner, dataclasses.replace(model, shards=shards), mesh)
+    adders = None if shards else components.adders(own, model, learner.trainable, mesh)
+    model = dataclasses.replace(model, shards=shards, adders=adders)
+    runner = _runner(own, inputs, learner, model, mesh)
     digest = phases.features_digest(inputs.pretrained.digest, changed, model.backbone, model.cut)
     backbone = learner.trainable.merge(runner.frozen).branch('backbone')
     return Run(

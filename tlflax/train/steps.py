@@ -1,12 +1,13 @@
 """Pure functions of one batch: metric sums, `train_step` and `eval_step`."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from tlflax.features.batches import OnDevice
@@ -16,6 +17,7 @@ from tlflax.models.standard_heads import for_these_devices
 from tlflax.train import losses
 from tlflax.train.metrics.counts import ClassCounts, by_class
 from tlflax.train.optim.ema import Average
+from tlflax.utils.parallel import parts
 from tlflax.utils.parallel.placement import ClassShards
 from tlflax.utils.trees import flatten, like
 
@@ -153,6 +155,8 @@ def gradients(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     training = Training(key, batch['mask'], frozenset(flatten(state.model_state)))
     batch = _at_cut(frozen, batch, classifier)
+    if classifier.adders is not None and parts.divides(batch, classifier.adders):
+        return _added_gradients(state, frozen, batch, key, loss, classifier, classifier.adders)
     shards, targets = classifier.shards, _targets(batch, classifier.shards)
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Sums, Params]]:
@@ -164,6 +168,42 @@ def gradients(
         return _mean(sums) + losses.penalty(loss, params), (sums, after)
 
     return jax.grad(loss_fn, has_aux=True)(state.params)
+
+
+def _added_gradients(
+    state: TrainState,
+    frozen: Variables,
+    batch: Batch,
+    key: Array,
+    loss: losses.Loss,
+    classifier: Classifier,
+    mesh: Mesh,
+) -> tuple[Params, tuple[Sums, Params]]:
+    """As `gradients`; each device differentiates the sum of its examples' losses.
+
+    It is divided by the number of examples when gradients and sums are added up.
+    """
+
+    def of_part(whole: Any, part: Batch) -> tuple[Params, Sums]:
+        params, model_state, frozen, key, loss = whole
+        training = Training(key, part['mask'], frozenset())
+
+        def loss_fn(params: Params) -> tuple[Array, Sums]:
+            variables = Variables(params, model_state).merge(frozen)
+            logits, _ = classifier(variables, part, training)
+            sums = metric_sums(logits, losses.training_losses(loss, logits, part), part)
+            return sums.loss, sums
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    whole = (state.params, state.model_state, frozen, key, loss)
+    grads, sums = parts.sums(of_part, whole, batch, mesh)
+    count = jnp.maximum(sums.examples, 1)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
+    if loss.l2_sp is not None:
+        own = jax.grad(lambda params: losses.penalty(loss, params))(state.params)
+        grads = jax.tree.map(jnp.add, grads, own)
+    return grads, (sums, state.model_state)
 
 
 def _targets(batch: Batch, shards: ClassShards | None) -> Batch:

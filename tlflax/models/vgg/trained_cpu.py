@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tlflax.models.vgg import winograd
+from tlflax.utils.parallel import parts as parts_of_a_batch
 
 TILE = 4  # larger tiles save little where images are small, and are less exact
 SIZE = TILE + 2
@@ -121,7 +122,7 @@ def _summed(
     add up 9 numbers for each pair of channels, not `SIZE**2`.
     """
     devices = jax.device_count()
-    if devices == 1 or batch % devices:
+    if devices == 1 or batch % devices or parts_of_a_batch.inside():
         return _kernel_gradient(_multiply(parts, products, 1, 1))
     a, b = (one.reshape(len(one), devices, -1, one.shape[-1]) for one in (parts, products))
     taps = lax.dot_general(a, b, (((2,), (2,)), ((0, 1), (0, 1))), precision=lax.Precision.HIGHEST)

@@ -18,12 +18,17 @@ _SHOWN = 100  # images on which runs differ
 
 
 def gather(
-    names: Sequence[str], comparison: JsonObject, shared: Shared, rows: Int[np.ndarray, ' m']
+    names: Sequence[str],
+    folders: Sequence[Path],
+    comparison: JsonObject,
+    shared: Shared,
+    rows: Int[np.ndarray, ' m'],
 ) -> ComparisonPage:
     """Gathers the page of runs that were compared.
 
     Args:
         names: The workdirs.
+        folders: Where they are on this machine.
         comparison: What `tlflax.report.comparison.compare.compare` returns.
         shared: The predictions.
         rows: What `tlflax.report.comparison.compare.differing` returns.
@@ -35,8 +40,8 @@ def gather(
     return ComparisonPage(
         names=[printable(name) for name in names],
         comparison=comparison,
-        records=[read_records(Path(name)) for name in names],
-        best_epochs=[(read_result(Path(name)) or {}).get('best_epoch') for name in names],
+        records=[read_records(folder) for folder in folders],
+        best_epochs=[(read_result(folder) or {}).get('best_epoch') for folder in folders],
         differing=[_differing(shared, row, root, thumbnails) for row in shown],
         num_differing=len(rows),
     )

@@ -47,6 +47,19 @@ def localized(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(get, tree)
 
 
+def on_one_device(tree: Tree) -> Tree:
+    """Returns replicated arrays as those of one of this process's devices, without a copy.
+
+    What is computed from replicated arrays is computed by every device.
+    """
+
+    def get(leaf: Any) -> Any:
+        shared = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return leaf.addressable_data(0) if shared else leaf
+
+    return jax.tree.map(get, tree)
+
+
 def require_one_process(what: str) -> None:
     """Checks that this process runs alone.
 

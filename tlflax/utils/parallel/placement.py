@@ -10,7 +10,6 @@ sum, a maximum or a minimum over the classes.
 import contextlib
 import contextvars
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
+from tlflax.utils.parallel import columns
 from tlflax.utils.parallel.mesh import Tree, replicate
 
 FROM = 2**28
 """Bytes of a layer's parameters from which 'auto' splits it: 1 GiB with gradient and two moments.
 """
 
-_BLOCK = 2**26  # bytes that a device gathers at once of what other processes have
 _NOT_A_CLASS = -1e30  # the logit of padding: its probability is 0, and it is finite
 
 
@@ -68,7 +67,7 @@ class ClassShards:
                 return leaf
             shape, host = (*leaf.shape[:-1], self.width), np.asarray(leaf)
             return jax.make_array_from_callback(
-                shape, sharding, lambda index: _columns(host, index, self.width)
+                shape, sharding, lambda index: columns.part(host, index, self.width)
             )
 
         return _with_paths(put, tree)
@@ -81,7 +80,7 @@ class ClassShards:
 
         def get(path: str, leaf: Any) -> Any:
             if isinstance(leaf, jax.Array) and self.holds(path, leaf.shape):
-                return _on_host(leaf, self.num_classes)
+                return columns.on_host(leaf, self.num_classes)
             return leaf
 
         return _with_paths(get, tree)
@@ -194,53 +193,6 @@ def _with_paths(function: Any, tree: Tree) -> Tree:
         return function(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
 
     return jax.tree.map_with_path(named, tree)
-
-
-def _columns(
-    host: Shaped[np.ndarray, '*rows classes'], index: tuple[slice, ...] | None, width: int
-) -> Shaped[np.ndarray, '*rows part']:
-    """Returns some columns of an array, with zeros beyond its last."""
-    start, stop, _ = (index or (slice(None),))[-1].indices(width)
-    own = host[..., start:stop]
-    missing = stop - start - own.shape[-1]
-    return np.pad(own, [(0, 0)] * (host.ndim - 1) + [(0, missing)]) if missing else own
-
-
-def _on_host(array: jax.Array, columns: int) -> Shaped[np.ndarray, '*rows {columns}']:
-    """Returns the first columns of an array that is split by its last axis."""
-    if array.is_fully_addressable:
-        whole = np.empty((*array.shape[:-1], columns), array.dtype)
-        for shard in array.addressable_shards:
-            part = whole[..., shard.index[-1]]
-            part[...] = np.asarray(shard.data)[..., : part.shape[-1]]
-        return whole
-    return _in_blocks(array, columns)
-
-
-def _in_blocks(array: jax.Array, columns: int) -> Shaped[np.ndarray, '*rows {columns}']:
-    """As `_on_host`; every device gathers some rows at a time."""
-    if array.ndim == 1:
-        return _everywhere(array)[:columns]
-    whole = np.empty((*array.shape[:-1], columns), array.dtype)
-    rows = max(1, min(len(array), _BLOCK // max(array.nbytes // len(array), 1)))
-    for start in range(0, len(array), rows):
-        start = min(start, len(array) - rows)  # all blocks have one size: one program
-        whole[start : start + rows] = _everywhere(_block(array, jnp.int32(start), rows))[
-            ..., :columns
-        ]
-    return whole
-
-
-def _everywhere(array: jax.Array) -> np.ndarray:
-    """Gathers a small array on every device, and returns it."""
-    mesh = array.sharding.mesh  # type: ignore[attr-defined]
-    gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    return np.asarray(gather(array).addressable_data(0))
-
-
-@functools.partial(jax.jit, static_argnames=('rows',))
-def _block(array: Array, start: Int[Array, ''], rows: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(array, start, rows)
 
 
 def place(tree: Tree, mesh: Mesh, shards: ClassShards | None) -> Tree:

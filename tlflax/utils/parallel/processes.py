@@ -10,14 +10,14 @@ import contextlib
 import functools
 import itertools
 import pickle
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from tlflax.utils import interrupts
 from tlflax.utils.errors import UserError, shown
+from tlflax.utils.parallel.connect import connect
 from tlflax.utils.parallel.launch import Launch
 from tlflax.utils.parallel.watch import Client, Watch
 
@@ -26,8 +26,6 @@ P = ParamSpec('P')
 
 _SMALL = 2**16  # bytes of a message that goes through the key-value store
 _BLOCK = 2**26  # bytes that go through the devices at once
-_CONNECT = 300  # seconds that processes wait for each other at the beginning
-_HEARTBEAT = 100  # seconds after which JAX itself takes a process for lost; `Watch` is faster
 _ASK = 60_000  # milliseconds of one question to the key-value store, which is repeated
 
 
@@ -209,7 +207,7 @@ def started(launch: Launch | None) -> Iterator[None]:
         UserError: The others cannot be reached.
     """
     global _group
-    client = None if launch is None else _connect(launch)
+    client = None if launch is None else connect(launch)
     if client is None:
         yield
         return
@@ -234,63 +232,3 @@ def started(launch: Launch | None) -> Iterator[None]:
     jax.distributed.shutdown()
     if agreed is not None:
         raise agreed
-
-
-def _connect(launch: Launch) -> Client | None:
-    """Starts JAX's runtime; returns None where the environment describes one process."""
-    import jax
-    from jax._src import distributed  # the public interface has no key-value store
-
-    # It would take SIGTERM for itself; `tlflax.utils.interrupts` handles it.
-    jax.config.update('jax_enable_preemption_service', False)
-    given = {
-        'coordinator_address': launch.coordinator,
-        'num_processes': launch.num_processes,
-        'process_id': launch.process_id,
-        'cluster_detection_method': 'deactivate',
-    }
-    found = {'cluster_detection_method': launch.method or None}
-    try:
-        jax.distributed.initialize(
-            **(given if launch.coordinator else found),
-            initialization_timeout=_CONNECT,
-            heartbeat_timeout_seconds=_HEARTBEAT,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f'the processes of this run cannot reach each other ({str(error).splitlines()[0]})',
-            where=launch.coordinator or launch.method or 'jax.distributed',
-            fix='check that all were started, and that all reach this host and port',
-        ) from error
-    with _reached_at(_own_address(str(distributed.global_state.coordinator_address))):
-        several = jax.process_count() > 1
-    return cast(Client, distributed.global_state.client) if several else None
-
-
-def _own_address(coordinator: str) -> str | None:
-    """Returns the address of this machine on the way to the coordinator; None: not known."""
-    host, _, port = coordinator.rpartition(':')
-    try:
-        found = socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as link:
-            link.connect(address)  # sends nothing
-            return str(link.getsockname()[0])
-    except OSError:
-        return None
-
-
-@contextlib.contextmanager
-def _reached_at(address: str | None) -> Iterator[None]:
-    """Lets Gloo, which connects CPUs, be reached at an address while JAX starts.
-
-    It would take the one of the host's name, which on many machines is that of the loopback.
-    """
-    from jax._src.lib import _jax
-
-    make = _jax.make_gloo_tcp_collectives
-    _jax.make_gloo_tcp_collectives = functools.partial(make, hostname=address)
-    try:
-        yield
-    finally:
-        _jax.make_gloo_tcp_collectives = make
