@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import os
 
 import pytest
 
@@ -185,6 +186,20 @@ def test_bad_config_json_is_one_sentence(tmp_path, text, hint):
     with pytest.raises(UserError) as caught:
         parse(f'--config={path}')
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(('runs_tensorflow', 'given'), [(False, None), (True, None), (False, '1')])
+def test_tensorflow_reads_images_without_onednn(runs_tensorflow, given, monkeypatch):
+    monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', given or '')  # so that it is put back
+    if given is None:
+        del os.environ['TF_ENABLE_ONEDNN_OPTS']
+    seen = []
+    command = dataclasses.replace(
+        make(lambda _: seen.append(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))),
+        runs_tensorflow=runs_tensorflow,
+    )
+    assert command._main(['--workdir=w', 'x.jpg']) == 0
+    assert seen == [given or (None if runs_tensorflow else '0')]
 
 
 def test_commands_collect_garbage_seldom():

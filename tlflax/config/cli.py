@@ -78,6 +78,7 @@ class Command(Generic[T]):
         arguments: A dataclass whose fields are described by the functions of `flags`.
         main: Carries it out; returns the exit code, or None for 0.
         example: The arguments of a typical call.
+        runs_tensorflow: Whether TensorFlow computes networks in it, and does not only read images.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Command(Generic[T]):
     arguments: type[T]
     main: Callable[[T], int | None]
     example: str
+    runs_tensorflow: bool = False
 
     def run(self) -> None:
         """Runs the command with the arguments of this process, and exits.
@@ -125,6 +127,8 @@ class Command(Generic[T]):
         from tlflax.config import libraries  # takes longer than all of this module
 
         libraries.set_up_logging()
+        if not self.runs_tensorflow:
+            libraries.read_without_onednn()
         parsed, quiet = self._parse(arguments)
         if quiet:
             libraries.log_warnings_only()

@@ -66,7 +66,12 @@ def main(arguments: Arguments) -> None:
 
 
 COMMAND = cli.Command(
-    'tlflax.export', __doc__, Arguments, main, '--workdir=runs/traffic --format=onnx'
+    'tlflax.export',
+    __doc__,
+    Arguments,
+    main,
+    '--workdir=runs/traffic --format=onnx',
+    runs_tensorflow=True,
 )
 
 if __name__ == '__main__':
