@@ -9,8 +9,8 @@ exit code 130 and a sentence. The same command then goes
 on, and parameters, optimizer state, metrics and result must be bit for bit those of an unkilled run
 of as many processes.
 
-Prints one JSON line, `{"kills": n, "survived": n, "before_meeting": n, "slowest_end": seconds, ...}`;
-exit code 1 if a kill did harm.
+Prints one JSON line, `{"kills": n, "survived": n, "before_meeting": n, "slowest_end": seconds,
+...}`; exit code 1 if a kill did harm.
 """
 
 import argparse
