@@ -38,7 +38,6 @@ def main(arguments: Arguments) -> None:
 
 
 def _main(arguments: Arguments) -> None:
-    from tlflax.report.write import write_after
     from tlflax.sweep.ranking import format_table
     from tlflax.sweep.run import run
     from tlflax.sweep.settings import read_settings
@@ -55,6 +54,8 @@ def _main(arguments: Arguments) -> None:
         print(format_table(ranking))
         print(f'the best is the run in {workdir}/best')
         if config.train.report:
+            from tlflax.report.write import write_after
+
             write_after(Path(folder) / 'best')
 
 
