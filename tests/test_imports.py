@@ -64,7 +64,9 @@ def place(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
     Image.fromarray(pixels).save(root / 'photograph.png')
     config = write_config(root / 'config.py', root)
-    (root / 'rates.py').write_text("def get_sweep():\n    return [{'optim.learning_rate': 0.1}, {'optim.learning_rate': 0.01}]\n")
+    (root / 'rates.py').write_text(
+        "def get_sweep():\n    return [{'optim.learning_rate': 0.1}, {'optim.learning_rate': 0.01}]\n"
+    )
     given = [f'--config={config}', '--config.train.epochs=1', '--config.model.head=flatten_linear']
     own = (f'--workdir={root / "run"}', '--config.train.report=True')  # needs all features
     done = run_module('train', *given, *own, TLFLAX_CACHE=str(root / 'cache'))

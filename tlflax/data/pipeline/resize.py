@@ -113,6 +113,6 @@ def _transpose(matrix: tf.Tensor) -> tf.Tensor:
     """Transposes a matrix; of numbers, not of pixels, which is slow without oneDNN."""
     if matrix.dtype != tf.float32:
         return tf.transpose(matrix)
-    # With oneDNN, floats are shared among threads as described above; their bits are not. As uint32,
-    # because of int32 oneDNN says on some processors that it does not support them.
+    # With oneDNN, floats are shared among threads as described above; their bits are not. They are
+    # uint32, as oneDNN says of int32 on some processors that it does not support them.
     return tf.bitcast(tf.transpose(tf.bitcast(matrix, tf.uint32)), tf.float32)
