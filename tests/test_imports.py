@@ -65,7 +65,7 @@ def place(tmp_path_factory):
     Image.fromarray(pixels).save(root / 'photograph.png')
     config = write_config(root / 'config.py', root)
     (root / 'rates.py').write_text(
-        "def get_sweep():\n    return [{'optim.learning_rate': 0.1}, {'optim.learning_rate': 0.01}]\n"
+        "def get_sweep():\n    return [{'optim.learning_rate': rate} for rate in (0.1, 0.01)]\n"
     )
     given = [f'--config={config}', '--config.train.epochs=1', '--config.model.head=flatten_linear']
     own = (f'--workdir={root / "run"}', '--config.train.report=True')  # needs all features
