@@ -49,7 +49,7 @@ COMMANDS = {
     'predict': (0, ['tlflax.predict', '--workdir=run', 'photograph.png'], RUNS),
     'report': (0, ['tlflax.report', 'run'], REPORTS),
     'sweep': (0, ['tlflax.sweep', 'CONFIG', '--sweep=rates.py', '--workdir=many'], RUNS),
-    'probe': (0, ['tlflax.probe', 'CONFIG'], RUNS),
+    'probe': (0, ['tlflax.probe', 'CONFIG', '--workdir=probed'], RUNS),
     'features': (0, ['tlflax.features', 'info'], CONFIG | {'numpy'}),
     'audit': (0, ['tlflax.data', '--train=Train'], CONFIG | {'PIL', 'numpy'}),
 }  # fmt: skip
