@@ -111,11 +111,8 @@ def _times(
 
 def machine() -> str:
     """Describes the processor, and which instructions for 8 bits it has."""
-    try:
-        flags = Path(cpu.CPUINFO).read_text().split()
-    except OSError:
-        flags = []
-    kinds = [kind for kind in ('avx512_vnni', 'avx_vnni', 'avx2') if kind in flags]
+    features = cpu.features().split()
+    kinds = [kind for kind in ('avx512_vnni', 'avx_vnni', 'avx2') if kind in features]
     return f'{cpu.described()} ({kinds[0]})' if kinds else cpu.described()
 
 

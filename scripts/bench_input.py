@@ -50,8 +50,7 @@ PHOTO = (375, 500)  # (height, width), the most common of ImageNet
 PHOTOS, QUICK_PHOTOS = 512, 128
 BACKBONES = 1000, 2000, 5000  # images a second
 PEERS = {'keras': ('keras', 'tensorflow'), 'torch': ('torch',)}  # and what they need
-PEER = {'KERAS_BACKEND': 'tensorflow', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-OURS = {'TF_ENABLE_ONEDNN_OPTS': '0', 'TF_CPP_MIN_LOG_LEVEL': '3'}  # as in tlflax's commands
+ENVIRONMENT = {'KERAS_BACKEND': 'tensorflow', 'TF_CPP_MIN_LOG_LEVEL': '3'}
 
 Rates = dict[str, list[float]]  # images a second in each round, by name
 
@@ -90,7 +89,7 @@ def worker(side: str, cores: int | None = None) -> Iterator[Callable[[Path], dic
         tempfile.TemporaryFile('w+') as log,
         subprocess.Popen(
             [sys.executable, script, side, *([str(cores)] if cores else [])],
-            env={**os.environ, **(PEER if side in PEERS else OURS)},
+            env={**os.environ, **ENVIRONMENT},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

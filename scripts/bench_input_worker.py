@@ -207,12 +207,17 @@ SIDES: dict[str, Callable[[Path], dict[str, Epoch]]] = {
     'torch': torch_epochs,
     'augmentations': augmentation_epochs,
 }
+PEERS = ('keras', 'torch')
 
 
 def main(side: str, cores: str = '') -> None:
     """Answers until stdin ends."""
     if cores:  # before a library counts them
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+    if side not in PEERS:
+        from tlflax.config import libraries
+
+        libraries.read_without_onednn()  # as commands do
     # Libraries print where they like; the answers keep the real standard output.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)

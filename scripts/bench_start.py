@@ -68,7 +68,7 @@ def measure(scratch: Path, rounds: int, *, quick: bool) -> dict[str, object]:
     photograph = write_photograph(scratch / 'photograph.png', 128 if quick else 480)
     commands = listed(scratch, photograph, settings)
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    cpu: dict[str, list[float]] = {name: [] for name in commands}
+    busy: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         shutil.rmtree(scratch / 'runs', ignore_errors=True)
         for name, command in commands.items():
@@ -76,14 +76,14 @@ def measure(scratch: Path, rounds: int, *, quick: bool) -> dict[str, object]:
             print(f'round {number}  {name}: {wall:.2f} s, CPU {used:.2f} s', file=sys.stderr)
             if number:
                 seconds[name].append(wall)
-                cpu[name].append(used)
+                busy[name].append(used)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         'rounds': rounds,
         'quick': quick,
         'seconds': medians,
         'range': {name: [min(values), max(values)] for name, values in seconds.items()},
-        'cpu_seconds': {name: statistics.median(values) for name, values in cpu.items()},
+        'cpu_seconds': {name: statistics.median(values) for name, values in busy.items()},
         'ratio': medians['import'] / medians['libraries'],
     }
 

@@ -5,9 +5,8 @@
 Small runs on generated images (see kill_test.py), each in several processes over loopback. At a
 random moment one of them is killed by SIGKILL, or asked to stop by SIGTERM. The others must end
 within 30 seconds, unless they had not met yet, for which they wait longer; after SIGTERM, all with
-exit code 130 and a sentence. The same command then goes
-on, and parameters, optimizer state, metrics and result must be bit for bit those of an unkilled run
-of as many processes.
+exit code 130 and a sentence. The same command then goes on, and parameters, optimizer state,
+metrics and result must be bit for bit those of an unkilled run of as many processes.
 
 Prints one JSON line, `{"kills": n, "survived": n, "before_meeting": n, "slowest_end": seconds,
 ...}`; exit code 1 if a kill did harm.

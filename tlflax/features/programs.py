@@ -21,8 +21,6 @@ from tlflax.utils.parallel.mesh import on_one_device, pad, put_batch
 BATCH = 32  # images computed at once on a CPU: the activations of more do not fit its cache
 ACCELERATOR_BATCH = 256  # on each accelerator, to fill it
 _SMALL = (32, 8, 1)  # sizes of batches of a few images, besides the full one
-FEW = -1
-"""Stands for a number of images for which no faster program is prepared."""
 _WORTH_MEASURING = 20_000 * 224**2  # pixels, about half an hour on two cores
 Compute = Callable[[UInt8[np.ndarray, 'b h w 3']], jax.Array]
 """Turns a batch of images into features on the device, f[b, ...]."""
@@ -91,15 +89,19 @@ def backbone_program(
         backbone: The backbone's variables.
         classifier: The preprocessing, the cut and the compute type.
         image_size: (height, width) in pixels.
-        images: Number of images to come; for many, it pays to measure what is fastest. `FEW`: so
-            few that preparing the fast program, which takes seconds, does not pay.
+        images: Number of images to come; for many, it pays to measure what is fastest.
         mesh: The devices over which batches are split.
     """
-    if images != FEW and has_fast_program(classifier):
+    if has_fast_program(classifier):
         measured = images * math.prod(image_size) > _WORTH_MEASURING
         program = _fast_program(backbone, classifier, image_size, mesh, measured=measured)
         if program is not None:
             return program
+    return plain_program(backbone, classifier, mesh=mesh)
+
+
+def plain_program(backbone: Variables, classifier: Classifier, *, mesh: Mesh) -> Compute:
+    """Returns the program as XLA compiles it: for few images, as nothing is prepared for it."""
     return lambda image: backbone_step(
         backbone, put_batch({'image': image}, mesh)['image'], classifier=classifier
     )

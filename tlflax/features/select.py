@@ -203,21 +203,26 @@ class SourceSelector:
         """Returns the program of the backbone, which all splits share.
 
         Args:
-            images: About how many are to come; for many, the fastest is measured. With
-                `programs.FEW`, a program that is not there yet is not kept for others.
+            images: About how many are to come; for many, the fastest is measured.
         """
         if not self._programs:
-            program = programs.backbone_program(
-                self._local_backbone,
-                self.classifier,
-                image_size=self.image_format.image_size,
-                images=images,
-                mesh=local_mesh(self.mesh),
+            self._programs.append(
+                programs.backbone_program(
+                    self._local_backbone,
+                    self.classifier,
+                    image_size=self.image_format.image_size,
+                    images=images,
+                    mesh=local_mesh(self.mesh),
+                )
             )
-            if images == programs.FEW:
-                return program
-            self._programs.append(program)
         return self._programs[0]
+
+    def few_program(self) -> programs.Compute:
+        """Returns the program for a few images, for which no fast one is prepared."""
+        if self._programs:
+            return self._programs[0]
+        mesh = local_mesh(self.mesh)
+        return programs.plain_program(self._local_backbone, self.classifier, mesh=mesh)
 
     def _from_features(
         self, table: ImageTable, views: Views, wanted: Bool[np.ndarray, 'views n'], name: str

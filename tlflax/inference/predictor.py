@@ -181,7 +181,7 @@ class Predictor:
         if good:
             pixels = [block.pixels[n].result() for n in good if n in block.pixels]
             few = block.few and not keep
-            program = functools.partial(self.sources.program, programs.FEW if few else 0)
+            program = self.sources.few_program if few else self.sources.program
             values = self._values(block.keys[good], block.rows[good], pixels, store, keep, program)
             every = programs.in_batches(values, self._outputs).astype(np.float64)
             means = iter(every.reshape(len(good), -1, every.shape[-1]).mean(1))

@@ -31,7 +31,7 @@ def vector_width() -> str:
     """
     if platform.machine().lower() in ('arm64', 'aarch64'):
         return 'NEON'  # every 64-bit ARM processor has it
-    return widest(_features())
+    return widest(features())
 
 
 def widest(features: str) -> str:
@@ -48,8 +48,8 @@ def widest(features: str) -> str:
     return next((name for feature, name in names.items() if feature in found), 'unknown')
 
 
-def _features() -> str:
-    """Returns the features of an x86 processor; '' where they cannot be found out."""
+def features() -> str:
+    """Returns the features of an x86 processor between spaces; '' where they are not known."""
     try:
         if sys.platform == 'darwin':
             keys = ['machdep.cpu.features', 'machdep.cpu.leaf7_features']

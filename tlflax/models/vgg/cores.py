@@ -61,8 +61,8 @@ def compiled(
         return ThreadedProgram(end, name='backbone')
 
     @functools.cache
-    def rows(block: int, height: int) -> ThreadedProgram[Array]:
-        """A share of the rows of a block's pool."""
+    def rows(block: int, height: int) -> tuple[ThreadedProgram[Array], int]:
+        """A share of the rows of a block's pool, and the number of shares."""
         shared, shares = share_rows(plan[block], height)
 
         def some(layers: list[Layer], parts: tuple[Array, ...], share: Array) -> Array:
@@ -72,7 +72,7 @@ def compiled(
             )
             return fast_cpu.over_images(one, x, plan[block].images)
 
-        return ThreadedProgram(some, name='backbone')
+        return ThreadedProgram(some, name='backbone'), shares
 
     def run(x: Images) -> Array:
         height = x.shape[1]
@@ -84,9 +84,9 @@ def compiled(
         shared = _shared_blocks(plan, height, layer, taps)
         for block in range(shared):
             layers = [prepared[n] for n in network.conv_names(block + 1, len(plan[block].layers))]
-            _, shares = share_rows(plan[block], height)
+            stage, shares = rows(block, height)
             calls = [(layers, pieces, np.int32(share)) for share in range(shares)]
-            pieces = tuple(rows(block, height).map(calls))
+            pieces = tuple(stage.map(calls))
             height //= 2
         return program(shared, height).map([(prepared, pieces)])[0]
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax.extend import random as jex_random
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool
 
@@ -101,14 +102,10 @@ def bernoulli(key: Array, p: float, shape: tuple[int, ...]) -> Bool[Array, '...'
 def _added(tree: Tree) -> Tree:
     """Adds up the arrays of all devices, small ones as one array."""
     leaves, structure = jax.tree.flatten(tree)
-    small = [leaf for leaf in leaves if leaf.nbytes < _LARGE]
-    large = iter(jax.lax.psum([leaf for leaf in leaves if leaf.nbytes >= _LARGE], 'data'))
-    flat = jax.lax.psum(jnp.concatenate([leaf.ravel() for leaf in small]), 'data')
-    found, start = [], 0
-    for leaf in leaves:
-        if leaf.nbytes >= _LARGE:
-            found.append(next(large))
-        else:
-            found.append(flat[start : start + leaf.size].reshape(leaf.shape))
-            start += leaf.size
-    return jax.tree.unflatten(structure, found)
+    small, large = ([a for a in leaves if (a.nbytes >= _LARGE) == kind] for kind in (False, True))
+    flat, restore = ravel_pytree(small)
+    added = {
+        False: iter(restore(jax.lax.psum(flat, 'data'))),
+        True: iter(jax.lax.psum(large, 'data')),
+    }
+    return jax.tree.unflatten(structure, [next(added[a.nbytes >= _LARGE]) for a in leaves])
