@@ -217,7 +217,7 @@ def main(side: str, cores: str = '') -> None:
     if side not in PEERS:
         from tlflax.config import libraries
 
-        libraries.read_without_onednn()  # as commands do
+        libraries.only_read_images()  # as commands do
     # Libraries print where they like; the answers keep the real standard output.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)

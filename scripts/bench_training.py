@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICK_PART, QUICK_SIZE, QUICK_LAYER = 0.1, 64, 'block4_pool'
 KERAS_EPOCHS = 2
 # What would warm one side up, or slow the other down, from outside.
-MISLEADING = ('JAX_COMPILATION_CACHE_DIR', 'TF_ENABLE_ONEDNN_OPTS')
+MISLEADING = ('JAX_COMPILATION_CACHE_DIR', 'TF_ENABLE_ONEDNN_OPTS', 'TF_NUM_INTRAOP_THREADS')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from image_sets import ImageSet
 
+from tlflax.config import libraries
 from tlflax.config.schema import Config
 from tlflax.features import on_host
 from tlflax.features.sources import require_on_device
@@ -177,8 +178,8 @@ def _run_peer(module: str, path: Path, seed: int, epochs: int) -> JsonObject:
 
 
 def _output(command: Sequence[str]) -> str:
-    # tlflax switches oneDNN off for itself; a user of Keras would not.
-    kept = {key: v for key, v in os.environ.items() if key != 'TF_ENABLE_ONEDNN_OPTS'}
+    # tlflax sets these for itself; a user of Keras would not.
+    kept = {key: v for key, v in os.environ.items() if key not in libraries.READING}
     done = subprocess.run(
         [sys.executable, *command],
         capture_output=True, text=True, check=False, env={**kept, 'KERAS_BACKEND': 'tensorflow'},

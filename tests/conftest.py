@@ -25,9 +25,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     # Under a limit, JAX locks the folder, so that no process reads what another still writes.
     os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(4 << 30)
 
-# As in tlflax's commands: those that tests run in this process would set it, but other processes
+# As in tlflax's commands: those that tests run in this process would set them, but other processes
 # have loaded TensorFlow by then.
 os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
+os.environ['TF_NUM_INTRAOP_THREADS'] = '1'
 
 MOST_MAPS = 20_000  # of memory, in a worker, between two files of tests
 

@@ -189,17 +189,21 @@ def test_bad_config_json_is_one_sentence(tmp_path, text, hint):
 
 
 @pytest.mark.parametrize(('runs_tensorflow', 'given'), [(False, None), (True, None), (False, '1')])
-def test_tensorflow_reads_images_without_onednn(runs_tensorflow, given, monkeypatch):
-    monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', given or '')  # so that it is put back
-    if given is None:
-        del os.environ['TF_ENABLE_ONEDNN_OPTS']
+def test_tensorflow_only_reads_images(runs_tensorflow, given, monkeypatch):
+    """Without oneDNN, and with one thread an operation."""
+    names = ('TF_ENABLE_ONEDNN_OPTS', 'TF_NUM_INTRAOP_THREADS')
+    for name in names:
+        monkeypatch.setenv(name, '')  # so that it is put back
+        del os.environ[name]
+    if given:
+        os.environ[names[0]] = given
     seen = []
     command = dataclasses.replace(
-        make(lambda _: seen.append(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))),
+        make(lambda _: seen.extend(os.environ.get(name) for name in names)),
         runs_tensorflow=runs_tensorflow,
     )
     assert command._main(['--workdir=w', 'x.jpg']) == 0
-    assert seen == [given or (None if runs_tensorflow else '0')]
+    assert seen == ([None, None] if runs_tensorflow else [given or '0', '1'])
 
 
 def test_commands_collect_garbage_seldom():

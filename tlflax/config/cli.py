@@ -128,7 +128,7 @@ class Command(Generic[T]):
 
         libraries.set_up_logging()
         if not self.runs_tensorflow:
-            libraries.read_without_onednn()
+            libraries.only_read_images()
         parsed, quiet = self._parse(arguments)
         if quiet:
             libraries.log_warnings_only()

@@ -1,6 +1,7 @@
 """Where TensorFlow, which only reads images here, runs: on the CPU."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -18,3 +19,11 @@ def on_cpu() -> Iterator[None]:
         tf.config.set_visible_devices([], 'GPU')
     with tf.device('CPU:0'):
         yield
+
+
+def one_thread_an_operation() -> bool:
+    """Whether TensorFlow has been told to share no operation among threads.
+
+    Commands tell it; see `tlflax.config.libraries`.
+    """
+    return os.environ.get('TF_NUM_INTRAOP_THREADS') == '1'

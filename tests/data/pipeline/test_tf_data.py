@@ -101,8 +101,12 @@ def test_pixels_are_pillows(tmp_path, resize, size, interpolation):
 
 @pytest.mark.parametrize('size', [(61, 97), (20, 400)])
 @pytest.mark.parametrize('mode', ['stretch', 'pad', 'crop'])
-def test_rows_and_columns_by_themselves_are_one_resize_to_the_last_bit(monkeypatch, size, mode):
+@pytest.mark.parametrize('threads', ['1', '2'])
+def test_rows_and_columns_by_themselves_are_one_resize_to_the_last_bit(
+    monkeypatch, size, mode, threads
+):
     """The cache knows nothing of how a resize is computed, so it may not change a bit."""
+    monkeypatch.setenv('TF_NUM_INTRAOP_THREADS', threads)  # TensorFlow has read it already
 
     def at_once(image, size, scale, offset, antialias, interpolation):
         return tf.raw_ops.ScaleAndTranslate(
