@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Shaped
 from tlflax.models.base.taps import Tap
 from tlflax.models.vgg import fast_cpu, network
 from tlflax.models.vgg.fast_cpu import BlockPlan, Plan, Prepared
-from tlflax.models.vgg.winograd import Layer
+from tlflax.models.vgg.tiled_layers import Layer
 from tlflax.utils import cpu
 from tlflax.utils.threads import ThreadedProgram
 

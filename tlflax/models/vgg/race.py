@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from tlflax.models.vgg import cores, fast_cpu
 from tlflax.models.vgg.fast_cpu import BlockPlan
-from tlflax.models.vgg.winograd import Kernel, Layer, Tiling
+from tlflax.models.vgg.tiled_layers import Layer
+from tlflax.models.vgg.winograd import Kernel, Tiling
 
 ROUNDS = 3
 HOPELESS = 1.4  # a plan this many times slower than the best is not measured again
