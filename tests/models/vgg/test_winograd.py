@@ -169,10 +169,15 @@ def test_the_dense_layers_and_uint8_images():
         assert relative_error(run(x), np.asarray(want, np.float64)) < 1e-5
 
 
-@pytest.mark.parametrize('batch', [1, 8, 11])
-def test_threads_share_a_batch(batch, monkeypatch):
+@pytest.mark.parametrize(
+    ('batch', 'parts'),
+    [(1, [1]), (3, [3]), (5, [3, 2]), (8, [4, 4]), (16, [8, 8]), (19, [8, 8, 3])],
+)
+def test_threads_share_a_batch(batch, parts, monkeypatch):
     monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
-    assert len(cores.split(batch)) == (1 if batch == 1 else 2)
+    found = cores.split(batch)
+    assert [part.stop - part.start for part in found] == parts
+    assert [part.start for part in found] == [sum(parts[:i]) for i in range(len(parts))]
     params = reference.random_arrays(1, widths=WIDTHS)
     x = images(batch, 32, 32, 3)
     run = cores.compiled(params, uniform(Tiling(4)))
@@ -323,6 +328,34 @@ def test_a_damaged_plan_is_measured_again(params, tmp_path, monkeypatch, damage)
     assert autotune.choose(params, (2, 32, 32), tmp_path) == good
     assert autotune.choose(params, (2, 32, 32), tmp_path) == good
     assert len(calls) == 2
+
+
+def test_many_images_are_compiled_once_and_ahead(params, monkeypatch):
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
+    traced, x = [], images(19, 32, 32, 3)
+
+    def before(x):
+        traced.append(x.shape)
+        return x
+
+    expected = jax.ShapeDtypeStruct((32, 32, 32, 3), np.float32)
+    run = cores.compiled(params, uniform(Tiling(4)), before=before, expected=expected)
+    deadline = time.monotonic() + 60
+    while not traced and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert traced == [(8, 32, 32, 3)]  # before any image has come
+    assert cores.step(32) == 16
+    for count in (32, 16, 30):
+        assert run(np.resize(x, (count, 32, 32, 3))).shape[0] == count
+    assert traced == [(8, 32, 32, 3)]
+
+
+@pytest.mark.parametrize('workers', [1, 2, 3, 4, 5, 16])
+def test_a_multiple_of_the_step_runs_the_program_of_a_batch(workers, monkeypatch):
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: workers)
+    step = cores.step(32)
+    for batch in range(step, 33, step):
+        assert cores.split(batch)[0] == cores.split(32)[0]
 
 
 def test_accelerators_convolve_directly(params, tmp_path, monkeypatch):

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 
+from tlflax.models.base.backbone import FastProgram
 from tlflax.models.base.taps import Tap
 from tlflax.models.vgg import cores, network
-from tlflax.models.vgg.cores import Features
 from tlflax.models.vgg.fast_cpu import BlockPlan, Plan, direct_plan
 from tlflax.models.vgg.race import Race, share
 from tlflax.models.vgg.winograd import DIRECT, Tiling
@@ -31,7 +32,6 @@ from tlflax.utils.files import is_signed, signed, write_json
 FORMAT = 2  # of the files, and of the meaning of their entries
 TILINGS = (DIRECT, Tiling(4), Tiling(4, by_row=True), Tiling(6))
 MIN_CHANNELS = 8  # narrower inputs (an image's three) have no products worth saving
-WIDE = 256  # channels from which a layer's kernels outgrow the cache, so that going by rows pays
 ENOUGH_TILES = 196  # rows of a matrix product that make up for reading the kernels
 STRIP_BYTES = 8 << 20  # an image whose transformed tiles need more than this is cut into strips
 STRIP_ROWS = (8, 64)  # the lowest and highest strips that are tried
@@ -48,7 +48,7 @@ def program(
     before: Callable[[jax.Array], jax.Array],
     measured: bool,
     taps: Sequence[Tap] = (),
-) -> Features | None:
+) -> FastProgram | None:
     """Returns the fast program for a layer's features, or None for a convolution in a block.
 
     Args:
@@ -62,7 +62,9 @@ def program(
     if any(one not in (*network.POOLS, *network.TOP) for one in (layer, *(t.layer for t in taps))):
         return None
     plan = choose(params, shape, assets.cache_folder() / 'plans', measured=measured)
-    return cores.compiled(params, plan, layer=layer, before=before, taps=taps)
+    expected = jax.ShapeDtypeStruct((*shape, 3), np.uint8)
+    run = cores.compiled(params, plan, layer=layer, before=before, taps=taps, expected=expected)
+    return FastProgram(run, cores.step(shape[0]))
 
 
 def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool = True) -> Plan:
@@ -151,11 +153,11 @@ def guess(widths: tuple[int, ...], shape: Shape, depths: network.Depths = networ
     for depth, wide in zip(depths, widths, strict=True):
         layers = []
         for _ in range(depth):
-            tiling = Tiling(4, by_row=wide >= WIDE) if channels >= MIN_CHANNELS else DIRECT
-            layers.append(tiling)
+            layers.append(Tiling(4, by_row=True) if channels >= MIN_CHANNELS else DIRECT)
             channels = wide
         tiles = math.ceil(height / 4) * math.ceil(width / 4)
-        images = math.ceil(ENOUGH_TILES / tiles)
+        groups = max(1, batch * tiles // ENOUGH_TILES)  # of images, none much smaller than others
+        images = math.ceil(batch / groups)
         large = tiles * 36 * wide * 4 > STRIP_BYTES
         blocks.append(
             BlockPlan(

@@ -19,8 +19,8 @@ HOPELESS = 1.4  # a plan this many times slower than the best is not measured ag
 
 
 def share(batch: int) -> int:
-    """Returns how many images of a batch one thread computes."""
-    return max(rows.stop - rows.start for rows in cores.split(batch))
+    """Returns how many images of a batch one thread computes at a time."""
+    return cores.split(batch)[0].stop
 
 
 class Race:
@@ -35,7 +35,8 @@ class Race:
     def __init__(self, shape: tuple[int, int, int], channels: int, wide: int) -> None:
         batch, self._height, self._width = shape
         self._channels, self._wide = channels, wide
-        self._threads, self._share = len(cores.split(batch)), share(batch)
+        self._threads = min(cores.workers(), len(cores.split(batch)))
+        self._share = share(batch)
         self._pool = ThreadPoolExecutor(cores.workers(), thread_name_prefix='autotune')
         self._runs: dict[BlockPlan, Callable[[], float]] = {}
         self.seconds: dict[BlockPlan, float] = {}

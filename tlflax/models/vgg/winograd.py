@@ -22,6 +22,8 @@ POINTS: dict[int, tuple[float, ...]] = {
     6: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0),
 }
 
+COLUMNS = 1 << 15  # of a kernel transformed at a time, which fit the cache
+
 Kernel = Array | tuple[Array, ...]
 """A kernel as `transform_kernel` returns it."""
 
@@ -80,11 +82,15 @@ def transform_kernel(kernel: Float[Array, '3 3 c d'] | np.ndarray, tiling: Tilin
     if not tiling.tile:
         return jnp.asarray(kernel)
     g = matrices(tiling.tile).kernel
-    wide = np.asarray(kernel, np.float64)
-    rows = np.einsum('ia,abcd,jb->ijcd', g, wide, g, optimize=True).astype(np.float32)
+    both, flat = np.kron(g, g), np.reshape(kernel, (9, -1))
+    positions = np.empty((len(both), flat.shape[1]), np.float32)
+    for start in range(0, flat.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        positions[:, part] = both @ np.asarray(flat[:, part], np.float64)
+    positions = positions.reshape(-1, *kernel.shape[2:])
     if tiling.by_row:
-        return tuple(jnp.asarray(row) for row in rows)
-    return jnp.asarray(rows.reshape(-1, *rows.shape[2:]))
+        return tuple(jnp.asarray(row) for row in np.split(positions, tiling.tile + 2))
+    return jnp.asarray(positions)
 
 
 def _linear(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
