@@ -23,6 +23,7 @@ from tlflax.features.cache import quota
 from tlflax.features.cache.keys import describe
 from tlflax.features.cache.store import Store
 from tlflax.features.views import training_views, view_keys
+from tlflax.models.base.backbone import FastProgram
 from tlflax.train import components, setup, train_and_evaluate
 from tlflax.utils import assets, trees
 from tlflax.utils.errors import UserError
@@ -192,6 +193,26 @@ def test_interrupted_extraction_goes_on_where_it_was(folders, tmp_path, caplog, 
     caplog.clear()
     train_and_evaluate(config, tmp_path / 'w')
     assert computed(caplog)['training'] == 42 - 2 * 8  # the third batch was under way
+
+
+@pytest.mark.parametrize('step', [4, 0])
+def test_padding_is_computed_as_far_as_a_program_needs_it(step, folders, tmp_path, monkeypatch):
+    program, sizes = programs.backbone_program, []
+
+    def watched(*args, **kwargs):
+        compute = program(*args, **kwargs)
+        assert isinstance(compute, FastProgram)  # as for VGG on a CPU
+
+        def run(image):
+            sizes.append(len(image))
+            return compute(image)
+
+        return FastProgram(run, step) if step else run
+
+    monkeypatch.setattr(programs, 'BATCH', 8)
+    monkeypatch.setattr(programs, 'backbone_program', watched)
+    train_and_evaluate(small_config(folders, train__epochs=30), tmp_path / 'w')
+    assert sizes[:6] == [8] * 5 + [4 if step else 8]  # 42 views for training
 
 
 def test_features_that_cannot_be_read_back_are_an_error(folders, tmp_path, monkeypatch):

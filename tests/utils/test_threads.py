@@ -45,6 +45,19 @@ def test_results_come_in_the_order_of_the_calls():
     assert len(threads('ordered')) == 2
 
 
+def test_shapes_are_enough_to_compile():
+    traced = []
+
+    def function(x):
+        traced.append(x.shape)
+        return x
+
+    program = ThreadedProgram(function, name='ahead')
+    program.begin_to_compile((jax.ShapeDtypeStruct((3,), np.float32),))
+    program.map(calls(4, 3))
+    assert traced == [(3,)]
+
+
 def test_each_shape_is_compiled_once():
     traced = []
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from tlflax.features.cache.store import Store
 from tlflax.features.derive import LowerLayers
 from tlflax.features.programs import Compute, batch_size
 from tlflax.features.views import Views, view_keys
+from tlflax.models.base.backbone import FastProgram
 from tlflax.utils.errors import UserError
 from tlflax.utils.parallel import processes
 from tlflax.utils.progress import progress
@@ -89,7 +91,8 @@ def fill(
             view, index = view[rest], index[rest]
             compute = program(len(rest))
             images = _images(table, index, views.drawn(view, index), views.augment, image_format)
-            _append(store, missing[rest], _with_counts(images), compute, name)
+            batches = _with_counts(images, compute.step if isinstance(compute, FastProgram) else 0)
+            _append(store, missing[rest], batches, compute, name)
     if len(index) or processes.count() > 1:
         processes.gather('all is computed')
         store.refresh()
@@ -184,11 +187,18 @@ def _compute_all(
         before = after
 
 
-def _with_counts(images: Batches) -> Generator[Counted, None, None]:
-    """Yields batches of images, and how many of each are real."""
+def _with_counts(images: Batches, step: int) -> Generator[Counted, None, None]:
+    """Yields batches of images, and how many of each are real.
+
+    Args:
+        images: Batches padded to one size.
+        step: The last batch may be as short as a multiple of this; 0: no batch may be shorter.
+    """
     with contextlib.closing(images):
         for batch in images:
-            yield batch['image'], int(batch['mask'].sum())
+            count = int(batch['mask'].sum())
+            size = math.ceil(count / step) * step if step else len(batch['image'])
+            yield batch['image'][:size], count
 
 
 def _images(

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import jax
@@ -16,7 +16,7 @@ Operands = tuple[object, ...]
 class ThreadedProgram(Generic[Result]):
     """Calls a jitted function many times, as many at a time as there are cores.
 
-    The function is compiled once for each combination of shapes, and before the threads start,
+    The function is compiled once for each combination of shapes, and before the threads run it,
     which would each compile it. The threads end when the object is no longer referenced.
 
     Args:
@@ -26,7 +26,7 @@ class ThreadedProgram(Generic[Result]):
 
     def __init__(self, function: Callable[..., Result], *, name: str) -> None:
         self._function = jax.jit(function)
-        self._compiled: dict[Hashable, Callable[..., Result]] = {}
+        self._compiled: dict[Hashable, Callable[..., Result] | Future[Callable[..., Result]]] = {}
         self._pool = ThreadPoolExecutor(cpu.cores(), thread_name_prefix=name)
         # Without waiting: the last reference may be dropped on one of these threads.
         weakref.finalize(self, self._pool.shutdown, wait=False)
@@ -41,12 +41,25 @@ class ThreadedProgram(Generic[Result]):
             return [_run(programs[0], calls[0])]
         return list(self._pool.map(_run, programs, calls))
 
+    def begin_to_compile(self, operands: Operands) -> None:
+        """Lets a thread compile the function for operands like these, which may be shapes alone."""
+        self._compiled[_key(operands)] = self._pool.submit(_compile, self._function, operands)
+
     def _program(self, operands: Operands) -> Callable[..., Result]:
-        leaves, tree = jax.tree.flatten(operands)
-        key = (tree, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        key = _key(operands)
         if key not in self._compiled:
-            self._compiled[key] = self._function.lower(*operands).compile()
-        return self._compiled[key]
+            self._compiled[key] = _compile(self._function, operands)
+        found = self._compiled[key]
+        return found.result() if isinstance(found, Future) else found
+
+
+def _key(operands: Operands) -> Hashable:
+    leaves, tree = jax.tree.flatten(operands)
+    return tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def _compile(function: jax.stages.Wrapped, operands: Operands) -> Callable[..., Result]:
+    return function.lower(*operands).compile()
 
 
 def _run(program: Callable[..., Result], operands: Operands) -> Result:

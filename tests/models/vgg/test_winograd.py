@@ -16,9 +16,10 @@ from PIL import Image
 
 from tlflax.models import pretrained
 from tlflax.models.base.taps import Tap
-from tlflax.models.vgg import autotune, cores, fast_cpu, network, race, winograd
+from tlflax.models.vgg import autotune, cores, fast_cpu, network, race, tiled_layers, winograd
 from tlflax.models.vgg.fast_cpu import BlockPlan, direct_plan
 from tlflax.models.vgg.rows import VGG16
+from tlflax.models.vgg.tiled_layers import Padding
 from tlflax.models.vgg.winograd import DIRECT, Tiling
 from tlflax.models.weights.preprocess import PREPROCESS
 
@@ -73,29 +74,49 @@ def test_the_transforms_are_exact(tile):
     np.testing.assert_allclose(got, np.correlate(data, taps[:3], 'valid'), atol=1e-11)
 
 
-@pytest.mark.parametrize('pool', [False, True])
-@pytest.mark.parametrize('way', WAYS, ids=str)
-@pytest.mark.parametrize('size', [(14, 28), (13, 9), (2, 3)])
-def test_a_convolution_equals_direct(way, size, pool):
-    arrays = layer(5, 7)
-    x = images(2, *size, 5)
-    prepared = arrays | {'kernel': winograd.transform_kernel(arrays['kernel'], way)}
-    got = jax.jit(winograd.conv3x3, static_argnames=('tiling', 'pool'))(
-        x, prepared, tiling=way, pool=pool
-    )
-    want = exact_conv(x, arrays['kernel'], arrays['bias'], pool=pool)
-    assert relative_error(got, want) < 1e-5
-
-
-@pytest.mark.parametrize('way', WAYS[::2], ids=str)
-def test_a_strip_takes_its_neighbors_rows(way):
-    arrays = layer(3, 4)
-    x = images(1, 20, 11, 3)
+def convolved(x, arrays, way, size, *, border=1, **options):
+    """A layer's output from images, or from strips if `border` is 0."""
     kernel = winograd.transform_kernel(arrays['kernel'], way)
     prepared = {'kernel': kernel, 'bias': jnp.asarray(arrays['bias'])}
-    got = winograd.conv3x3(jnp.asarray(x[:, 4:15]), prepared, way, border=0)
+    x = tiled_layers.pad(jnp.asarray(x), tiled_layers.padding(size, way, border=border))
+    run = jax.jit(tiled_layers.conv3x3, static_argnames=('tiling', 'size', 'around'))
+    return np.array(run(x, prepared, tiling=way, size=size, **options))
+
+
+SIZES = [(14, 28), (13, 9), (2, 3)]
+
+
+@pytest.mark.parametrize('way', WAYS, ids=str)
+@pytest.mark.parametrize('size', SIZES)
+def test_a_convolution_with_a_pool_equals_direct(way, size):
+    arrays, x = layer(5, 7), images(2, *size, 5)
+    got = convolved(x, arrays, way, size, around=None)
+    assert relative_error(got, exact_conv(x, arrays['kernel'], arrays['bias'], pool=True)) < 1e-5
+
+
+@pytest.mark.parametrize('way', WAYS, ids=str)
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('around', [Padding(1, 1, 1, 1), Padding(0, 3, 1, 5)])
+def test_a_convolution_equals_direct_with_zeros_around(way, size, around):
+    arrays, x = layer(5, 7), images(2, *size, 5)
+    got = convolved(x, arrays, way, size, around=around)
+    assert got.shape[1] >= around.top + size[0] + around.below
+    assert got.shape[2] == around.left + size[1] + around.right
+    middle = np.s_[:, around.top : around.top + size[0], around.left : around.left + size[1]]
+    assert relative_error(got[middle], exact_conv(x, arrays['kernel'], arrays['bias'])) < 1e-5
+    got[middle] = 0
+    assert not got.any()
+
+
+@pytest.mark.parametrize('way', WAYS, ids=str)
+def test_a_strip_takes_its_neighbors_rows(way):
+    arrays, x = layer(3, 4), images(1, 20, 11, 3)
+    around = Padding(0, 0, 1, 1)
+    inside = jnp.arange(9) >= 2
+    got = convolved(x[:, 4:15], arrays, way, (9, 11), border=0, around=around, inside=inside)
     want = exact_conv(x, arrays['kernel'], arrays['bias'])[:, 5:14]
-    assert relative_error(got, want) < 1e-5
+    want[:, :2] = 0
+    assert relative_error(got[:, :9, 1:-1], want) < 1e-5
 
 
 def uniform(way, *, images=0, rows=0):
@@ -148,10 +169,15 @@ def test_the_dense_layers_and_uint8_images():
         assert relative_error(run(x), np.asarray(want, np.float64)) < 1e-5
 
 
-@pytest.mark.parametrize('batch', [1, 8, 11])
-def test_threads_share_a_batch(batch, monkeypatch):
+@pytest.mark.parametrize(
+    ('batch', 'parts'),
+    [(1, [1]), (3, [3]), (5, [3, 2]), (8, [4, 4]), (16, [8, 8]), (19, [8, 8, 3])],
+)
+def test_threads_share_a_batch(batch, parts, monkeypatch):
     monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
-    assert len(cores.split(batch)) == (1 if batch == 1 else 2)
+    found = cores.split(batch)
+    assert [part.stop - part.start for part in found] == parts
+    assert [part.start for part in found] == [sum(parts[:i]) for i in range(len(parts))]
     params = reference.random_arrays(1, widths=WIDTHS)
     x = images(batch, 32, 32, 3)
     run = cores.compiled(params, uniform(Tiling(4)))
@@ -240,11 +266,17 @@ def test_a_dropped_program_leaves_neither_threads_nor_arrays_nor_programs(monkey
     assert len(set(counts)) == 1
 
 
+def test_strips_share_an_image_evenly():
+    assert autotune.strip_heights(224) == [56, 28, 16, 8]
+    assert autotune.strip_heights(150) == [40, 20, 12, 8]
+    assert autotune.strip_heights(8) == []
+
+
 def test_a_guess_fits_any_shape():
     for shape in [(1, 32, 32), (16, 224, 224), (3, 97, 61), (64, 448, 300)]:
         for block, depth in zip(autotune.guess(network.WIDTHS, shape), network.VGG16, strict=True):
             assert len(block.layers) == depth
-            assert block.rows % 2 == 0
+            assert block.rows % 4 == 0
             assert 0 <= block.images < shape[0] or block.images == 0
     assert autotune.guess(network.WIDTHS, (16, 224, 224))[0].layers[0] == DIRECT
 
@@ -296,6 +328,34 @@ def test_a_damaged_plan_is_measured_again(params, tmp_path, monkeypatch, damage)
     assert autotune.choose(params, (2, 32, 32), tmp_path) == good
     assert autotune.choose(params, (2, 32, 32), tmp_path) == good
     assert len(calls) == 2
+
+
+def test_many_images_are_compiled_once_and_ahead(params, monkeypatch):
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: 2)
+    traced, x = [], images(19, 32, 32, 3)
+
+    def before(x):
+        traced.append(x.shape)
+        return x
+
+    expected = jax.ShapeDtypeStruct((32, 32, 32, 3), np.float32)
+    run = cores.compiled(params, uniform(Tiling(4)), before=before, expected=expected)
+    deadline = time.monotonic() + 60
+    while not traced and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert traced == [(8, 32, 32, 3)]  # before any image has come
+    assert cores.step(32) == 16
+    for count in (32, 16, 30):
+        assert run(np.resize(x, (count, 32, 32, 3))).shape[0] == count
+    assert traced == [(8, 32, 32, 3)]
+
+
+@pytest.mark.parametrize('workers', [1, 2, 3, 4, 5, 16])
+def test_a_multiple_of_the_step_runs_the_program_of_a_batch(workers, monkeypatch):
+    monkeypatch.setattr(cores.cpu, 'cores', lambda: workers)
+    step = cores.step(32)
+    for batch in range(step, 33, step):
+        assert cores.split(batch)[0] == cores.split(32)[0]
 
 
 def test_accelerators_convolve_directly(params, tmp_path, monkeypatch):

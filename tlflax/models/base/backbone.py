@@ -41,6 +41,24 @@ def layers_between(layers: Sequence[str], start: str, stop: str) -> tuple[str, .
     return order[order.index(start) + 1 : order.index(stop) + 1]
 
 
+@dataclasses.dataclass(frozen=True)
+class FastProgram:
+    """A function of images to features that is faster on this machine than what XLA compiles.
+
+    Attributes:
+        run: The function.
+        step: A batch of any multiple of this, up to the size it was made for, needs no compilation
+            of its own.
+    """
+
+    run: Features
+    step: int
+
+    def __call__(self, image: Array | np.ndarray) -> Array:
+        """Returns the features of a batch of images."""
+        return self.run(image)
+
+
 class Found(NamedTuple):
     """A backbone's tensors in a file.
 
@@ -92,8 +110,8 @@ class Backbone:
         known: What weights are, by the digests that tell it.
         imagenet: Where its ImageNet weights can be downloaded.
         fast_cpu: A faster program for frozen features in float32 on a CPU: (params, layer,
-            (b, h, w), preprocessing, whether measuring pays, taps) to a function of images, or
-            None where it does not serve the layers.
+            (b, h, w), preprocessing, whether measuring pays, taps) to the program, or None where
+            it does not serve the layers.
         corrected: Layers whose values a release corrected, with a word that tells the features
             computed since from those computed before.
         taps: What `model.head='auto'` reads, each 'LAYER:POOLING'; empty: the layer that feeds
@@ -119,7 +137,7 @@ class Backbone:
     identify: Callable[[Tensors, Container, Path], Identified] | None = None
     known: Mapping[str, Identity] = dataclasses.field(default_factory=dict)
     imagenet: Asset | None = None
-    fast_cpu: Callable[..., Features | None] | None = None
+    fast_cpu: Callable[..., FastProgram | None] | None = None
     corrected: Mapping[str, str] = dataclasses.field(default_factory=dict)
     taps: tuple[str, ...] = ()
     code: str = ''

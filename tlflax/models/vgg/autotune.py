@@ -9,6 +9,7 @@ CPU the plan is direct convolution, without a search.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -16,24 +17,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 
+from tlflax.models.base.backbone import FastProgram
 from tlflax.models.base.taps import Tap
 from tlflax.models.vgg import cores, network
-from tlflax.models.vgg.cores import Features
 from tlflax.models.vgg.fast_cpu import BlockPlan, Plan, direct_plan
 from tlflax.models.vgg.race import Race, share
 from tlflax.models.vgg.winograd import DIRECT, Tiling
 from tlflax.utils import assets, cpu
 from tlflax.utils.files import is_signed, signed, write_json
 
-FORMAT = 1  # of the files, and of the meaning of their entries
+FORMAT = 2  # of the files, and of the meaning of their entries
 TILINGS = (DIRECT, Tiling(4), Tiling(4, by_row=True), Tiling(6))
 MIN_CHANNELS = 8  # narrower inputs (an image's three) have no products worth saving
-WIDE = 256  # channels from which a layer's kernels outgrow the cache, so that going by rows pays
 ENOUGH_TILES = 196  # rows of a matrix product that make up for reading the kernels
 STRIP_BYTES = 8 << 20  # an image whose transformed tiles need more than this is cut into strips
-STRIP_ROWS = 16
+STRIP_ROWS = (8, 64)  # the lowest and highest strips that are tried
+GUESSED_ROWS = 32  # the highest strip of a plan that is not measured
 
 Shape = tuple[int, int, int]
 
@@ -46,7 +48,7 @@ def program(
     before: Callable[[jax.Array], jax.Array],
     measured: bool,
     taps: Sequence[Tap] = (),
-) -> Features | None:
+) -> FastProgram | None:
     """Returns the fast program for a layer's features, or None for a convolution in a block.
 
     Args:
@@ -60,7 +62,9 @@ def program(
     if any(one not in (*network.POOLS, *network.TOP) for one in (layer, *(t.layer for t in taps))):
         return None
     plan = choose(params, shape, assets.cache_folder() / 'plans', measured=measured)
-    return cores.compiled(params, plan, layer=layer, before=before, taps=taps)
+    expected = jax.ShapeDtypeStruct((*shape, 3), np.uint8)
+    run = cores.compiled(params, plan, layer=layer, before=before, taps=taps, expected=expected)
+    return FastProgram(run, cores.step(shape[0]))
 
 
 def choose(params: network.Params, shape: Shape, folder: Path, *, measured: bool = True) -> Plan:
@@ -149,17 +153,19 @@ def guess(widths: tuple[int, ...], shape: Shape, depths: network.Depths = networ
     for depth, wide in zip(depths, widths, strict=True):
         layers = []
         for _ in range(depth):
-            tiling = Tiling(4, by_row=wide >= WIDE) if channels >= MIN_CHANNELS else DIRECT
-            layers.append(tiling)
+            layers.append(Tiling(4, by_row=True) if channels >= MIN_CHANNELS else DIRECT)
             channels = wide
         tiles = math.ceil(height / 4) * math.ceil(width / 4)
-        images = math.ceil(ENOUGH_TILES / tiles)
+        groups = max(1, batch * tiles // ENOUGH_TILES)  # of images, none much smaller than others
+        images = math.ceil(batch / groups)
         large = tiles * 36 * wide * 4 > STRIP_BYTES
         blocks.append(
             BlockPlan(
                 tuple(layers),
                 images if images < batch else 0,
-                STRIP_ROWS if large and height > STRIP_ROWS else 0,
+                max((r for r in strip_heights(height) if r <= GUESSED_ROWS), default=0)
+                if large
+                else 0,
             )
         )
         height, width = height // 2, width // 2
@@ -194,10 +200,21 @@ def _stages(
     first = [0] if channels >= MIN_CHANNELS else []
     for numbers in filter(None, (first, list(range(1, len(block.layers))))):
         yield functools.partial(_tilings, numbers)
-    rows = [0, 8, 16, 24, 32] if block.rows else [0, 2 * STRIP_ROWS]
-    yield lambda best: [dataclasses.replace(best, rows=r) for r in rows if r < height]
+    rows = [0, *strip_heights(height)[: None if block.rows else 1]]
+    yield lambda best: [dataclasses.replace(best, rows=r) for r in rows]
     images = {block.images * 2, block.images // 2} - {0} if block.images else {4}
     yield lambda best: [dataclasses.replace(best, images=i) for i in sorted(images)]
+
+
+def strip_heights(height: int) -> list[int]:
+    """Lists heights of strips, the highest first: images are cut into 2, 4, 8, ... of them.
+
+    They are multiples of four, as high as tiles usually are.
+    """
+    lowest, highest = STRIP_ROWS
+    counts = itertools.takewhile(lambda n: n < height, (2**k for k in itertools.count(1)))
+    rows = dict.fromkeys(4 * math.ceil(height / (4 * count)) for count in counts)
+    return [r for r in rows if lowest <= r <= highest]
 
 
 def _tilings(numbers: list[int], block: BlockPlan) -> list[BlockPlan]:

@@ -7,7 +7,6 @@ cores. Many images are shared among the programs; of a few, the rows of the firs
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,14 +18,16 @@ from jaxtyping import Array, Float, Shaped
 from tlflax.models.base.taps import Tap
 from tlflax.models.vgg import fast_cpu, network
 from tlflax.models.vgg.fast_cpu import BlockPlan, Plan, Prepared
-from tlflax.models.vgg.winograd import Layer
+from tlflax.models.vgg.tiled_layers import Layer
 from tlflax.utils import cpu
+from tlflax.utils.parallel.mesh import pad
 from tlflax.utils.threads import ThreadedProgram
 
 Images = Shaped[np.ndarray, 'b h w 3'] | Shaped[Array, 'b h w 3']
 Features = Callable[[Images], Array]
 
 IMAGES_PER_WORKER = 2  # with one, reading the deep layers' large kernels would not pay
+MOST_IMAGES = 8  # at a time; more are no faster, and a last, small batch would take longer
 
 
 def compiled(
@@ -36,6 +37,7 @@ def compiled(
     layer: str = 'block5_pool',
     before: Callable[[Array], Array] = lambda x: x,
     taps: Sequence[Tap] = (),
+    expected: jax.ShapeDtypeStruct | None = None,
 ) -> Features:
     """Returns the network up to `layer` as a function of images, to run many batches.
 
@@ -47,6 +49,7 @@ def compiled(
         layer: A pool or a layer of the top.
         before: Preprocessing, compiled with the network.
         taps: See `fast_cpu.features`.
+        expected: A batch to come, for which compiling begins at once, beside whatever follows.
     """
     prepared = fast_cpu.prepare(params, plan, layer=layer)
 
@@ -78,8 +81,8 @@ def compiled(
         height = x.shape[1]
         parts = split(x.shape[0])
         if len(parts) > 1:
-            done = program(0, height).map([(prepared, (x[part],)) for part in parts])
-            return jnp.concatenate(done)
+            images = [(prepared, (pad(np.asarray(x[part]), parts[0].stop),)) for part in parts]
+            return jnp.concatenate(program(0, height).map(images))[: x.shape[0]]
         pieces: tuple[Images, ...] = (x,)
         shared = _shared_blocks(plan, height, layer, taps)
         for block in range(shared):
@@ -90,16 +93,26 @@ def compiled(
             height //= 2
         return program(shared, height).map([(prepared, pieces)])[0]
 
+    if expected is not None and len(parts := split(expected.shape[0])) > 1:
+        part = jax.ShapeDtypeStruct((parts[0].stop, *expected.shape[1:]), expected.dtype)
+        program(0, expected.shape[1]).begin_to_compile((prepared, (part,)))
     return run
 
 
 def split(batch: int) -> list[slice]:
-    """Returns the images of a batch that each thread computes; all where threads do not pay."""
-    most = min(workers(), batch // IMAGES_PER_WORKER)
-    if most < 2:
+    """Returns the images of a batch computed at a time; all where threads do not pay.
+
+    All slices are as long as the first, except that the last may be shorter.
+    """
+    if min(workers(), batch // IMAGES_PER_WORKER) < 2:
         return [slice(0, batch)]
-    edges = [batch * i // most for i in range(most + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+    size = min(MOST_IMAGES, max(IMAGES_PER_WORKER, math.ceil(batch / workers())))
+    return [slice(first, min(first + size, batch)) for first in range(0, batch, size)]
+
+
+def step(batch: int) -> int:
+    """Returns a number of images whose multiples up to `batch` run the program of `batch`."""
+    return min(batch, MOST_IMAGES * workers()) if len(split(batch)) > 1 else batch
 
 
 def share_rows(plan: BlockPlan, height: int) -> tuple[BlockPlan, int]:

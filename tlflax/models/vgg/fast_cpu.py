@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tlflax.models.base.taps import Tap
-from tlflax.models.vgg import network, winograd
-from tlflax.models.vgg.winograd import DIRECT, Layer, Tiling
+from tlflax.models.vgg import network, tiled_layers, winograd
+from tlflax.models.vgg.tiled_layers import Layer
+from tlflax.models.vgg.winograd import DIRECT, Tiling
 
 Prepared = dict[str, Layer]
 
@@ -128,8 +129,38 @@ def run_block(layers: list[Layer], x: Float[Array, 'b h w c'], plan: BlockPlan) 
     """Runs the convolutions of a block and its pool on images, `plan.rows` rows at a time."""
     if plan.rows and plan.rows < x.shape[1]:
         return strips(layers, x, plan)[:, : x.shape[1] // 2]
-    for i, (layer, tiling) in enumerate(zip(layers, plan.layers, strict=True), start=1):
-        x = winograd.conv3x3(x, layer, tiling, pool=i == len(layers))
+    height, width = x.shape[1:3]
+    return _convolutions(layers, x, plan, [(height, width)] * len(layers), border=1)
+
+
+def _convolutions(
+    layers: list[Layer],
+    x: Float[Array, 'b h w c'],
+    plan: BlockPlan,
+    sizes: list[tiled_layers.Size],
+    *,
+    border: int,
+    inside: Sequence[Bool[Array, ' _'] | None] = (),
+) -> Float[Array, 'b p q d']:
+    """Runs the layers of a block and its pool.
+
+    Args:
+        layers: The block's layers.
+        x: Images or strips.
+        plan: How to compute it.
+        sizes: Height and width of each layer's output.
+        border: See `tiled_layers.padding`.
+        inside: For each layer but the last, see `tiled_layers.conv3x3`.
+    """
+    paddings = [
+        tiled_layers.padding(size, tiling, border=border)
+        for size, tiling in zip(sizes, plan.layers, strict=True)
+    ]
+    x = tiled_layers.pad(x, paddings[0])
+    for layer, tiling, size, around, rows in itertools.zip_longest(
+        layers, plan.layers, sizes, paddings[1:], inside
+    ):
+        x = tiled_layers.conv3x3(x, layer, tiling, size, around=around, inside=rows)
     return x
 
 
@@ -159,15 +190,15 @@ def strips(
     below = shares * count * rows + depth - height
     x = jnp.pad(x, ((0, 0), (depth, below), (0, 0), (0, 0)))
 
+    sizes = [(rows + 2 * (depth - i), x.shape[2]) for i in range(1, depth + 1)]
+
     def strip(first: Array) -> Array:
         y = lax.dynamic_slice_in_dim(x, first, rows + 2 * depth, axis=1)
-        for i, (layer, tiling) in enumerate(zip(layers, plan.layers, strict=True), start=1):
-            y = winograd.conv3x3(y, layer, tiling, border=0, pool=i == depth)
-            if i < depth:  # every layer pads the image with zeros
-                row = first - (depth - i) + jnp.arange(y.shape[1])
-                inside = (row >= 0) & (row < height)
-                y = jnp.where(inside[:, None, None], y, 0)
-        return y
+        inside = []  # every layer pads the image with zeros
+        for i, (tall, _) in enumerate(sizes[:-1], start=1):
+            row = first - (depth - i) + jnp.arange(tall)
+            inside.append((row >= 0) & (row < height))
+        return _convolutions(layers, y, plan, sizes, border=0, inside=inside)
 
     y = jnp.moveaxis(lax.map(strip, (share * count + jnp.arange(count)) * rows), 0, 1)
     return y.reshape(y.shape[0], -1, *y.shape[3:])

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 
 from tlflax.models.vgg import cores, fast_cpu
 from tlflax.models.vgg.fast_cpu import BlockPlan
-from tlflax.models.vgg.winograd import Kernel, Layer, Tiling
+from tlflax.models.vgg.tiled_layers import Layer
+from tlflax.models.vgg.winograd import Kernel, Tiling
 
 ROUNDS = 3
 HOPELESS = 1.4  # a plan this many times slower than the best is not measured again
 
 
 def share(batch: int) -> int:
-    """Returns how many images of a batch one thread computes."""
-    return max(rows.stop - rows.start for rows in cores.split(batch))
+    """Returns how many images of a batch one thread computes at a time."""
+    return cores.split(batch)[0].stop
 
 
 class Race:
@@ -34,7 +35,8 @@ class Race:
     def __init__(self, shape: tuple[int, int, int], channels: int, wide: int) -> None:
         batch, self._height, self._width = shape
         self._channels, self._wide = channels, wide
-        self._threads, self._share = len(cores.split(batch)), share(batch)
+        self._threads = min(cores.workers(), len(cores.split(batch)))
+        self._share = share(batch)
         self._pool = ThreadPoolExecutor(cores.workers(), thread_name_prefix='autotune')
         self._runs: dict[BlockPlan, Callable[[], float]] = {}
         self.seconds: dict[BlockPlan, float] = {}

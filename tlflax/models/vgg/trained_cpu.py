@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from tlflax.models.vgg import winograd
+from tlflax.models.vgg import tiled_layers, winograd
 from tlflax.utils.parallel import parts as parts_of_a_batch
 
 TILE = 4  # larger tiles save little where images are small, and are less exact
@@ -184,11 +184,11 @@ def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b p q c']:
     Where several are the largest, the gradient belongs to the first, as in XLA and PyTorch. XLA
     scatters it pixel by pixel, which takes 30 times as long.
     """
-    return winograd.max_pool(x)
+    return tiled_layers.max_pool(x)
 
 
 def _pool_forward(x: Float[Array, 'b h w c']) -> tuple[Array, tuple[Array, Array]]:
-    y = winograd.max_pool(x)
+    y = tiled_layers.max_pool(x)
     return y, (x, y)
 
 

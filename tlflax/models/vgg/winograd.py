@@ -7,9 +7,8 @@ transform them, multiply position by position (matrix products over the channels
 
 import functools
 import itertools
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -23,20 +22,10 @@ POINTS: dict[int, tuple[float, ...]] = {
     6: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0),
 }
 
+COLUMNS = 1 << 15  # of a kernel transformed at a time, which fit the cache
+
 Kernel = Array | tuple[Array, ...]
 """A kernel as `transform_kernel` returns it."""
-
-
-class Layer(TypedDict):
-    """The parameters of one layer.
-
-    Attributes:
-        kernel: The kernel, transformed for the layer's tiling.
-        bias: [d].
-    """
-
-    kernel: Kernel
-    bias: Array
 
 
 class Tiling(NamedTuple):
@@ -93,11 +82,15 @@ def transform_kernel(kernel: Float[Array, '3 3 c d'] | np.ndarray, tiling: Tilin
     if not tiling.tile:
         return jnp.asarray(kernel)
     g = matrices(tiling.tile).kernel
-    wide = np.asarray(kernel, np.float64)
-    rows = np.einsum('ia,abcd,jb->ijcd', g, wide, g, optimize=True).astype(np.float32)
+    both, flat = np.kron(g, g), np.reshape(kernel, (9, -1))
+    positions = np.empty((len(both), flat.shape[1]), np.float32)
+    for start in range(0, flat.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        positions[:, part] = both @ np.asarray(flat[:, part], np.float64)
+    positions = positions.reshape(-1, *kernel.shape[2:])
     if tiling.by_row:
-        return tuple(jnp.asarray(row) for row in rows)
-    return jnp.asarray(rows.reshape(-1, *rows.shape[2:]))
+        return tuple(jnp.asarray(row) for row in np.split(positions, tiling.tile + 2))
+    return jnp.asarray(positions)
 
 
 def _linear(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
@@ -143,104 +136,3 @@ def mirrored_columns(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
 
 def every(x: Array, axis: int, start: int, step: int, count: int) -> Array:
     return lax.slice_in_dim(x, start, start + (count - 1) * step + 1, step, axis)
-
-
-def _products(
-    rows: Float[Array, '*n b r w c'],
-    kernel: Float[Array, 'positions c d'],
-    tile: int,
-) -> Float[Array, 'm *n t d']:
-    """Transforms tiles along the width, multiplies over the channels, transforms back."""
-    size, axis = tile + 2, rows.ndim - 2
-    lead, tiles = rows.shape[:-4], (rows.shape[axis] - 2) // tile
-    columns = [every(rows, axis, k, tile, tiles) for k in range(size)]
-    v = jnp.stack(mirrored_rows(matrices(tile).input, columns), axis=len(lead))
-    v = v.reshape(kernel.shape[0], -1, rows.shape[-1])
-    product = lax.dot_general(
-        v, kernel, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST
-    )
-    product = product.reshape(*lead, size, *product.shape[1:])
-    parts = [lax.index_in_dim(product, j, len(lead), keepdims=False) for j in range(size)]
-    return jnp.stack(mirrored_columns(matrices(tile).output, parts))
-
-
-def _winograd(
-    x: Float[Array, 'b h w c'],
-    kernel: Kernel,
-    bias: Float[Array, ' d'],
-    tile: int,
-    pool: bool,
-) -> Float[Array, 'b p q d']:
-    """Convolves a padded image whose size minus 2 is a multiple of `tile`."""
-    batch, height, width, _ = x.shape
-    tall, wide, size = (height - 2) // tile, (width - 2) // tile, tile + 2
-    rows = jnp.stack(
-        mirrored_rows(matrices(tile).input, [every(x, 1, k, tile, tall) for k in range(size)])
-    )
-    if isinstance(kernel, tuple):
-        parts = [_products(rows[i], kernel[i], tile) for i in range(size)]
-    else:
-        product = _products(rows, kernel, tile)
-        parts = [product[:, i] for i in range(size)]
-    lines = mirrored_columns(matrices(tile).output, parts)  # a tile's rows of [columns, t, d]
-    if pool:  # tiles are even
-        lines = [jnp.maximum(a, b) for a, b in zip(lines[::2], lines[1::2], strict=True)]
-        lines = [jnp.maximum(line[::2], line[1::2]) for line in lines]
-    edge, channels = len(lines), bias.shape[0]
-    # Adding the bias and clipping at zero change nothing about which of four is largest.
-    lines = [jax.nn.relu(line + bias).reshape(edge, batch, tall, wide, channels) for line in lines]
-    y = jnp.stack(lines, axis=3).transpose(1, 2, 3, 4, 0, 5)
-    y = y.reshape(batch, tall * edge, wide * edge, channels)
-    return y
-
-
-def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b p q c']:
-    """Returns the maxima of 2x2 pixels; an odd last row or column is left out."""
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return jnp.maximum(
-        jnp.maximum(x[:, :, 0, :, 0], x[:, :, 0, :, 1]),
-        jnp.maximum(x[:, :, 1, :, 0], x[:, :, 1, :, 1]),
-    )
-
-
-def conv3x3(
-    x: Float[Array, 'b h w c'],
-    layer: Layer,
-    tiling: Tiling,
-    *,
-    border: int = 1,
-    pool: bool = False,
-) -> Float[Array, 'b p q d']:
-    """Computes a 3x3 convolution with bias and ReLU, and a 2x2 max pool if `pool`.
-
-    Args:
-        x: Images, or horizontal strips of images.
-        layer: Kernel by `transform_kernel(kernel, tiling)`, and bias [d].
-        tiling: How to compute it.
-        border: Rows of zeros above and below: 1 for whole images, 0 for strips that include their
-            neighbors' rows. The width is always padded.
-        pool: Whether to pool after the ReLU.
-
-    Returns:
-        Rows h + 2 * border - 2 and columns w, both halved (rounded down) if `pool`.
-    """
-    height, width = x.shape[1] + 2 * border - 2, x.shape[2]
-    kernel, bias = layer['kernel'], layer['bias']
-    if not tiling.tile:
-        assert not isinstance(kernel, tuple)
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            (1, 1),
-            ((border, border), (1, 1)),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            precision=lax.Precision.HIGHEST,
-        )
-        y = jax.nn.relu(y + bias)
-        return max_pool(y) if pool else y
-    right, below = -width % tiling.tile, -height % tiling.tile
-    x = jnp.pad(x, ((0, 0), (border, border + below), (1, 1 + right), (0, 0)))
-    y = _winograd(x, kernel, bias, tiling.tile, pool)
-    return y[:, : height // 2, : width // 2] if pool else y[:, :height, :width]
