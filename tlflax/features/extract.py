@@ -12,10 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Int, Shaped, UInt64
 
-from tlflax.config.schema import AugmentConfig
-from tlflax.data.augment import sampling
 from tlflax.data.images.format import ImageFormat
-from tlflax.data.pipeline.batch import Batches
 from tlflax.data.table import ImageTable
 from tlflax.features.cache import mirror, quota, shared
 from tlflax.features.cache.store import Store
@@ -90,8 +87,8 @@ def fill(
             )
             view, index = view[rest], index[rest]
             compute = program(len(rest))
-            images = _images(table, index, views.drawn(view, index), views.augment, image_format)
-            batches = _with_counts(images, compute.step if isinstance(compute, FastProgram) else 0)
+            step = compute.step if isinstance(compute, FastProgram) else batch_size()
+            batches = _images(table, index, views, view, image_format, step)
             _append(store, missing[rest], batches, compute, name)
     if len(index) or processes.count() > 1:
         processes.gather('all is computed')
@@ -187,34 +184,26 @@ def _compute_all(
         before = after
 
 
-def _with_counts(images: Batches, step: int) -> Generator[Counted, None, None]:
-    """Yields batches of images, and how many of each are real.
-
-    Args:
-        images: Batches padded to one size.
-        step: The last batch may be as short as a multiple of this; 0: no batch may be shorter.
-    """
-    with contextlib.closing(images):
-        for batch in images:
-            count = int(batch['mask'].sum())
-            size = math.ceil(count / step) * step if step else len(batch['image'])
-            yield batch['image'][:size], count
-
-
 def _images(
     table: ImageTable,
     rows: Int[np.ndarray, ' m'],
-    draws: sampling.Draws,
-    augment: AugmentConfig,
+    views: Views,
+    view: Int[np.ndarray, ' m'],
     image_format: ImageFormat,
-) -> Batches:
+    step: int,
+) -> Generator[Counted, None, None]:
+    """Yields batches of images in their views; the last one is padded to a multiple of `step`."""
     from tlflax.data.pipeline import tf_data  # imports TensorFlow, which cached runs spare
 
-    return tf_data.batches(
+    images = tf_data.batches(
         table,
         rows,
-        draws=draws,
-        augment=augment,
+        draws=views.drawn(view, rows),
+        augment=views.augment,
         image_format=image_format,
         batch_size=batch_size(),
     )
+    with contextlib.closing(images):
+        for batch in images:
+            count = int(batch['mask'].sum())
+            yield batch['image'][: math.ceil(count / step) * step], count

@@ -65,17 +65,7 @@ def compiled(
 
     @functools.cache
     def rows(block: int, height: int) -> tuple[ThreadedProgram[Array], int]:
-        """A share of the rows of a block's pool, and the number of shares."""
-        shared, shares = share_rows(plan[block], height)
-
-        def some(layers: list[Layer], parts: tuple[Array, ...], share: Array) -> Array:
-            x = _join(parts, height) if block else before(parts[0])
-            one = functools.partial(
-                fast_cpu.strips, layers, plan=shared, shares=shares, share=share
-            )
-            return fast_cpu.over_images(one, x, plan[block].images)
-
-        return ThreadedProgram(some, name='backbone'), shares
+        return _rows_program(plan[block], height, None if block else before)
 
     def run(x: Images) -> Array:
         height = x.shape[1]
@@ -93,10 +83,30 @@ def compiled(
             height //= 2
         return program(shared, height).map([(prepared, pieces)])[0]
 
-    if expected is not None and len(parts := split(expected.shape[0])) > 1:
+    if expected and len(parts := split(expected.shape[0])) > 1:
         part = jax.ShapeDtypeStruct((parts[0].stop, *expected.shape[1:]), expected.dtype)
         program(0, expected.shape[1]).begin_to_compile((prepared, (part,)))
     return run
+
+
+def _rows_program(
+    plan: BlockPlan, height: int, before: Callable[[Array], Array] | None
+) -> tuple[ThreadedProgram[Array], int]:
+    """A share of the rows of a block's pool, and the number of shares.
+
+    Args:
+        plan: How the block is computed.
+        height: Rows of its input.
+        before: Preprocessing of images, for the first block.
+    """
+    shared, shares = share_rows(plan, height)
+
+    def some(layers: list[Layer], parts: tuple[Array, ...], share: Array) -> Array:
+        x = before(parts[0]) if before else _join(parts, height)
+        one = functools.partial(fast_cpu.strips, layers, plan=shared, shares=shares, share=share)
+        return fast_cpu.over_images(one, x, plan.images)
+
+    return ThreadedProgram(some, name='backbone'), shares
 
 
 def split(batch: int) -> list[slice]:
@@ -128,13 +138,13 @@ def share_rows(plan: BlockPlan, height: int) -> tuple[BlockPlan, int]:
         The plan, and how many threads share its strips.
     """
     most = workers()
-    step = max([4, *(tiling.tile + tiling.tile % 2 for tiling in plan.layers)])
+    unit = max([4, *(tiling.tile + tiling.tile % 2 for tiling in plan.layers)])
 
     def longest(rows: int) -> int:
         """Returns how many rows the busiest thread computes."""
         return math.ceil(height / (rows * most)) * (rows + len(plan.layers))
 
-    rows = min(range(step, 2 * plan.rows + 1, step), key=longest, default=plan.rows)
+    rows = min(range(unit, 2 * plan.rows + 1, unit), key=longest, default=plan.rows)
     return dataclasses.replace(plan, rows=rows), min(most, math.ceil(height / rows))
 
 

@@ -189,7 +189,6 @@ def strips(
     count = -(-height // (rows * shares))
     below = shares * count * rows + depth - height
     x = jnp.pad(x, ((0, 0), (depth, below), (0, 0), (0, 0)))
-
     sizes = [(rows + 2 * (depth - i), x.shape[2]) for i in range(1, depth + 1)]
 
     def strip(first: Array) -> Array:
