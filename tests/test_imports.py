@@ -34,7 +34,7 @@ print(json.dumps([code, sorted({module.partition('.')[0] for module in sys.modul
 
 CONFIG = {'ml_collections', 'tlflax'}
 RUNS = CONFIG | {'PIL', 'flax', 'jax', 'numpy', 'optax', 'orbax'}
-REPORTS = RUNS | {'jinja2', 'joblib', 'scipy', 'sklearn'}
+REPORTS = RUNS | {'jinja2'}
 
 COMMANDS = {
     'help': (0, ['tlflax.train', '--help'], {'tlflax'}),
