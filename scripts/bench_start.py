@@ -2,20 +2,24 @@
 
     python scripts/bench_start.py [--quick] [--rounds=N]
 
-Each in a process of its own, from its start to its exit, in turn:
+Each in a process of its own, from its start to its exit, or until it is ready, in turn:
 
 - libraries: `import jax, flax.nnx, optax, orbax.checkpoint`;
 - import: `import tlflax.train.run`;
 - help: `python -m tlflax.train --help`;
+- mistake: `python -m tlflax.serve --workdir=nowhere`, which says so;
 - train: the traffic recipe for one epoch in a new workdir, features and programs in the cache;
 - train_without_report: the same with `train.report=False`;
-- predict: one photograph that no split has, from the workdir of such a run.
+- predict: one photograph that no split has, from the workdir of such a run;
+- serve: the service of that workdir, until /health says that images are answered; the CPU seconds
+  are those until it has stopped;
+- sweep: two heads for one epoch, without a report.
 
 A first round fills the cache, which takes minutes where it is empty, and does not count. The last
 line is JSON: `seconds` are medians of the rounds by the clock, `range` the smallest and the
 largest, and `cpu_seconds` medians of the time on all cores, which other work on the machine changes
-less; `ratio` is import by libraries. `--quick` takes seconds: one round, a few generated images of
-32x32 and random weights.
+less; `ratio` is import by libraries. Bytecode is written, as where a package is installed.
+`--quick` takes seconds: one round, a few generated images of 32x32 and random weights.
 """
 
 import argparse
@@ -27,6 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +43,9 @@ from tlflax.utils import cpu
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = 'import jax, flax.nnx, optax, orbax.checkpoint'
 RECIPE = f'--config={ROOT / "configs" / "traffic.py"}'
+SWEEP = "def get_sweep():\n    return [{'optim.learning_rate': rate} for rate in (1e-3, 1e-4)]\n"
+CODES = {'mistake': 2}  # exit codes other than 0
+READY = {'serve'}  # what does not end by itself
 SIDE, PER_CLASS = 32, 4  # pixels and images of --quick
 SMALL = (
     '--config.weights.source=random',
@@ -60,7 +69,7 @@ def main() -> None:
 
 def measure(scratch: Path, rounds: int, *, quick: bool) -> dict[str, object]:
     """Runs the commands in turn and returns what the last line says."""
-    environment = {**os.environ}
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}
     settings: tuple[str, ...] = ()
     if quick:
         environment['TLFLAX_CACHE'] = str(scratch / 'cache')
@@ -72,7 +81,8 @@ def measure(scratch: Path, rounds: int, *, quick: bool) -> dict[str, object]:
     for number in range(rounds + 1):
         shutil.rmtree(scratch / 'runs', ignore_errors=True)
         for name, command in commands.items():
-            wall, used = run(command, environment)
+            code, ready = CODES.get(name, 0), name in READY
+            wall, used = run(command, environment, code=code, ready=ready)
             print(f'round {number}  {name}: {wall:.2f} s, CPU {used:.2f} s', file=sys.stderr)
             if number:
                 seconds[name].append(wall)
@@ -91,23 +101,37 @@ def measure(scratch: Path, rounds: int, *, quick: bool) -> dict[str, object]:
 def listed(scratch: Path, photograph: Path, settings: tuple[str, ...]) -> dict[str, list[str]]:
     """Returns the commands by name, in the order in which they run."""
 
-    def train(name: str, *more: str) -> list[str]:
+    def train(name: str, *more: str, command: str = 'train') -> list[str]:
         workdir = f'--workdir={scratch / "runs" / name}'
-        return ['-m', 'tlflax.train', RECIPE, workdir, '--config.train.epochs=1', *settings, *more]
+        given = (RECIPE, workdir, '--config.train.epochs=1', *settings, *more)
+        return ['-m', f'tlflax.{command}', *given]
 
+    sweep = scratch / 'sweep.py'
+    sweep.write_text(SWEEP)
     run = f'--workdir={scratch / "runs" / "train"}'
     return {
         'libraries': ['-c', LIBRARIES],
         'import': ['-c', 'import tlflax.train.run'],
         'help': ['-m', 'tlflax.train', '--help'],
+        'mistake': ['-m', 'tlflax.serve', f'--workdir={scratch / "nowhere"}'],
         'train': train('train'),
         'train_without_report': train('without_report', '--noconfig.train.report'),
         'predict': ['-m', 'tlflax.predict', run, str(photograph)],
+        'serve': ['-m', 'tlflax.serve', run, '--port=0'],
+        'sweep': train('sweep', '--noconfig.train.report', f'--sweep={sweep}', command='sweep'),
     }
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+def run(
+    command: list[str], environment: dict[str, str], *, code: int = 0, ready: bool = False
+) -> tuple[float, float]:
     """Runs Python with these arguments; returns its seconds by the clock and on all cores.
+
+    Args:
+        command: The arguments.
+        environment: Its environment variables.
+        code: The exit code that is right.
+        ready: It is a service, of which the clock is read when it is ready, and which is stopped.
 
     Raises:
         SystemExit: It fails.
@@ -117,15 +141,34 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
         [sys.executable, *command],
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if ready else subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    if ready:
+        wait_until_ready(process)
+        wall = time.perf_counter() - began
+        process.terminate()
     _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - began
+    if not ready:
+        wall = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode != code:
         raise SystemExit(f'python {" ".join(command)} failed: {process.returncode}')
     return wall, usage.ru_utime + usage.ru_stime
+
+
+def wait_until_ready(service: subprocess.Popen[bytes]) -> None:
+    """Waits until a service answers that it is ready, or has ended."""
+    assert service.stdout is not None
+    url = service.stdout.readline().decode().split()[-1:]  # 'listening at http://...'
+    while url:
+        try:
+            with urllib.request.urlopen(f'{url[0]}health', timeout=60):
+                return
+        except urllib.error.HTTPError:  # 503: not yet
+            time.sleep(0.02)
+        except OSError:
+            return
 
 
 def write_images(folder: Path) -> tuple[str, ...]:

@@ -34,19 +34,35 @@ print(json.dumps([code, sorted({module.partition('.')[0] for module in sys.modul
 
 CONFIG = {'ml_collections', 'tlflax'}
 RUNS = CONFIG | {'PIL', 'flax', 'jax', 'numpy', 'optax', 'orbax'}
-REPORTS = RUNS | {'jinja2', 'joblib', 'scipy', 'sklearn'}
+REPORTS = RUNS | {'jinja2'}
 
 COMMANDS = {
     'help': (0, ['tlflax.train', '--help'], {'tlflax'}),
     'wrong_key': (2, ['tlflax.train', '--config.train.epoch=1'], CONFIG),
     'wrong_value': (2, ['tlflax.train', 'CONFIG', '--config.train.epochs=many'], CONFIG),
     'no_images': (2, ['tlflax.data', '--train=nowhere'], CONFIG | {'PIL', 'numpy'}),
+    'nothing_to_train_with': (
+        2, ['tlflax.train', 'CONFIG', '--config.data.val=nowhere', '--workdir=new'],
+        CONFIG | {'PIL', 'numpy'},
+    ),
+    'nothing_to_probe': (
+        2, ['tlflax.probe', 'CONFIG', '--config.data.train=nowhere', '--workdir=new'],
+        CONFIG | {'PIL', 'numpy'},
+    ),
+    'nothing_to_sweep': (2, ['tlflax.sweep', 'CONFIG', '--sweep=nowhere.py'], CONFIG | {'numpy'}),
+    'nothing_to_serve': (2, ['tlflax.serve', '--workdir=nowhere'], CONFIG),
+    'nothing_to_predict': (2, ['tlflax.predict', '--workdir=nowhere', 'photograph.png'], CONFIG),
+    'nothing_to_evaluate': (2, ['tlflax.evaluate', '--workdir=nowhere'], CONFIG),
+    'nothing_to_export': (2, ['tlflax.export', '--workdir=nowhere'], CONFIG),
+    'nothing_to_report': (2, ['tlflax.report', 'nowhere'], CONFIG | {'numpy'}),
+    'nothing_to_compare': (2, ['tlflax.report', 'run', 'nowhere'], CONFIG | {'numpy'}),
     'train': (0, ['tlflax.train', 'CONFIG', '--workdir=again'], RUNS),
     'train_and_report': (
         0, ['tlflax.train', 'CONFIG', '--workdir=more', '--config.train.report=True'], REPORTS
     ),
     'evaluate': (0, ['tlflax.evaluate', '--workdir=run'], RUNS),
     'predict': (0, ['tlflax.predict', '--workdir=run', 'photograph.png'], RUNS),
+    'predict_many': (0, ['tlflax.predict', '--workdir=run', 'photographs'], RUNS),
     'report': (0, ['tlflax.report', 'run'], REPORTS),
     'sweep': (0, ['tlflax.sweep', 'CONFIG', '--sweep=rates.py', '--workdir=many'], RUNS),
     'probe': (0, ['tlflax.probe', 'CONFIG', '--workdir=probed'], RUNS),
@@ -63,6 +79,9 @@ def place(tmp_path_factory):
     make_folders(root / 'Test', 4, seed=2)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
     Image.fromarray(pixels).save(root / 'photograph.png')
+    (root / 'photographs').mkdir()
+    for number in range(10):
+        Image.fromarray(pixels + np.uint8(number)).save(root / 'photographs' / f'{number}.png')
     config = write_config(root / 'config.py', root)
     (root / 'rates.py').write_text(
         "def get_sweep():\n    return [{'optim.learning_rate': rate} for rate in (0.1, 0.01)]\n"

@@ -36,6 +36,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the metrics."""
+    if not arguments.watch:
+        from tlflax.workdir.folders import require_run
+
+        require_run(arguments.workdir)
+
     from tlflax.inference.restore import load
     from tlflax.inference.trained import Trained
     from tlflax.inference.watch import evaluate_each

@@ -44,6 +44,10 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the predictions as they come, and the files that cannot be classified."""
+    from tlflax.workdir.folders import require_run
+
+    require_run(arguments.workdir)
+
     from tlflax.data.inputs import loose_images
     from tlflax.inference import prediction
 

@@ -5,6 +5,7 @@ import gc
 import os
 
 import pytest
+from helpers import run_new_python
 
 from tlflax.config import cli, default_config, flags, libraries
 from tlflax.config.flags import ConfigFile
@@ -214,3 +215,39 @@ def test_commands_collect_garbage_seldom():
         assert gc.get_threshold() == (50_000, *before[1:])
     finally:
         gc.set_threshold(*before)
+
+
+def test_nothing_is_looked_through_at_the_end():
+    code = """
+import gc
+from tlflax.config import cli
+cli.collect_seldom()
+class Loop:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        print('looked through')
+gc.collect()
+Loop()
+"""
+    done = run_new_python('-c', code)
+    assert (done.returncode, done.stdout) == (0, ''), done.stderr
+
+
+@pytest.mark.parametrize('before', ['', 'import jax'])
+def test_compiled_programs_are_kept_in_the_cache_folder(before, tmp_path):
+    code = f"""
+import os, sys
+for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
+    os.environ.pop(name, None)
+{before}
+from tlflax.config import libraries
+libraries.keep_compiled_programs()
+print('jax' in sys.modules)
+import jax
+print(jax.config.jax_compilation_cache_dir)
+print(jax.config.jax_persistent_cache_min_compile_time_secs)
+"""
+    done = run_new_python('-c', code, TLFLAX_CACHE=str(tmp_path))
+    found = done.stdout.splitlines()
+    assert found == [str(bool(before)), str(tmp_path / 'programs'), '0.02'], done.stderr

@@ -278,8 +278,9 @@ def test_command(workdir):
         (['--workdir=w', '--output=nowhere/classifier.onnx'], "there is no folder 'nowhere'"),
     ],
 )
-def test_mistakes_are_one_sentence(words, sentence):
-    done = run_module('export', *words)
+def test_mistakes_are_one_sentence(words, sentence, tmp_path):
+    (tmp_path / 'w' / 'checkpoints').mkdir(parents=True)
+    done = run_module('export', *(word.replace('=w', f'={tmp_path / "w"}') for word in words))
     assert done.returncode == 2
     assert sentence in done.stderr
     assert 'Traceback' not in done.stderr

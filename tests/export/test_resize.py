@@ -174,7 +174,8 @@ def test_the_check_reads_photographs_in_their_own_sizes(root, monkeypatch):
         verify.check(wrong_about_photographs, both, 'file')
 
 
-def test_safetensors_cannot_resize():
-    done = run_module('export', '--workdir=w', '--format=safetensors', '--resize')
+def test_safetensors_cannot_resize(tmp_path):
+    (tmp_path / 'checkpoints').mkdir()
+    done = run_module('export', f'--workdir={tmp_path}', '--format=safetensors', '--resize')
     assert done.returncode == 2
     assert 'has no program that could resize' in done.stderr

@@ -26,7 +26,7 @@ from tlflax.data.images import given as images_given
 from tlflax.data.images.decode import read_image
 from tlflax.data.images.format import ImageFormat
 from tlflax.data.inputs import loose_images
-from tlflax.data.pipeline import one_image, tf_data
+from tlflax.data.pipeline import one_image, tf_data, without_tensorflow
 from tlflax.features import programs
 from tlflax.train import train_and_evaluate
 from tlflax.utils.errors import UserError
@@ -305,8 +305,12 @@ def test_features_are_rounded_as_they_are_stored(place, tmp_path):
 def test_one_block_is_computed_while_the_next_is_read_and_decoded(counting, photo, monkeypatch):
     restored, _ = counting
     program, computing, decoded = restored.sources._programs[0], threading.Event(), []
-    read, show = decode.read_bytes, one_image.show
+    read, show = decode.read_bytes, without_tensorflow.show
     waited = []
+
+    def shown(*given):
+        decoded.append(1)
+        return show(*given)
 
     def read_bytes(path):
         if '/later/' in str(path):  # the first block is computed without waiting for these
@@ -321,7 +325,7 @@ def test_one_block_is_computed_while_the_next_is_read_and_decoded(counting, phot
         return program(images)
 
     monkeypatch.setattr(decode, 'read_bytes', read_bytes)
-    monkeypatch.setattr(one_image, 'show', lambda *given: decoded.append(1) or show(*given))
+    monkeypatch.setattr(without_tensorflow, 'show', shown)
     restored.sources._programs[0] = compute
     monkeypatch.setattr(sampling, 'describe', lambda *_: 'of no cached feature')
     paths = [photo] * 32 + [photo.parent / '..' / 'later' / photo.name] * 32

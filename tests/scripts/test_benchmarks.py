@@ -162,12 +162,14 @@ def test_each_augmentation_has_its_rate(tmp_path):
 
 def test_bench_start_times_every_command():
     found = json.loads(run('bench_start', '--quick', timeout=400).stdout)
-    names = ['libraries', 'import', 'help', 'train', 'train_without_report', 'predict']
+    names = 'libraries import help mistake train train_without_report predict serve sweep'
+    names = names.split()
     assert [*found['seconds']] == [*found['cpu_seconds']] == [*found['range']] == names
     for name, (least, most) in found['range'].items():
         assert 0 < least == found['seconds'][name] == most  # of one round
     assert found['ratio'] == found['seconds']['import'] / found['seconds']['libraries']
     assert found['cpu_seconds']['help'] < 0.5  # it imports nothing
+    assert found['cpu_seconds']['mistake'] < 0.9  # it imports no library
 
 
 def test_bench_start_says_what_fails(tmp_path):

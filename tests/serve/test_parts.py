@@ -8,6 +8,7 @@ import time
 import pytest
 
 import tlflax
+from tlflax.features import programs
 from tlflax.serve import bodies
 from tlflax.serve.app import Service
 from tlflax.serve.batcher import Batcher
@@ -56,6 +57,22 @@ def in_a_loop(gated, capacity, scenario):
             task.cancel()
 
     asyncio.run(run())
+
+
+def test_what_is_compiled_serves_all_batches(workdir, monkeypatch):
+    classifier, sizes = Classifier(tlflax.load(workdir), calibrated=False), []
+
+    def answers(kind, files):
+        sizes.append((kind, len(files)))
+        return []
+
+    monkeypatch.setattr(classifier, 'answers', answers)
+    assert [*classifier.warm_up()] == [None] * 4
+    assert sizes == [('predict', 1), ('predict', 8), ('heat_map', 1), ('heat_map', 8)]
+    full = programs.batch_size()
+    for kind, most in classifier.batch_sizes.items():
+        for n in range(1, most + 1):
+            assert {(kind, size) for size in programs.batch_sizes(n, full)} <= {*sizes}
 
 
 def test_what_waits_is_computed_together(gated, images):

@@ -99,13 +99,20 @@ def _say_ignored_unless_closed(ignored: 'sys.UnraisableHookArgs') -> None:
 def keep_compiled_programs() -> None:
     """Lets JAX keep what it compiles in the user's cache folder, so that a second run starts fast.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder.
+    `JAX_COMPILATION_CACHE_DIR` names another folder. JAX itself, which takes a second to import, is
+    left to those who need it.
     """
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        import jax  # takes a second, which `--help` and mistakes on the command line are spared
-
-        jax.config.update('jax_compilation_cache_dir', str(assets.cache_folder() / 'programs'))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING)
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+        return
+    settings = {
+        'jax_compilation_cache_dir': str(assets.cache_folder() / 'programs'),
+        'jax_persistent_cache_min_compile_time_secs': _WORTH_KEEPING,
+    }
+    if jax := sys.modules.get('jax'):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+    else:
+        os.environ |= {name.upper(): str(value) for name, value in settings.items()}
 
 
 def _ours_or_error(record: logging.LogRecord) -> bool:

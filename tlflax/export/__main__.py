@@ -50,6 +50,10 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Writes the file and prints what the check found."""
+    from tlflax.workdir.folders import require_run
+
+    require_run(arguments.workdir)
+
     from tlflax.export.model import Options
     from tlflax.export.run import export
     from tlflax.utils.files import dump_json
@@ -65,14 +69,8 @@ def main(arguments: Arguments) -> None:
     print(dump_json(found))
 
 
-COMMAND = cli.Command(
-    'tlflax.export',
-    __doc__,
-    Arguments,
-    main,
-    '--workdir=runs/traffic --format=onnx',
-    runs_tensorflow=True,
-)
+_EXAMPLE = '--workdir=runs/traffic --format=onnx'
+COMMAND = cli.Command('tlflax.export', __doc__, Arguments, main, _EXAMPLE, runs_tensorflow=True)
 
 if __name__ == '__main__':
     COMMAND.run()

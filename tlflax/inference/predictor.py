@@ -30,7 +30,7 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.parallel.mesh import put_batch
 
 _NO_DIGEST = 64 * '0'  # of what is not a file: it is not looked up
-_FEW = 8  # views: reading them with TensorFlow takes four seconds, most of them its import
+_FEW = 8  # views: transforming the kernels for the fast program takes longer
 _READERS = 8  # threads at least, however few cores: files may be far away
 
 T = TypeVar('T')
@@ -151,21 +151,21 @@ class Predictor:
             known = np.array(digests) != _NO_DIGEST
             rows[known] = store.lookup(keys[known].reshape(-1, 2)).reshape(-1, len(views))
         pixels = {
-            number: threads.decode.submit(self._show, image, list(compress(views, lacking)), few)
+            number: threads.decode.submit(self._show, image, list(compress(views, lacking)))
             for number, ((image, _), lacking) in enumerate(zip(read, rows < 0, strict=True))
             if isinstance(image, Given) and lacking.any()
         }
         return _Block([_emptied(image) for image, _ in read], keys, rows, pixels, few)
 
     def _show(
-        self, image: Given, views: Sequence[sampling.View], few: bool
+        self, image: Given, views: Sequence[sampling.View]
     ) -> UInt8[np.ndarray, 'views h w 3']:
         """Decodes an image and returns views of it, of the network's size."""
         form, augment = self.sources.image_format, self.sources.augment
         rgb = given.to_rgb(image, background=form.background, max_pixels=form.max_pixels)
-        if few and all(without_tensorflow.serves(view, form) for view in views):
+        if all(without_tensorflow.serves(view, form) for view in views):
             return np.stack([without_tensorflow.show(rgb, view, form) for view in views])
-        from tlflax.data.pipeline import one_image  # imports TensorFlow, which cached runs spare
+        from tlflax.data.pipeline import one_image  # imports TensorFlow, which takes seconds
 
         return np.stack([one_image.show(rgb, view, form, augment) for view in views])
 

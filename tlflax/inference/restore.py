@@ -21,6 +21,7 @@ from tlflax.utils.errors import UserError
 from tlflax.utils.files import is_signed
 from tlflax.utils.parallel.mesh import default_mesh, replicate
 from tlflax.workdir.checkpoints import Checkpoints
+from tlflax.workdir.folders import checkpoint_folder
 from tlflax.workdir.mirror.read import fetch_step, fetched
 
 
@@ -115,38 +116,6 @@ def _temperature(path: Path, step: int) -> float | None:
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         pass
     return None
-
-
-def checkpoint_folder(workdir: Path) -> Path:
-    """Returns where the checkpoints of a workdir are.
-
-    Raises:
-        UserError: It is no workdir, or one of several runs.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(
-            'this is a file, not a workdir', where=str(workdir), fix='give the folder of a run'
-        )
-    if (workdir / '_CHECKPOINT_METADATA').exists():
-        raise UserError(
-            'this is one checkpoint, not a workdir',
-            where=str(workdir),
-            fix='give the folder two levels up',
-        )
-    if _is_cross_validation(workdir / 'config.json'):
-        raise UserError(
-            'this is a cross-validation, which has a classifier for each fold',
-            where=str(workdir),
-            fix='give the folder of one below it, such as fold0 or repeat0/fold0',
-        )
-    return workdir / 'checkpoints'
-
-
-def _is_cross_validation(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_bytes())['data']['fold'] == 'all')
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return False
 
 
 def _abstract(config: Config, num_classes: int, phase: int) -> phases.Parts:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from absl import logging
 
-from tlflax.inference.restore import checkpoint_folder, load
+from tlflax.inference.restore import load
 from tlflax.inference.trained import Trained
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 from tlflax.workdir.checkpoints import saved_steps
 from tlflax.workdir.files import read_result
+from tlflax.workdir.folders import checkpoint_folder
 from tlflax.workdir.mirror.read import fetched
 
 PAUSE = 2.0

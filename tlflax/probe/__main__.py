@@ -30,48 +30,48 @@ class Arguments:
     shots: tuple[str, ...] = flags.optional(
         (), 'N,N', 'numbers of training images of each class, such as 1,2,5,10,20'
     )
-    draws: str | None = flags.optional(
-        None, 'N', 'random draws for each number of shots; 20 by default'
-    )
+    draws: str | None = flags.optional(None, 'N', 'random draws of each number; 20 by default')
 
 
 def main(arguments: Arguments) -> None:
     """Fits the probe, or those of the draws, and prints the results."""
+    from tlflax.utils.files import dump_json
+    from tlflax.workdir.folders import require_images
     from tlflax.workdir.mirror.write import mirrored
 
     if arguments.draws is not None and not arguments.shots:
         raise UserError('only --shots has draws', where='--draws', fix='add --shots=1,2,5,10,20')
     kind = 'shots' if arguments.shots else 'probe'
-    with mirrored(arguments.workdir or f'runs/{arguments.config.name}-{kind}') as folder:
-        (_run_shots if arguments.shots else _run_path)(arguments, folder)
+    workdir = arguments.workdir or f'runs/{arguments.config.name}-{kind}'
+    require_images(arguments.config.values, workdir)
+    with mirrored(workdir) as folder:
+        shown, result = (_run_shots if arguments.shots else _run_path)(arguments, folder)
+        print(shown, dump_json(result), sep='\n')
 
 
-def _run_path(arguments: Arguments, folder: str) -> None:
+def _run_path(arguments: Arguments, folder: str) -> tuple[str, dict[str, object]]:
     from tlflax.probe import path, run
     from tlflax.train.metrics import table
     from tlflax.train.setup import configure
-    from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
 
     work = Workdir(Path(folder))
     result = run.run(configure(arguments.config.values), work, arguments.representation)
-    print(path.format_table(work.records()), table.format_table(result['val']), sep='\n')
+    shown = f'{path.format_table(work.records())}\n{table.format_table(result["val"])}'
     best = work.records()[result['best_epoch'] - 1]
-    shown = ('l2', 'gradient_norm', 'cv_accuracy', 'cv_loss', 'val_accuracy', 'val_loss')
-    print(dump_json({'workdir': str(work.path), **{key: best[key] for key in shown}}))
+    keys = ('l2', 'gradient_norm', 'cv_accuracy', 'cv_loss', 'val_accuracy', 'val_loss')
+    return shown, {'workdir': str(work.path), **{key: best[key] for key in keys}}
 
 
-def _run_shots(arguments: Arguments, folder: str) -> None:
+def _run_shots(arguments: Arguments, folder: str) -> tuple[str, dict[str, object]]:
     from tlflax.probe import shots
     from tlflax.train.setup import configure
-    from tlflax.utils.files import dump_json
     from tlflax.workdir.files import Workdir
 
     counts, draws = shots.parse(arguments.shots, arguments.draws, arguments.representation)
     work = Workdir(Path(folder))
     result = shots.run(configure(arguments.config.values), work, counts, draws)
-    print(shots.format_table(result['shots']))
-    print(dump_json({'workdir': str(work.path), **result}))
+    return shots.format_table(result['shots']), {'workdir': str(work.path), **result}
 
 
 COMMAND = cli.Command('tlflax.probe', __doc__, Arguments, main, '--config=configs/traffic.py')

@@ -13,6 +13,7 @@ each of its runs held out.
 
 import dataclasses
 import os
+from pathlib import Path
 
 from tlflax.config import cli, flags
 from tlflax.utils.errors import UserError
@@ -50,16 +51,25 @@ def main(arguments: Arguments) -> None:
     if len(set(files)) < len(files):
         raise UserError('this file is to be both', where=files[0], fix='name two')
 
+    from tlflax.utils.storage.connect import is_url
+    from tlflax.workdir.files import read_json
+
+    for name in names:
+        if not is_url(name):
+            read_json(Path(name) / 'config.json')
+
     from tlflax.inference.mistakes import check_writable
-    from tlflax.report import write_run
-    from tlflax.report.comparison.run import run
     from tlflax.workdir.mirror.read import added_to
 
     for path in filter(None, (arguments.output, arguments.differences)):
         check_writable(path)
     if len(names) > 1:
+        from tlflax.report.comparison.run import run
+
         run(names, arguments.output or 'comparison.html', arguments.differences)
     else:
+        from tlflax.report import write_run
+
         with added_to(names[0]) as folder:
             print(write_run(folder, arguments.output))
 

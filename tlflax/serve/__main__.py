@@ -35,12 +35,14 @@ def main(arguments: Arguments) -> None:
     """Serves until a signal says to stop."""
     from tlflax.serve.http import listen
     from tlflax.serve.settings import Settings
+    from tlflax.workdir.folders import require_run
 
     settings = Settings.parse(
         arguments.max_bytes, arguments.queue, arguments.timeout, arguments.calibrated
     )
     port = listen.parse_port(arguments.port)
     listen.require()
+    require_run(arguments.workdir)
     with listen.bound(arguments.host, port) as socket:
         from tlflax.inference.restore import load
         from tlflax.serve.http.server import serve

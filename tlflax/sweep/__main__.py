@@ -38,16 +38,20 @@ def main(arguments: Arguments) -> None:
 
 
 def _main(arguments: Arguments) -> None:
-    from tlflax.sweep.ranking import format_table
-    from tlflax.sweep.run import run
     from tlflax.sweep.settings import read_settings
-    from tlflax.train.setup import configure
-    from tlflax.workdir.files import Workdir
-    from tlflax.workdir.mirror.write import mirrored
+    from tlflax.workdir.folders import require_images
 
     sweep = arguments.sweep
     settings = read_settings(Path(sweep))
     workdir = arguments.workdir or f'runs/{arguments.config.name}-{Path(sweep).stem}'
+    require_images(arguments.config.values, workdir)
+
+    from tlflax.sweep.ranking import format_table
+    from tlflax.sweep.run import run
+    from tlflax.train.setup import configure
+    from tlflax.workdir.files import Workdir
+    from tlflax.workdir.mirror.write import mirrored
+
     config = configure(arguments.config.values)
     with mirrored(workdir) as folder:
         ranking = run(config, settings, Workdir(Path(folder)), where=sweep)

@@ -8,7 +8,6 @@ from typing import Any
 
 from tlflax.config.parse import to_dict
 from tlflax.config.schema import Config, LossConfig, OptimConfig
-from tlflax.train.setup import configure
 from tlflax.utils import python_file
 from tlflax.utils.errors import UserError
 
@@ -75,6 +74,8 @@ def resolve_settings(config: Config, settings: Sequence[Setting], where: str) ->
     Raises:
         UserError: A key cannot be swept, or a value is not allowed.
     """
+    from tlflax.train.setup import configure  # takes a second to import
+
     if config.train.phases:
         raise UserError(
             'heads of a sweep are trained in one phase',

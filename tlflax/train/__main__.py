@@ -7,13 +7,9 @@ metrics of the best epoch by class. The same command continues; what is finished
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from tlflax.config import cli, flags
 from tlflax.config.flags import ConfigFile
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,31 +29,35 @@ def main(arguments: Arguments) -> None:
 
 
 def _main(arguments: Arguments) -> None:
+    from tlflax.workdir.folders import require_images
+
+    values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
+    require_images(values, workdir)
     from tlflax.config.parse import resolve
-    from tlflax.train.loop import Interrupted
+    from tlflax.train import components, loop
     from tlflax.utils.interrupts import Agreed
     from tlflax.workdir.mirror.write import mirrored
 
-    values, workdir = arguments.config.values, arguments.workdir or f'runs/{arguments.config.name}'
     asked = {'rate': arguments.find_lr, 'size': arguments.find_batch_size}
     try:
-        with mirrored(workdir) as folder:
+        with mirrored(workdir) as folder, components.backbones_kept():
             if any(asked.values()):
                 from tlflax.train.finders.command import find
 
                 return print(find(values, folder, **asked))
-            print(_train(values, folder))
+            print(_train(arguments.config, folder))
             if resolve(values).train.report:
                 from tlflax.report.write import write_after
 
                 write_after(folder)
-    except Interrupted as end:
+    except loop.Interrupted as end:
         done = f'saved at step {end.step} in {workdir}' if end.step else 'no step done'
         raise Agreed(f'{done}; run the same command to continue') from None
 
 
-def _train(values: 'ConfigDict', workdir: str) -> str:
+def _train(config: ConfigFile, workdir: str) -> str:
     """Trains, and returns what a person reads of the result; imports what that takes alone."""
+    values = config.values
     if values.data.fold == 'all':
         from tlflax.sweep import folds
 

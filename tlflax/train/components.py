@@ -1,5 +1,8 @@
 """The parts of a model that a configuration names: weights, network, head, feature sources."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 from absl import logging
 from jax.sharding import Mesh
@@ -21,9 +24,40 @@ from tlflax.utils.files import expand
 from tlflax.utils.parallel import parts
 from tlflax.utils.parallel.placement import FROM, ClassShards
 
+_read: dict[tuple[object, ...], Pretrained] | None = None
+
+
+@contextlib.contextmanager
+def backbones_kept() -> Iterator[None]:
+    """Lets `load_backbone` read each backbone once within the context.
+
+    So what is trained and then shown has the same weights, whatever becomes of the file meanwhile.
+    """
+    global _read
+    before, _read = _read, {} if _read is None else _read
+    try:
+        yield
+    finally:
+        _read = before
+
 
 def load_backbone(config: Config) -> Pretrained:
     """Returns the pretrained backbone that `config.model.backbone` and `weights.source` name.
+
+    Raises:
+        UserError: The file is missing, damaged or of another network; or no download worked.
+    """
+    if _read is None:
+        return _load_backbone(config)
+    source, seed = config.weights.source, config.train.seed
+    key = (config.model.backbone, config.features.layer, source, source == 'random' and seed)
+    if key not in _read:
+        _read[key] = _load_backbone(config)
+    return _read[key]
+
+
+def _load_backbone(config: Config) -> Pretrained:
+    """Loads a backbone; see `load_backbone`.
 
     Raises:
         UserError: The file is missing, damaged or of another network; or no download worked.

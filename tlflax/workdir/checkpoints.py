@@ -28,6 +28,7 @@ from tlflax.utils.files import JsonObject, signed
 from tlflax.utils.parallel.mesh import to_host
 from tlflax.utils.parallel.processes import on_primary
 from tlflax.workdir import metadata
+from tlflax.workdir.folders import require_folder
 
 NOTHING = Variables({}, {})
 
@@ -55,12 +56,8 @@ class Checkpoints:
 
     @on_primary
     def _open(self, read_only: bool) -> None:
-        if read_only and not self.folder.is_dir():
-            raise UserError(
-                'no checkpoint found',
-                where=str(self.folder),
-                fix='give a workdir in which `python -m tlflax.train` ran',
-            )
+        if read_only:
+            require_folder(self.folder)
         from tlflax.workdir import orbax_manager  # Orbax takes a quarter of a second
 
         self._metas: dict[int, JsonObject] = {}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -13,6 +14,7 @@ from tlflax.report.gather import heat
 from tlflax.report.gather.choice import Choice
 from tlflax.report.page.contents import Example, Neighbor
 from tlflax.report.page.pictures import Picture, Thumbnails
+from tlflax.utils import cpu
 from tlflax.utils.errors import UserError, printable
 
 _NEIGHBORS = 4
@@ -37,15 +39,18 @@ def heat_pictures(
     if found.maps is None:
         return {}, found.note
     image_format = trained.sources.image_format
-    pictures = {}
-    for row, heat_map in zip(rows, found.maps, strict=True):
+
+    def made(row: int, heat_map: heat_maps.Map) -> Picture | None:
         try:
             pixels = image_format.read(table.paths[row])
         except UserError:
-            continue
+            return None
         seen = heat.as_seen(pixels, image_format, trained.config.augment)
-        pictures[row] = heat.overlay(seen, heat_map, _SIDE)
-    return pictures, found.note
+        return heat.overlay(seen, heat_map, _SIDE)
+
+    with ThreadPoolExecutor(cpu.cores()) as pool:
+        pictures = zip(rows, pool.map(made, rows, found.maps), strict=True)
+        return {row: one for row, one in pictures if one is not None}, found.note
 
 
 def neighbors(

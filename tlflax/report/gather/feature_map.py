@@ -1,29 +1,29 @@
 """A map of images in two dimensions on which those with similar features are near each other.
 
-The features are reduced to principal components, and these by t-SNE (van der Maaten & Hinton 2008,
-JMLR 9; Barnes-Hut approximation, van der Maaten 2014, JMLR 15), which starts at the first two
-components (Kobak & Berens 2019, doi:10.1038/s41467-019-13056-x). It runs on one thread, because
+The features are reduced to principal components, and these by t-SNE, which starts at the first two
+components (Kobak & Berens 2019, doi:10.1038/s41467-019-13056-x). NumPy uses one thread, because
 sums that threads share differ from run to run.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
+from threadpoolctl import threadpool_limits
 
 from tlflax.data.table import ImageTable
 from tlflax.report.gather.cards import shown_path
 from tlflax.report.gather.choice import places
+from tlflax.report.gather.t_sne import t_sne
 from tlflax.report.page.contents import Point
 
 MOST = 1000
-"""Images on a map: with these, 1,000 take about a second."""
+"""Images on a map: more would hide each other."""
 
 _COMPONENTS = 50
 _FEWEST = 10  # fewer images have no neighborhoods
 _PERPLEXITY = 30.0  # about how many neighbors count for each image
-_STEPS, _ANGLE = 400, 0.8  # 500 and 0.5 take twice the time for a divergence 4 % lower
 
 
 class Images(NamedTuple):
@@ -97,9 +97,6 @@ def _chosen(splits: Sequence[Images], most: int) -> Int64[np.ndarray, 'm 2']:
 
 def _places(vectors: Float64[np.ndarray, 'n d']) -> tuple[Float64[np.ndarray, 'n 2'], str]:
     """Returns places in 0..1, and how they were made; '{count}' in it stands for the images."""
-    from sklearn import manifold  # takes a second; its threads exist only once it is imported
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(1):
         components, shares = principal_components(vectors, _COMPONENTS)
         if len(vectors) < _FEWEST or not shares.sum():
@@ -113,7 +110,7 @@ def _places(vectors: Float64[np.ndarray, 'n d']) -> tuple[Float64[np.ndarray, 'n
             f'{components.shape[1]} principal components of their features, which hold '
             f'{shares.sum():.0%} of the variance.'
         )
-        return _scaled(_t_sne(components, manifold.TSNE)), how
+        return _scaled(_by_t_sne(components)), how
 
 
 def principal_components(
@@ -141,20 +138,12 @@ def _two(components: Float64[np.ndarray, 'n k']) -> Float64[np.ndarray, 'n 2']:
     return np.pad(components[:, :2], ((0, 0), (0, max(0, 2 - components.shape[1]))))
 
 
-def _t_sne(
-    components: Float64[np.ndarray, 'n k'], method: Callable[..., Any]
-) -> Float64[np.ndarray, 'n 2']:
-    """Returns what scikit-learn's `TSNE`, the method, makes of principal components."""
+def _by_t_sne(components: Float64[np.ndarray, 'n k']) -> Float64[np.ndarray, 'n 2']:
+    """Returns what t-SNE makes of principal components."""
     start = _two(components)
-    model = method(
-        perplexity=min(_PERPLEXITY, (len(start) - 1) / 3),
-        init=(1e-4 * start / start[:, 0].std()).astype(np.float32),  # as 'pca' scales it
-        max_iter=_STEPS,
-        angle=_ANGLE,
-        random_state=0,
-        n_jobs=1,
-    )
-    return model.fit_transform(components.astype(np.float32)).astype(np.float64)
+    start = 1e-4 * start / start[:, 0].std()
+    perplexity = min(_PERPLEXITY, (len(start) - 1) / 3)
+    return t_sne(components, start, perplexity).astype(np.float64)
 
 
 def _scaled(places: Float64[np.ndarray, 'n 2']) -> Float64[np.ndarray, 'n 2']:

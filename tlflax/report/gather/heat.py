@@ -67,8 +67,8 @@ def blended(
     cells = Image.fromarray(np.ascontiguousarray(heat, np.float32))
     over = np.asarray(cells.resize(pixels.shape[1::-1], Image.Resampling.BILINEAR))
     over = np.clip(over, 0, 1)
-    alpha = _ALPHA * over[..., None]
-    mixed = (1 - alpha) * pixels + alpha * inferno(over)
+    shade = np.rint(over * np.float32(len(_SHADES) - 1)).astype(np.int16)
+    mixed = (1 - np.float32(_ALPHA) * over)[..., None] * pixels + _SHADES[shade]
     return np.rint(mixed).astype(np.uint8)
 
 
@@ -76,3 +76,8 @@ def inferno(values: Float[np.ndarray, '*shape']) -> Float[np.ndarray, '*shape 3'
     """Returns the color, RGB 0..255, of each value in 0..1: black, purple, orange, yellow."""
     places = np.linspace(0, 1, len(_INFERNO))
     return np.stack([np.interp(values, places, channel) for channel in _INFERNO.T], axis=-1)
+
+
+# What each heat adds to a pixel: 256 steps between two colors are less than half a level.
+_HEATS = np.linspace(0, 1, 256 * (len(_INFERNO) - 1) + 1)
+_SHADES = (_ALPHA * _HEATS[:, None] * inferno(_HEATS)).astype(np.float32)
