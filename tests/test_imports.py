@@ -61,8 +61,8 @@ COMMANDS = {
         0, ['tlflax.train', 'CONFIG', '--workdir=more', '--config.train.report=True'], REPORTS
     ),
     'evaluate': (0, ['tlflax.evaluate', '--workdir=run'], RUNS),
-    'predict': (0, ['tlflax.predict', '--workdir=run', 'photograph.png'], RUNS),
-    'predict_many': (0, ['tlflax.predict', '--workdir=run', 'photographs'], RUNS),
+    'predict': (0, ['tlflax.predict', '--workdir=run', 'photograph.png'], RUNS | {'scipy'}),
+    'predict_many': (0, ['tlflax.predict', '--workdir=run', 'photographs'], RUNS | {'scipy'}),
     'report': (0, ['tlflax.report', 'run'], REPORTS),
     'sweep': (0, ['tlflax.sweep', 'CONFIG', '--sweep=rates.py', '--workdir=many'], RUNS),
     'probe': (0, ['tlflax.probe', 'CONFIG', '--workdir=probed'], RUNS),
