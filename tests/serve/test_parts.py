@@ -17,6 +17,7 @@ from tlflax.serve.http.server import Server
 from tlflax.serve.metrics import Metrics
 from tlflax.serve.refusal import Refusal
 from tlflax.serve.settings import Settings
+from tlflax.utils import cpu
 
 
 class Gated(Classifier):
@@ -59,7 +60,9 @@ def in_a_loop(gated, capacity, scenario):
     asyncio.run(run())
 
 
-def test_what_is_compiled_serves_all_batches(workdir, monkeypatch):
+@pytest.mark.parametrize(('cores', 'predicted'), [(2, [1, 8]), (16, [1, 8, 32])])
+def test_what_is_compiled_serves_all_batches(cores, predicted, workdir, monkeypatch):
+    monkeypatch.setattr(cpu, 'cores', lambda: cores)
     classifier, sizes = Classifier(tlflax.load(workdir), calibrated=False), []
 
     def answers(kind, files):
@@ -67,8 +70,8 @@ def test_what_is_compiled_serves_all_batches(workdir, monkeypatch):
         return []
 
     monkeypatch.setattr(classifier, 'answers', answers)
-    assert [*classifier.warm_up()] == [None] * 4
-    assert sizes == [('predict', 1), ('predict', 8), ('heat_map', 1), ('heat_map', 8)]
+    assert [*classifier.warm_up()] == [None] * (len(predicted) + 2)
+    assert sizes == [*(('predict', n) for n in predicted), ('heat_map', 1), ('heat_map', 8)]
     full = programs.batch_size()
     for kind, most in classifier.batch_sizes.items():
         for n in range(1, most + 1):

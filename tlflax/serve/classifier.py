@@ -15,6 +15,7 @@ from tlflax.inference import heat_maps
 from tlflax.inference.prediction import Prediction
 from tlflax.inference.trained import Trained
 from tlflax.report.gather import heat
+from tlflax.utils import cpu
 from tlflax.utils.errors import UserError
 from tlflax.utils.files import JsonObject
 
@@ -23,7 +24,8 @@ Answer = Prediction | heat_maps.Map | UserError
 """Of an image file: its prediction or its heat map, or why it has none."""
 
 _SIDES = (256, 512)  # pixels of the longer side of a picture with a heat map, least and most
-_IMAGES = 16  # that a CPU computes at once; 32 take 5 % less each, and seconds to prepare
+_IMAGES = 16  # that a few cores compute at once; 32 take 5 % less each, and seconds to prepare
+_FEW_CORES = 4  # of more, 16 images would not keep all busy
 _MAPS = 8  # heat maps that are computed at once
 
 
@@ -43,7 +45,8 @@ class Classifier:
             trained.known_temperature()
         self._trained, self._calibrated = trained, calibrated
         full = programs.batch_size()
-        most = _IMAGES if jax.default_backend() == 'cpu' else full
+        few = jax.default_backend() == 'cpu' and cpu.cores() <= _FEW_CORES
+        most = _IMAGES if few else full
         self.batch_sizes: dict[Kind, int] = {'predict': most, 'heat_map': _MAPS}
         self.no_heat_maps = heat_maps.none(trained)
 
