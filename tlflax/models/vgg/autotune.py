@@ -30,8 +30,9 @@ from tlflax.utils import assets, cpu
 from tlflax.utils.files import is_signed, signed, write_json
 
 FORMAT = 2  # of the files, and of the meaning of their entries
-TILINGS = (DIRECT, Tiling(4), Tiling(4, by_row=True), Tiling(6))
+TILINGS = (DIRECT, Tiling(2, by_row=True), Tiling(4), Tiling(4, by_row=True), Tiling(6))
 MIN_CHANNELS = 8  # narrower inputs (an image's three) have no products worth saving
+FEW_TILES = 32  # with fewer, smaller ones pay: fewer kernels to read, more rows for each
 ENOUGH_TILES = 196  # rows of a matrix product that make up for reading the kernels
 STRIP_BYTES = 8 << 20  # an image whose transformed tiles need more than this is cut into strips
 STRIP_ROWS = (8, 64)  # the lowest and highest strips that are tried
@@ -151,11 +152,12 @@ def guess(widths: tuple[int, ...], shape: Shape, depths: network.Depths = networ
     batch = share(batch)
     blocks, channels = [], 3
     for depth, wide in zip(depths, widths, strict=True):
+        tiles = math.ceil(height / 4) * math.ceil(width / 4)
+        tile = 2 if batch * tiles < FEW_TILES else 4
         layers = []
         for _ in range(depth):
-            layers.append(Tiling(4, by_row=True) if channels >= MIN_CHANNELS else DIRECT)
+            layers.append(Tiling(tile, by_row=True) if channels >= MIN_CHANNELS else DIRECT)
             channels = wide
-        tiles = math.ceil(height / 4) * math.ceil(width / 4)
         groups = max(1, batch * tiles // ENOUGH_TILES)  # of images, none much smaller than others
         images = math.ceil(batch / groups)
         large = tiles * 36 * wide * 4 > STRIP_BYTES

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 # pairs +p, -p, which share half of their sums. A search over multiples of 1/16 found the points for
 # 4: their float32 error is half that of 0, 1, -1, 2, -2. For 6 it found none better than the usual.
 POINTS: dict[int, tuple[float, ...]] = {
+    2: (0.0, 1.0, -1.0),
     4: (0.0, 0.6875, -0.6875, 1.625, -1.625),
     6: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0),
 }
