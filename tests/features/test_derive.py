@@ -11,6 +11,7 @@ from helpers import make_folders, run_on_devices, scan_folder
 
 from tlflax.config.schema import AugmentConfig, FeaturesConfig, TrainConfig
 from tlflax.data.images.format import ImageFormat
+from tlflax.data.pipeline import tf_data
 from tlflax.features import extract, programs, sources
 from tlflax.features.cache import quota
 from tlflax.features.cache.store import Store
@@ -71,8 +72,13 @@ def values(chosen, table):
     plain, parts = chosen.classifier, []
     for mirrored in (False, True):
         draws = {'horizontal_flip': np.full(len(table), mirrored)}
-        images = extract._images(
-            table, np.arange(len(table)), draws, chosen.augment, chosen.image_format
+        images = tf_data.batches(
+            table,
+            np.arange(len(table)),
+            draws=draws,
+            augment=chosen.augment,
+            image_format=chosen.image_format,
+            batch_size=programs.batch_size(),
         )
         parts += [
             np.asarray(programs.backbone_step(chosen.backbone, b['image'], classifier=plain))[
