@@ -4,8 +4,6 @@ import tensorflow as tf
 
 from tlflax.data._tensorflow import one_thread_an_operation
 
-_NOWHERE = (0.0, 0.0)  # offset
-
 
 def resize_image(
     image: tf.Tensor,
@@ -52,19 +50,20 @@ def resize_image(
 def _scale(image: tf.Tensor, size: tf.Tensor, antialias: bool, interpolation: str) -> tf.Tensor:
     """Resizes to exactly `size`."""
     source = tf.shape(image)[:2]
+
+    def resampled() -> tf.Tensor:
+        nowhere = tf.constant((0.0, 0.0))
+        return _resample(image, size, size / source, nowhere, antialias, interpolation)
+
     if interpolation == 'bicubic':
-        return _resample(
-            image, size, size / source, tf.constant(_NOWHERE), antialias, interpolation
-        )
+        return resampled()
     if not antialias:
         return _interpolate(image, size)
     # An image that grows needs no wider filter, and this operation is faster, most so on floats.
     return tf.cond(
         tf.reduce_all(size >= source),
         lambda: _interpolate(tf.cast(image, tf.float32), size),
-        lambda: _resample(
-            image, size, size / source, tf.constant(_NOWHERE), antialias, interpolation
-        ),
+        resampled,
     )
 
 
